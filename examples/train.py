@@ -1,0 +1,71 @@
+"""Train, test and picture one network: a LightningCLI program.
+
+For example, Y-Drop on scikit-learn's digits:
+
+    python examples/train.py fit --config examples/configs/base.yaml --config examples/configs/ydrop.yaml
+
+Every run writes its checkpoints, metrics.csv, conductance.csv and training.png into one folder under runs/.
+"""
+
+import csv
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from networks import Classifier
+from plots import draw_runs
+
+from lightning_ydrop import layer_conductance
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with one classifier and any data module, which tests the best checkpoint after fitting.
+
+    Attributes:
+        reached: What that checkpoint reached: val_loss, val_acc and test_acc, the accuracies in [0, 1].
+
+    """
+
+    reached: Mapping[str, float]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data say how wide the network's input is."""
+        parser.link_arguments("data.num_features", "model.in_features", apply_on="instantiate")
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, and write down how its conductance is spread."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a trial run keeps no checkpoints
+        (validated,) = self.trainer.validate(self.model, self.datamodule, ckpt_path="best", verbose=False)
+        (tested,) = self.trainer.test(self.model, self.datamodule, ckpt_path="best")
+        self.reached = {**validated, **tested}
+        assert self.trainer.log_dir is not None
+        folder = Path(self.trainer.log_dir)
+        write_conductance(self.model, self.datamodule, folder / "conductance.csv")
+        draw_runs({"this run": folder}, folder / "training.png")
+        print(f"checkpoints, metrics.csv, conductance.csv and training.png are in {folder}")
+
+
+def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path, num_samples: int = 1000) -> None:
+    """Write each hidden unit's mean conductance over validation samples: a column for each layer."""
+    x, y = next(iter(data.val_dataloader()))
+    device = next(model.parameters()).device
+    x, y = x[:num_samples].to(device), y[:num_samples].to(device)
+    scores = layer_conductance(model, x, y, layers=model.hidden_layers(), n_steps=10, max_rows=2048)
+    columns = [values.mean(0).tolist() for values in scores.values()]
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(scores)
+        writer.writerows(itertools.zip_longest(*columns))
+
+
+def main(args: ArgsType = None) -> TrainCLI:
+    """Run the program."""
+    return TrainCLI(Classifier, L.LightningDataModule, subclass_mode_data=True, args=args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What goes wrong, said in three sentences, and the checks that say it.
+
+Every message names the call as it was typed with the offending value, then what is allowed, then how to fix it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ConfigurationError(ValueError):
+    """A setting, a batch or a model that Y-Drop cannot work with, found before the first optimiser step.
+
+    Args:
+        given: The call as it was typed, with the offending value.
+        allowed: What is allowed.
+        remedy: How to fix it.
+
+    """
+
+    def __init__(self, given: str, allowed: str, remedy: str) -> None:
+        # All three go to `args`, so that the error survives pickling between processes.
+        super().__init__(given, allowed, remedy)
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
+
+
+class NoEffectWarning(UserWarning):
+    """Something that was asked for changes nothing in this model."""
+
+
+def describe(value: Any) -> str:
+    """Say what a value is without printing its numbers: structure, and of tensors shape, dtype and device."""
+    if isinstance(value, Tensor):
+        return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype}, device={value.device})"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__}({', '.join(f'{key!r}: {describe(item)}' for key, item in value.items())})"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__}({', '.join(describe(item) for item in value)})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return type(value).__name__
+
+
+def check_rate(owner: str, name: str, value: float) -> None:
+    """Refuse a drop rate outside [0, 1).
+
+    Raises:
+        ConfigurationError: If it is; at 1 nothing would be left to rescale.
+
+    """
+    if not (is_real(value) and 0.0 <= value < 1.0):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            "A drop rate is a number in [0, 1): 0 drops nothing, and at 1 nothing would be left to rescale.",
+            f"Pass, for example, {name}=0.5.",
+        )
+
+
+def check_fraction(owner: str, name: str, value: float, *, example: float) -> None:
+    """Refuse a share outside [0, 1].
+
+    Raises:
+        ConfigurationError: If it is.
+
+    """
+    if not (is_real(value) and 0.0 <= value <= 1.0):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            f"`{name}` is a number in [0, 1].",
+            f"Pass, for example, {name}={example}.",
+        )
+
+
+def check_count(owner: str, name: str, value: int, *, minimum: int, example: int) -> None:
+    """Refuse what is not a whole number of at least `minimum`.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            f"`{name}` is a whole number of at least {minimum}.",
+            f"Pass, for example, {name}={example}.",
+        )
+
+
+def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the choices.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            f"`{name}` is one of {listed}.",
+            f"Pass, for example, {name}={choices[0]!r}.",
+        )
+
+
+def dropout_like_modules(model: nn.Module) -> list[str]:
+    """Every module of the model that drops something, by its class name, as `name (Class)`."""
+    kinds = ((name, type(module).__name__) for name, module in model.named_modules())
+    return [f"{name} ({kind})" for name, kind in kinds if "drop" in kind.lower()]
+
+
+def is_real(value: object) -> bool:
+    """Tell whether a value is a finite number, which True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)

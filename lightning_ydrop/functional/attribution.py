@@ -1,0 +1,65 @@
+"""The importance of units, from activations and gradients along a path."""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from lightning_ydrop.functional.path import split_path
+
+Quadrature = Literal["right", "left", "trapezoid"]
+QUADRATURES: tuple[str, ...] = get_args(Quadrature)
+
+
+def path_conductance(
+    activations: Tensor, gradients: Tensor, num_samples: int, quadrature: Quadrature = "right"
+) -> Tensor:
+    """Integrate `dF/da * da` along the path: `sum_i dF(x_i)/da * (a(x_i) - a(x_{i-1}))` (Eq. 2, arXiv 2409.09088).
+
+    Args:
+        activations: `a`, shape (1 + S*B, *) or (B + S*B, *) in the layout of `path_points`.
+        gradients: `dF/da`, of the same shape.
+        num_samples: B.
+        quadrature: Where on each step the gradient is taken: at its "right" end `x_i`, as in Eq. 2; at its "left" end
+            `x_{i-1}`, as Captum does; or the mean of both, "trapezoid", which comes closest to the integral of Eq. 1.
+
+    Returns:
+        Shape (B, *), in float32 or, for float64 activations, float64.
+
+    """
+    path = split_path(_at_least_float32(activations), num_samples)  # (S + 1, B, *)
+    slopes = split_path(_at_least_float32(gradients), num_samples)
+    increments = path[1:] - path[:-1]
+    if quadrature == "right":
+        slopes = slopes[1:]
+    elif quadrature == "left":
+        slopes = slopes[:-1]
+    else:
+        slopes = (slopes[1:] + slopes[:-1]) / 2
+    return (slopes * increments).sum(0)
+
+
+def sum_to_units(values: Tensor, unit_dim: int) -> Tensor:
+    """Add up over everything but samples and units: (B, *) -> (B, U)."""
+    return values.movedim(unit_dim, 1).flatten(2).sum(2) if values.ndim > 2 else values
+
+
+def top_share(scores: Tensor, fraction: float = 0.2) -> Tensor:
+    """Share of the positive scores' sum that the highest-scored units hold (Fig. 2b, arXiv 2409.09088).
+
+    Args:
+        scores: Shape (U,).
+        fraction: The share of units taken from the top, rounded to a whole number of at least one unit.
+
+    Returns:
+        A scalar in [0, 1] on the device of `scores`; NaN where no score is positive. 0.2 means evenly spread where
+        `fraction` is 0.2.
+
+    """
+    positive = scores.clamp(min=0).sort(descending=True).values
+    count = max(1, round(fraction * len(scores)))
+    return positive[:count].sum() / positive.sum()
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Half precision is for the network; a sum of small differences needs more."""
+    return values.float() if values.dtype.itemsize < 4 else values

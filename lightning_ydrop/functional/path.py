@@ -1,0 +1,40 @@
+"""The straight path from a baseline to the inputs, as the rows of one batch."""
+
+import torch
+from torch import Tensor
+
+
+def path_points(start: Tensor, inputs: Tensor, n_steps: int) -> Tensor:
+    """Walk from `start` to `inputs` in equal steps: `x_i = x' + (i / n_steps) (x - x')` (Eq. 2, arXiv 2409.09088).
+
+    Args:
+        start: The baseline `x'`: shape (1, *) where all samples share it, which then costs one row, or (B, *).
+        inputs: The samples `x`, shape (B, *), floating point.
+        n_steps: S, the number of steps, at least 1.
+
+    Returns:
+        Shape (1 + S*B, *) or (B + S*B, *), dtype and device of `inputs`: the start, then step 1 of every sample, then
+        step 2 of every sample, and so on. The last B rows are `inputs` exactly.
+
+    """
+    weights = torch.arange(1, n_steps + 1, dtype=inputs.dtype, device=inputs.device) / n_steps
+    weights = weights.view(-1, *[1] * inputs.ndim)
+    steps = torch.lerp(start, inputs, weights)  # (S, B, *)
+    return torch.cat([start, steps.flatten(0, 1)])
+
+
+def split_path(rows: Tensor, num_samples: int) -> Tensor:
+    """Undo the layout of `path_points`, giving every sample its own start.
+
+    Args:
+        rows: Shape (1 + S*B, *) or (B + S*B, *).
+        num_samples: B.
+
+    Returns:
+        Shape (S + 1, B, *).
+
+    """
+    # S*B rows follow the start, so what is left over after whole groups of B is the one shared row, if there is one.
+    start_rows = rows.shape[0] % num_samples or num_samples
+    start = rows[:start_rows].expand(num_samples, *rows.shape[1:])
+    return torch.cat([start, rows[start_rows:]]).view(-1, num_samples, *rows.shape[1:])

@@ -1,0 +1,130 @@
+"""Everything that phase 1 borrows from a model, and gives back as it was, also when the model raises."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_ydrop.errors import ConfigurationError, describe
+
+Tape = dict[str, list[Tensor]]
+
+
+@contextmanager
+def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put a model in the state in which its units are measured, and undo that at the end.
+
+    Inside, every module is in evaluation mode (dropout off, BatchNorm on its running statistics, which it then leaves
+    alone), gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation
+    cannot be differentiated through a compiled graph), and torch's random stream and the states of torchmetrics'
+    metrics are copies.
+
+    Args:
+        model: Any model.
+        device: Where it runs; the random stream of this device is kept.
+
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_random_stream_kept(device))
+        stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(_metrics_kept(model))
+        stack.enter_context(_slow_attention())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def recording(layers: Mapping[str, nn.Module]) -> Iterator[Tape]:
+    """Keep what the layers put out, in a form that gradients can be taken with respect to.
+
+    Args:
+        layers: The modules to listen to, by name.
+
+    Yields:
+        For each layer that ran, by name in the order of `layers`, its outputs, one for each time that it was called.
+
+    Raises:
+        ConfigurationError: If a layer puts out anything but one floating tensor.
+
+    """
+    tape: Tape = {}
+    handles = [layer.register_forward_hook(_recorder(name, tape)) for name, layer in layers.items()]
+    try:
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(name: str, tape: Tape) -> Callable[[nn.Module, Any, Any], Tensor]:
+    def record(module: nn.Module, args: Any, output: Any) -> Tensor:
+        if not (isinstance(output, Tensor) and output.is_floating_point()):
+            raise ConfigurationError(
+                f"The layer {name!r} ({type(module).__name__}) put out {describe(output)}.",
+                "Conductance is measured at layers that put out one floating tensor.",
+                "Choose a layer inside or behind this one that does.",
+            )
+        # A frozen part of the network puts out what no gradient is recorded for: start the record here.
+        activation = output if output.requires_grad else output.detach().requires_grad_()
+        tape.setdefault(name, []).append(activation)
+        # The network goes on with a copy: an in-place activation behind the layer would overwrite the record.
+        return activation.clone()
+
+    return record
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _random_stream_kept(device: torch.device) -> Iterator[None]:
+    """Give torch's random stream back as it was: some layers draw in evaluation too."""
+    accelerated = device.type != "cpu"
+    with torch.random.fork_rng(
+        devices=[device] if accelerated else [], device_type=device.type if accelerated else "cuda"
+    ):
+        yield
+
+
+@contextmanager
+def _metrics_kept(model: nn.Module) -> Iterator[None]:
+    """Let metrics that the forward pass updates count on copies of their states."""
+    kept: list[tuple[Metric, dict[str, Any]]] = []
+    try:
+        for module in model.modules():
+            if isinstance(module, Metric):
+                kept.append((module, module.__dict__))
+                module.__dict__ = module.__dict__ | {
+                    name: list(state) if isinstance(state, list) else state.clone()
+                    for name, state in module.metric_state.items()
+                }
+        yield
+    finally:
+        for metric, state in kept:
+            metric.__dict__ = state
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep `nn.TransformerEncoderLayer` off its fast path, which skips the dropout layers inside it."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
