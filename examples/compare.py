@@ -27,12 +27,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run reached: accuracies of the checkpoint with the lowest validation loss, in percent, and its cost."""
+    """What a run reached at its lowest validation loss, the accuracy in percent, and what it took."""
 
     arm: str
     seed: int
-    val_acc: float
     test_acc: float
+    val_loss: float
     epochs: int
     seconds: float
     folder: Path
@@ -52,12 +52,13 @@ def run(arm: str, seed: int, out: Path, overrides: Sequence[str], threads: int |
     cli = train(args)
     seconds = time.perf_counter() - start
     trainer = cli.trainer
+    best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
     assert trainer.log_dir is not None
     return Result(
         arm,
         seed,
-        val_acc=100 * cli.reached["val_acc"],
         test_acc=100 * cli.reached["test_acc"],
+        val_loss=float(best),
         epochs=trainer.current_epoch,
         seconds=seconds,
         folder=Path(trainer.log_dir),
@@ -66,18 +67,19 @@ def run(arm: str, seed: int, out: Path, overrides: Sequence[str], threads: int |
 
 def table(results: Sequence[Result]) -> str:
     """Summarise runs in Markdown: mean and standard deviation over seeds."""
-    lines = ["| arm | test accuracy % | validation accuracy % | epochs | seconds | runs |", "|---|---|---|---|---|---|"]
+    lines = ["| arm | test accuracy % | validation loss | epochs | seconds | runs |", "|---|---|---|---|---|---|"]
     for arm in dict.fromkeys(result.arm for result in results):
         runs = [result for result in results if result.arm == arm]
-        test, val = (_spread([getattr(each, name) for each in runs]) for name in ("test_acc", "val_acc"))
+        test = _spread([each.test_acc for each in runs], 2)
+        val = _spread([each.val_loss for each in runs], 4)
         epochs, seconds = (statistics.mean(getattr(each, name) for each in runs) for name in ("epochs", "seconds"))
         lines.append(f"| {arm} | {test} | {val} | {epochs:.0f} | {seconds:.0f} | {len(runs)} |")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The paper's fully connected networks (sec. 5, arXiv 2409.09088)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import lightning as L
@@ -16,7 +16,11 @@ Dropout = Literal["none", "vanilla", "conductance"]
 
 def fully_connected(in_features: int, hidden: Sequence[int], num_classes: int, dropout: Dropout, p: float) -> nn.Module:
     """Stack linear layers, each hidden one followed by its dropout and a ReLU: FC_1 has `hidden=[1024, 1024]`."""
-    kinds = {"none": nn.Identity, "vanilla": lambda: nn.Dropout(p), "conductance": lambda: ConductanceDropout(p)}
+    kinds: dict[Dropout, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "vanilla": lambda: nn.Dropout(p),
+        "conductance": lambda: ConductanceDropout(p),
+    }
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
         # Between the linear layer and its ReLU: a unit's activation, and so its conductance, is the linear output.

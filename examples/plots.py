@@ -8,8 +8,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 
 def draw_runs(runs: Mapping[str, Path], picture: Path) -> None:
@@ -22,7 +22,8 @@ def draw_runs(runs: Mapping[str, Path], picture: Path) -> None:
     """
     layers = sorted({layer for run in runs.values() for layer in _read_conductance(run)})
     figure, panels = plt.subplots(1, 1 + len(layers), figsize=(4.5 * (1 + len(layers)), 3.8), layout="constrained")
-    for color, (label, run) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"] * len(runs), runs.items()):
+    for number, (label, run) in enumerate(runs.items()):
+        color = f"C{number}"
         _draw_losses(panels[0], run, label, color)
         conductance = _read_conductance(run)
         for panel, layer in zip(panels[1:], layers, strict=True):

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from networks import Classifier
 from plots import draw_runs
@@ -25,7 +24,7 @@ class TrainCLI(LightningCLI):
     """LightningCLI with one classifier and any data module, which tests the best checkpoint after fitting.
 
     Attributes:
-        reached: What that checkpoint reached: val_loss, val_acc and test_acc, the accuracies in [0, 1].
+        reached: What that checkpoint reached: test_acc, in [0, 1].
 
     """
 
@@ -39,9 +38,7 @@ class TrainCLI(LightningCLI):
         """Test the best checkpoint, and write down how its conductance is spread."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial run keeps no checkpoints
-        (validated,) = self.trainer.validate(self.model, self.datamodule, ckpt_path="best", verbose=False)
-        (tested,) = self.trainer.test(self.model, self.datamodule, ckpt_path="best")
-        self.reached = {**validated, **tested}
+        (self.reached,) = self.trainer.test(self.model, self.datamodule, ckpt_path="best")
         assert self.trainer.log_dir is not None
         folder = Path(self.trainer.log_dir)
         write_conductance(self.model, self.datamodule, folder / "conductance.csv")
