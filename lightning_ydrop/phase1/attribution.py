@@ -224,11 +224,11 @@ def _one_pass(
 ) -> dict[str, Tensor]:
     """Measure conductance in one forward and one backward pass."""
     num_samples = len(inputs[0])
-    points = tuple(path_points(start, item, n_steps) for start, item in zip(starts, inputs, strict=True))
-    if target is not None:
-        # One row of target for each point: those of the start, then all samples' for each step.
-        target = torch.cat([target[: len(starts[0])], target.repeat(n_steps, *[1] * (target.ndim - 1))])
     with borrowed(model, inputs[0].device), recording(layers) as tape:
+        points = tuple(path_points(start, item, n_steps) for start, item in zip(starts, inputs, strict=True))
+        if target is not None:
+            # One row of target for each point: those of the start, then all samples' for each step.
+            target = torch.cat([target[: len(starts[0])], target.repeat(n_steps, *[1] * (target.ndim - 1))])
         value = objective(model(*points), target)
         activations = [activation for calls in tape.values() for activation in calls]
         gradients = iter(_gradients(value, activations))

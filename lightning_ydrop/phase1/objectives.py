@@ -76,9 +76,11 @@ def check_target(output: Any, target: Target) -> None:
             "An integer target holds one class index for each sample, so its shape is (B,).",
             "Reshape it with target.flatten(), or turn one-hot rows into soft labels with target.float().",
         )
-    elif target.numel() > 0 and not 0 <= (low := int(target.min())) <= (high := int(target.max())) < num_classes:
-        raise ConfigurationError(
-            f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
-            f"Class indices lie from 0 to {num_classes - 1}.",
-            f"Widen the model's last layer to at least {high + 1} outputs, or number the classes from 0.",
-        )
+    elif target.numel() > 0:
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= num_classes:
+            raise ConfigurationError(
+                f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
+                f"Class indices lie from 0 to {num_classes - 1}.",
+                "Number the classes from 0, and give the model's last layer an output for each.",
+            )

@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+torch.set_num_threads(1)  # these networks are so small that threads would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let MNIST come in from outside: tests that want it skip without it."""
+    parser.addoption("--mnist-root", default=None, help="folder that holds MNIST/raw")
+
+
+@pytest.fixture
+def mnist_root(request: pytest.FixtureRequest) -> str:
+    """Folder of MNIST, or a skip."""
+    root = request.config.getoption("--mnist-root")
+    if root is None:
+        pytest.skip("needs --mnist-root")
+    return str(root)

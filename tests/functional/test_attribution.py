@@ -1,0 +1,39 @@
+import math
+
+import pytest
+import torch
+
+from lightning_ydrop.functional.attribution import path_conductance, sum_to_units, top_share
+
+
+def test_one_sample_by_hand() -> None:
+    # a = 0, 1, 3 and dF/da = 5, 2, 7 along two steps.
+    activations, gradients = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[5.0], [2.0], [7.0]])
+    for quadrature, expected in (("right", 2 * 1 + 7 * 2), ("left", 5 * 1 + 2 * 2), ("trapezoid", 3.5 * 1 + 4.5 * 2)):
+        assert path_conductance(activations, gradients, 1, quadrature).item() == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    activations = torch.arange(4097, dtype=torch.float32).remainder(2).unsqueeze(1)
+    gradients = activations.clone()  # every other step adds 1, which float16 could not count beyond 2048
+    total = path_conductance(activations.to(dtype), gradients.to(dtype), 1)
+    assert total.dtype == torch.float32
+    assert total.item() == 2048
+    assert path_conductance(activations.double(), gradients.double(), 1).dtype == torch.float64
+
+
+def test_units_are_summed_over_positions() -> None:
+    values = torch.randn(2, 3, 4, 5)
+    assert torch.allclose(sum_to_units(values, 1), values.sum((2, 3)))
+    assert torch.allclose(sum_to_units(values, -1), values.sum((1, 2)))
+    assert sum_to_units(values[:, :, 0, 0], 1).shape == (2, 3)
+
+
+def test_top_share_counts_positive_scores_alone() -> None:
+    scores = torch.tensor([-10.0, 4.0, 3.0, 2.0, 1.0])
+    assert top_share(scores, 0.2).item() == pytest.approx(0.4)
+    assert top_share(scores, 0.4).item() == pytest.approx(0.7)
+    assert top_share(torch.ones(10), 0.2).item() == pytest.approx(0.2)
+    assert top_share(torch.tensor([5.0]), 0.2).item() == 1
+    assert math.isnan(top_share(torch.tensor([-1.0, 0.0])).item())

@@ -1,0 +1,65 @@
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_ydrop import Buckets, HalfNormalRate
+from lightning_ydrop.functional.rates import bucket_probabilities, draw_rates, strong_count
+
+DRAWS = 10_000
+
+
+def half_normal_cdf(rate: HalfNormalRate, value: float) -> float:
+    return math.erf((value - rate.mean) / (rate.std * math.sqrt(2)))
+
+
+@pytest.mark.parametrize("rate", [Buckets().low, Buckets().high, HalfNormalRate(0.4, 0.2, 0.5)])
+def test_rates_are_half_normal_with_a_cap(rate: HalfNormalRate) -> None:
+    rates = draw_rates(rate, DRAWS, torch.Generator().manual_seed(1)).double()
+    assert rates.min() >= torch.tensor(rate.mean)  # in float32
+    assert rates.max() <= torch.tensor(rate.max)
+    # Dvoretzky, Kiefer and Wolfowitz: the empirical distribution is off by more than this once in 1e9 experiments.
+    bound = math.sqrt(math.log(2 / 1e-9) / (2 * DRAWS))
+    for value in torch.linspace(rate.mean, rate.max, 50).tolist()[:-1]:
+        assert abs((rates <= value).double().mean().item() - half_normal_cdf(rate, value)) < bound
+    capped = (rates == torch.tensor(rate.max, dtype=torch.float32)).double().mean().item()
+    assert abs(capped - (1 - half_normal_cdf(rate, rate.max))) < bound
+
+
+def test_without_spread_every_rate_is_the_mean() -> None:
+    rates = draw_rates(HalfNormalRate(0.3, 0.0, 0.3), 100, torch.Generator())
+    assert torch.equal(rates, torch.full((100,), 0.3))
+
+
+@given(units=st.integers(1, 5000), percent=st.integers(0, 100))
+def test_strong_bucket_is_the_share_rounded_up(units: int, percent: int) -> None:
+    weak = math.floor(Fraction(100 - percent, 100) * units)  # in whole numbers: N - floor(w_W N)
+    assert strong_count(units, percent / 100) == units - weak
+
+
+def test_strong_units_are_the_highest_scores_whatever_their_sign() -> None:
+    scores = torch.tensor([-5.0, 0.5, -1.0, 3.0, 0.0])
+    drop_prob = bucket_probabilities(scores, 0.1, 0.6, 0.5)
+    assert torch.allclose(drop_prob, torch.tensor([0.1, 0.6, 0.1, 0.6, 0.6]))
+    assert drop_prob.dtype == torch.float32
+
+
+def test_ties_fall_to_the_lower_index() -> None:
+    assert torch.allclose(bucket_probabilities(torch.zeros(5), 0.1, 0.6, 0.4), torch.tensor([0.6, 0.6, 0.1, 0.1, 0.1]))
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0.1), (1.0, 0.6)])
+def test_a_bucket_can_be_empty(fraction: float, expected: float) -> None:
+    assert torch.allclose(bucket_probabilities(torch.randn(7), 0.1, 0.6, fraction), torch.full((7,), expected))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
+def test_no_weak_unit_scores_above_a_strong_one(values: list[float], fraction: float) -> None:
+    scores = torch.tensor(values)
+    strong = bucket_probabilities(scores, 0.0, 0.5, fraction) > 0
+    assert strong.sum() == strong_count(len(values), fraction)
+    if strong.any() and not strong.all():
+        assert scores[strong].min() >= scores[~strong].max()

@@ -1,0 +1,164 @@
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_ydrop import (
+    CaptumMeasure,
+    Conductance,
+    ConductanceDropout,
+    ConfigurationError,
+    Inverted,
+    Measure,
+    Phase1,
+    RandomImportance,
+    YDrop,
+    layer_conductance,
+)
+from tests.networks import NETWORKS, network_and_batch, perceptron
+
+CAPTUMS = [
+    "InternalInfluence",
+    "LayerActivation",
+    "LayerConductance",
+    "LayerDeepLift",
+    "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
+    "LayerGradCam",
+    "LayerGradientShap",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
+]
+MEASURES: list[Measure] = [
+    Conductance(),
+    RandomImportance(),
+    Inverted(Conductance()),
+    *(CaptumMeasure(name) for name in CAPTUMS),
+]
+
+
+def phase1_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kwargs: Any) -> Phase1:
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, ConductanceDropout)}
+    settings: dict[str, Any] = {"starts": (torch.zeros_like(x[:1]),), "n_steps": 5, "quadrature": "right"} | kwargs
+    generator = torch.Generator().manual_seed(seed)
+    return Phase1(model=model, layers=layers, inputs=(x,), target=y, generator=generator, **settings)
+
+
+def score(measure: Measure, phase1: Phase1) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        # Captum announces the hooks that DeepLift sets.
+        warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
+        return measure.score(phase1)
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_every_measure_scores_every_unit_and_gives_the_model_back(measure: Measure, kind: str) -> None:
+    model, x, y = network_and_batch(kind)
+    expected = {name: scores.shape[1] for name, scores in layer_conductance(model, x, y).items()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    scores = score(measure, phase1_of(model, x, y))
+    assert {name: values.shape[1] for name, values in scores.items()} == expected
+    assert all(values.isfinite().all() and values.std() > 0 for values in scores.values())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_every_measure_survives_pickling_and_shows_itself(measure: Measure) -> None:
+    assert repr(pickle.loads(pickle.dumps(measure))) == repr(measure)
+    assert repr(measure).startswith(type(measure).__name__)
+
+
+@pytest.mark.parametrize("setting", ["n_steps", "quadrature", "starts", "target"])
+def test_conductance_heeds_every_setting(setting: str) -> None:
+    model, x, y = network_and_batch("perceptron")
+    changed: dict[str, Any] = {"n_steps": 6, "quadrature": "left", "starts": (torch.ones(1, 12),)}
+    base = Conductance().score(phase1_of(model, x, y))
+    if setting == "target":
+        other = Conductance().score(phase1_of(model, x, (y + 1) % 5))
+    else:
+        other = Conductance().score(phase1_of(model, x, y, **{setting: changed[setting]}))
+    assert not torch.allclose(base["1"], other["1"])
+
+
+def test_conductance_is_layer_conductance() -> None:
+    model, x, y = network_and_batch("convolutional")
+    expected = layer_conductance(model, x, y, n_steps=5, quadrature="trapezoid")
+    scores = Conductance().score(phase1_of(model, x, y, quadrature="trapezoid"))
+    for name in expected:
+        assert torch.equal(scores[name], expected[name])
+
+
+def test_inverted_turns_the_ranking_round() -> None:
+    model, x, y = network_and_batch("perceptron")
+    base, inverted = (measure.score(phase1_of(model, x, y)) for measure in (Conductance(), Inverted(Conductance())))
+    assert torch.equal(inverted["1"], -base["1"])
+
+
+def test_random_importance_depends_on_the_generator_alone() -> None:
+    model, x, y = network_and_batch("perceptron")
+    first, again, other = (RandomImportance().score(phase1_of(model, x, y, seed)) for seed in (1, 1, 2))
+    assert torch.equal(first["4"], again["4"])
+    assert not torch.equal(first["4"], other["4"])
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_captums_conductance_chooses_the_same_buckets_as_ours(kind: str) -> None:
+    engines = {}
+    for name, measure in (("ours", Conductance()), ("captums", CaptumMeasure("LayerConductance"))):
+        model, x, y = network_and_batch(kind, torch.float64, batch=64)
+        engines[name] = YDrop(model, quadrature="left", measure=measure, seed=4)
+        for _ in range(5):
+            engines[name].step(x, y)
+    for ours, captums in zip(engines["ours"].layers.values(), engines["captums"].layers.values(), strict=True):
+        assert torch.equal(ours.drop_prob, captums.drop_prob)
+        assert len(ours.drop_prob.unique()) == 2
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU, nn.SiLU])
+@pytest.mark.parametrize("attribution", ["LayerConductance", "InternalInfluence", "LayerGradientXActivation"])
+def test_captum_is_not_misled_by_in_place_activations(attribution: str, activation: type[nn.Module]) -> None:
+    x, y = 3 * torch.randn(6, 12), torch.randint(0, 5, (6,))
+    torch.manual_seed(3)
+    copying, in_place = perceptron(activation), perceptron(lambda: activation(inplace=True))  # type: ignore[call-arg]
+    in_place.load_state_dict(copying.state_dict())
+    measure = CaptumMeasure(attribution)
+    expected, scores = (measure.score(phase1_of(model, x, y)) for model in (copying, in_place))
+    for name in expected:
+        assert torch.allclose(scores[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["classes", "soft", "none"])
+def test_captum_sees_the_same_objective(target: str) -> None:
+    model, x, y = network_and_batch("perceptron", torch.float64)
+    given = {"classes": y, "soft": torch.rand(6, 5, dtype=torch.float64), "none": None}[target]
+    phase1 = phase1_of(model, x, given, starts=(torch.ones(1, 12, dtype=torch.float64),), quadrature="left")
+    captums, ours = CaptumMeasure("LayerConductance").score(phase1), Conductance().score(phase1)
+    assert torch.allclose(captums["1"], ours["1"], rtol=1e-6)
+
+
+def test_captums_arguments_can_be_changed() -> None:
+    model, x, y = network_and_batch("perceptron")
+    base = CaptumMeasure("InternalInfluence").score(phase1_of(model, x, y))
+    other = CaptumMeasure("InternalInfluence", {"n_steps": 50}).score(phase1_of(model, x, y))
+    assert not torch.allclose(base["1"], other["1"])
+
+
+@pytest.mark.parametrize("name", ["Nothing", "Saliency", "LayerAttribution", "layer_conductance"])
+def test_captum_names_that_are_no_layer_attribution_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"CaptumMeasure\\(attribution='{name}'\\).*InternalInfluence"):
+        CaptumMeasure(name)
+
+
+def test_a_wrapped_thing_that_is_no_measure_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Inverted\(measure='conductance'\)"):
+        Inverted("conductance")  # type: ignore[arg-type]

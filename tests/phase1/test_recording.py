@@ -1,0 +1,197 @@
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
+from lightning_ydrop.phase1.recording import borrowed, recording
+
+
+class Awkward(nn.Module):
+    """Everything that phase 1 could disturb: BatchNorm, some of it frozen, noise, a metric and in-place activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), ConductanceDropout(), nn.ReLU(inplace=True))
+        self.backbone.requires_grad_(False)
+        self.backbone[1].eval()
+        self.norm = nn.BatchNorm1d(8)
+        self.drop, self.act, self.head = ConductanceDropout(), nn.ELU(inplace=True), nn.Linear(8, 3)
+        self.accuracy = MulticlassAccuracy(3)
+        self.fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.randn_like(x) * 0.1
+        x = nn.functional.dropout(self.backbone(x), 0.1)
+        logits: Tensor = self.head(self.act(self.drop(self.norm(x))))
+        self.accuracy(logits, torch.zeros(len(logits), dtype=torch.long))
+        if self.fails:
+            raise RuntimeError("out of order")
+        return logits
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """All that phase 1 must leave as it is, copied."""
+    metrics = [module for module in model.modules() if isinstance(module, MulticlassAccuracy)]
+    return {
+        "state": copy.deepcopy(model.state_dict()),
+        "gradients": {name: copy.deepcopy(parameter.grad) for name, parameter in model.named_parameters()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "metrics": [copy.deepcopy(metric.metric_state) for metric in metrics],
+        "updates": [metric.update_count for metric in metrics],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "random": torch.get_rng_state(),
+        "grad_enabled": torch.is_grad_enabled(),
+        "fastpath": torch.backends.mha.get_fastpath_enabled(),
+    }
+
+
+def assert_same(before: Any, after: Any) -> None:
+    if isinstance(before, Tensor):
+        assert torch.equal(before, after)
+    elif isinstance(before, dict):
+        assert before.keys() == after.keys()
+        for key in before:
+            assert_same(before[key], after[key])
+    elif isinstance(before, list):
+        assert len(before) == len(after)
+        for one, other in zip(before, after, strict=True):
+            assert_same(one, other)
+    else:
+        assert before == after
+
+
+@pytest.fixture
+def model() -> Awkward:
+    model = Awkward()
+    x, y = torch.randn(20, 6), torch.randint(0, 3, (20,))
+    nn.functional.cross_entropy(model(x), y).backward()  # gradients, statistics and metric states of a run under way
+    return model
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield torch.randn(20, 6), torch.randint(0, 3, (20,))
+
+
+PHASE1: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
+    "engine": lambda model, x, y: YDrop(model).step(x, y),
+    "function": lambda model, x, y: layer_conductance(model, x, y),
+}
+
+
+@pytest.mark.parametrize("way", list(PHASE1))
+def test_phase_1_leaves_everything_as_it_was(model: Awkward, way: str) -> None:
+    x, y = next(batches())
+    before = state_of(model)
+    PHASE1[way](model, x, y)
+    assert_same(before, state_of(model))
+
+
+@pytest.mark.parametrize("way", list(PHASE1))
+def test_also_when_the_model_raises(model: Awkward, way: str) -> None:
+    x, y = next(batches())
+    model.fails = True
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="out of order"):
+        PHASE1[way](model, x, y)
+    assert_same(before, state_of(model))
+
+
+def test_also_where_gradients_are_off(model: Awkward) -> None:
+    x, y = next(batches())
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            scores = layer_conductance(model, x, y)
+        assert all(values.abs().sum() > 0 for values in scores.values())
+
+
+def test_a_training_run_with_phase_1_observing_is_the_run_without_it() -> None:
+    finals = []
+    for observed in (False, True):
+        torch.manual_seed(1)
+        model = Awkward()
+        engine = YDrop(model)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        for _, (x, y) in zip(range(10), batches(), strict=False):
+            if observed:
+                engine.step(x, y)
+                engine.deactivate()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        finals.append(state_of(model))
+    assert_same(*finals)
+
+
+def test_only_modules_that_were_training_train_again(model: Awkward) -> None:
+    with borrowed(model, torch.device("cpu")):
+        assert not any(module.training for module in model.modules())
+    assert model.norm.training
+    assert not model.backbone[1].training
+
+
+def test_overridden_train_and_eval_are_not_called() -> None:
+    class Stubborn(nn.Linear):
+        def train(self, mode: bool = True) -> "Stubborn":
+            raise AssertionError
+
+    model = nn.Sequential(Stubborn(6, 8), ConductanceDropout(), nn.Linear(8, 3))
+    layer_conductance(model, torch.randn(4, 6), 0)
+
+
+def test_metrics_with_list_states_are_kept() -> None:
+    from torchmetrics.aggregation import CatMetric
+
+    class Collecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop, self.seen = nn.Linear(6, 3), ConductanceDropout(), CatMetric()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.drop(self.fc(x))
+            self.seen.update(logits.detach().sum())
+            return logits
+
+    model = Collecting()
+    model(torch.randn(4, 6))
+    kept = model.seen.compute().clone()
+    layer_conductance(model, torch.randn(4, 6), 0)
+    assert torch.equal(model.seen.compute(), kept)
+    assert model.seen.update_count == 1
+
+
+def test_a_tape_keeps_every_call_in_order() -> None:
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, layer)
+    x = torch.randn(2, 3)
+    with recording({"both": layer, "never": nn.Linear(1, 1)}) as tape:
+        model(x)
+    assert list(tape) == ["both"]
+    first, second = tape["both"]
+    assert torch.equal(first, layer(x))
+    assert torch.equal(second, layer(layer(x)))
+
+
+def test_transformer_layers_are_measured_inside() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder.dropout = ConductanceDropout(unit_dim=-1)
+    model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(32, 3)).requires_grad_(False)
+    scores = layer_conductance(model, torch.randn(5, 4, 8), 0)
+    assert scores["0.dropout"].shape == (5, 16)
+    assert scores["0.dropout"].abs().sum() > 0
+
+
+def test_compiled_parts_are_measured_eagerly() -> None:
+    torch._dynamo.reset()
+    plain = nn.Sequential(nn.Linear(6, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 3))
+    outer = nn.Sequential(torch.compile(plain, backend="aot_eager"))  # type: ignore[arg-type]
+    x = torch.randn(4, 6)
+    outer(x)
+    expected = layer_conductance(plain, x, 0)
+    assert torch.allclose(layer_conductance(outer, x, 0)["0.1"], expected["1"])
