@@ -1,0 +1,331 @@
+import copy
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_ydrop import (
+    Buckets,
+    ConductanceDropout,
+    ConfigurationError,
+    HalfNormalRate,
+    Measure,
+    NoEffectWarning,
+    Phase1,
+    RandomImportance,
+    YDrop,
+    layer_conductance,
+)
+from lightning_ydrop.functional.attribution import Quadrature
+from tests.networks import network_and_batch, perceptron
+from tests.oracles import running_mean
+from tests.phase1.test_attribution import Counting
+
+
+def batch_of(size: int = 64) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 12), torch.randint(0, 5, (size,))
+
+
+def buckets_of(low: float, high: float, strong_fraction: float = 0.5) -> Buckets:
+    """Rates without spread."""
+    return Buckets(HalfNormalRate(low, 0.0, low), HalfNormalRate(high, 0.0, high), strong_fraction)
+
+
+class Watching(Measure):
+    """Keeps what it is given, and scores units by their index."""
+
+    def __init__(self) -> None:
+        self.seen: list[Phase1] = []
+
+    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        """Score by index."""
+        self.seen.append(phase1)
+        units = {"1": 16, "4": 10}
+        return {name: torch.arange(float(units[name])).expand(3, -1) for name in phase1.layers}
+
+
+def test_a_step_drives_every_layer_by_its_scores() -> None:
+    model, (x, y) = perceptron(), batch_of()
+    engine = YDrop(model, buckets=buckets_of(0.1, 0.6, 0.3), num_samples=64, elasticity=0.5)
+    engine.step(x, y)
+    for name, all_scores in layer_conductance(model, x, y, n_steps=5).items():
+        layer, scores = engine.layers[name], all_scores.mean(0)
+        assert torch.allclose(engine.scores[name], scores, atol=1e-6)
+        strong = set(scores.argsort(descending=True)[: math.ceil(0.3 * len(scores))].tolist())
+        expected = torch.tensor([0.6 if unit in strong else 0.1 for unit in range(len(scores))])
+        assert torch.allclose(layer.drop_prob, expected)
+        assert torch.allclose(layer.mean_drop_prob, (0.35 + expected) / 2)
+        assert layer.active
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 7, 31, 32, 64, 100])
+def test_phase_1_has_no_more_rows_than_the_batch(batch_size: int) -> None:
+    counting = Counting(perceptron())
+    engine = YDrop(counting)
+    x, y = batch_of(batch_size)
+    engine.step(x, y)
+    counting.rows.clear()
+    counting.backwards = 0
+    engine.step(x, y)
+    samples = max(1, (batch_size - 1) // 5)
+    assert counting.rows == [5 * samples + 1]
+    assert counting.rows[0] <= max(batch_size, 6)
+    assert counting.backwards == 1
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(64, 12), (32, 6), (1, 1), (5, 1)])
+def test_the_paper_numbers_of_samples_are_the_default(batch_size: int, samples: int) -> None:
+    measure = Watching()
+    YDrop(perceptron(), measure=measure).step(*batch_of(batch_size))
+    assert len(measure.seen[-1].inputs[0]) == samples
+
+
+@pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (20, 20), (64, 64), (100, 64)])
+def test_the_number_of_samples_can_be_set(num_samples: int, expected: int) -> None:
+    measure = Watching()
+    YDrop(perceptron(), measure=measure, num_samples=num_samples).step(*batch_of(64))
+    assert len(measure.seen[-1].inputs[0]) == expected
+
+
+def test_samples_are_drawn_anew_without_repeats_and_with_their_targets() -> None:
+    x = torch.arange(64.0).unsqueeze(1).expand(64, 12)
+    y = torch.arange(64) % 5
+    measure = Watching()
+    engine = YDrop(perceptron(), measure=measure)
+    for _ in range(200):
+        engine.step(x, y)
+    drawn = [seen.inputs[0][:, 0].long() for seen in measure.seen[1:]]
+    for rows, seen in zip(drawn, measure.seen[1:], strict=True):
+        assert len(set(rows.tolist())) == 12
+        assert seen.target is not None
+        assert torch.equal(seen.target, rows % 5)
+    # Each sample is drawn with chance 12 / 64; missing or taking one in all of 200 draws has chance 1e-18.
+    assert set(torch.cat(drawn).tolist()) == set(range(64))
+    assert max(torch.cat(drawn).bincount().tolist()) < 200
+
+
+def test_baselines_of_each_sample_are_drawn_with_it() -> None:
+    x, y = batch_of()
+    measure = Watching()
+    YDrop(perceptron(), measure=measure, baseline=x + 1).step(x, y)
+    (start,), (drawn,) = measure.seen[-1].starts, measure.seen[-1].inputs
+    assert torch.allclose(start, drawn + 1)
+
+
+def test_settings_reach_the_measure() -> None:
+    measure = Watching()
+    YDrop(perceptron(), measure=measure, n_steps=3, quadrature="left", baseline=0.25).step(*batch_of())
+    seen = measure.seen[-1]
+    assert (seen.n_steps, seen.quadrature) == (3, "left")
+    assert (seen.starts[0] == 0.25).all()
+
+
+def test_rates_are_drawn_for_each_layer_and_step() -> None:
+    engine = YDrop(perceptron(), measure=Watching())
+    low, high = [], []
+    for _ in range(400):
+        engine.step(*batch_of(6))
+        for layer in engine.layers.values():
+            rates = layer.drop_prob.unique().tolist()
+            assert len(rates) == 2
+            low.append(rates[0])
+            high.append(rates[1])
+    assert len(set(low)) > 780  # of 800: two layers with a rate each, all of them different but for coincidence
+    # The mean of |N(0, 0.05)| is 0.05 sqrt(2 / pi) = 0.0399 and its deviation 0.0301: six standard errors.
+    for rates, mean in ((low, 0.1), (high, 0.6)):
+        assert abs(sum(rates) / len(rates) - mean - 0.0399) < 6 * 0.0301 / math.sqrt(800)
+        assert min(rates) >= mean - 1e-6
+
+
+def test_the_running_mean_follows_the_rates() -> None:
+    engine = YDrop(perceptron(), elasticity=0.1, initial_drop_prob=0.2)
+    history = []
+    for _ in range(30):
+        engine.step(*batch_of())
+        history.append(engine.layers["1"].drop_prob.tolist())
+    for unit in range(16):
+        expected = running_mean([step[unit] for step in history], 0.2, 0.1)
+        assert engine.layers["1"].mean_drop_prob[unit].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_equal_rates_without_spread_are_the_vanilla_rate() -> None:
+    engine = YDrop(perceptron(), buckets=buckets_of(0.5, 0.5), initial_drop_prob=0.5, elasticity=0.1)
+    for _ in range(3):
+        engine.step(*batch_of())
+    for layer in engine.layers.values():
+        assert (layer.drop_prob == 0.5).all()
+        assert (layer.mean_drop_prob == 0.5).all()
+
+
+def test_deactivated_layers_are_vanilla_and_keep_their_mean() -> None:
+    engine = YDrop(perceptron(), elasticity=0.5)
+    engine.step(*batch_of())
+    mean = engine.layers["1"].mean_drop_prob.clone()
+    engine.deactivate()
+    x = torch.randn(50, 16)
+    torch.manual_seed(1)
+    expected = nn.Dropout(0.5)(x)
+    torch.manual_seed(1)
+    assert torch.equal(engine.layers["1"](x), expected)
+    engine.step(*batch_of())
+    assert engine.layers["1"].active
+    assert torch.allclose(engine.layers["1"].mean_drop_prob, (mean + engine.layers["1"].drop_prob) / 2)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"n_steps": 4}, {"num_samples": 5}, {"baseline": 1.0}])
+@pytest.mark.parametrize("quadrature", ["right"])
+def test_every_setting_counts(changed: dict[str, Any], quadrature: Quadrature) -> None:
+    x, y = batch_of()
+    model = perceptron()
+    scores = []
+    for settings in ({}, {}, changed):
+        engine = YDrop(model, quadrature=quadrature, **settings)
+        engine.step(x, y)
+        scores.append(engine.scores["1"])
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+def train(engine: YDrop, model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        engine.step(x, y)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("measure", [None, RandomImportance()], ids=repr)
+def test_a_resumed_run_is_the_uninterrupted_one(measure: Measure | None) -> None:
+    settings: dict[str, Any] = {"elasticity": 0.1, "seed": 3} | ({} if measure is None else {"measure": measure})
+    batches = [batch_of() for _ in range(10)]
+    model = perceptron()
+    engine = YDrop(model, **settings)
+    train(engine, model, batches[:5])
+    file = io.BytesIO()
+    torch.save([model.state_dict(), engine.state_dict(), torch.get_rng_state()], file)
+    train(engine, model, batches[5:])
+
+    file.seek(0)
+    weights, state, random = torch.load(file, weights_only=True)
+    resumed = perceptron()
+    resumed.load_state_dict(weights)
+    resumed_engine = YDrop(resumed, **settings)
+    resumed_engine.load_state_dict(state)
+    torch.set_rng_state(random)
+    train(resumed_engine, resumed, batches[5:])
+
+    for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name, layer in engine.layers.items():
+        assert torch.equal(layer.drop_prob, resumed_engine.layers[name].drop_prob)
+        assert torch.equal(layer.mean_drop_prob, resumed_engine.layers[name].mean_drop_prob)
+        assert torch.equal(engine.scores[name], resumed_engine.scores[name])
+
+
+def test_a_state_does_not_change_with_the_engine_that_gave_or_took_it() -> None:
+    engine, other = YDrop(perceptron()), YDrop(perceptron())
+    engine.step(*batch_of())
+    state = engine.state_dict()
+    kept = copy.deepcopy(state)
+    engine.step(*batch_of())
+    other.load_state_dict(state)
+    other.step(*batch_of())
+    assert_same_state(state, kept)
+
+
+def assert_same_state(state: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    assert state["steps_taken"] == other["steps_taken"]
+    for name, layer in state["layers"].items():
+        for key in ("drop_prob", "mean_drop_prob", "active"):
+            assert torch.equal(torch.as_tensor(layer[key]), torch.as_tensor(other["layers"][name][key]))
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    engine = YDrop(nn.Sequential(nn.Linear(12, 8), ConductanceDropout(), nn.Linear(8, 5)))
+    with pytest.raises(ConfigurationError, match="state of the layers '1', '4' was given to a model with '1'"):
+        engine.load_state_dict(YDrop(perceptron()).state_dict())
+
+
+def test_compilation_does_not_show_in_the_state() -> None:
+    engine = YDrop(nn.Sequential(torch.compile(perceptron(), backend="eager")))  # type: ignore[arg-type]
+    assert list(engine.state_dict()["layers"]) == ["0.1", "0.4"]
+
+
+def test_a_layer_that_is_not_called_stays_vanilla_with_one_warning() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.spare = perceptron(), ConductanceDropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.body(x)
+            return logits
+
+    engine = YDrop(Partly())
+    with pytest.warns(NoEffectWarning, match="'spare'") as caught:
+        engine.step(*batch_of())
+    engine.step(*batch_of())
+    assert len(caught) == 1
+    assert engine.layers["body.1"].active
+    assert not engine.layers["spare"].active
+
+
+def test_units_of_a_convolution_are_its_channels() -> None:
+    model, x, y = network_and_batch("convolutional", batch=64)
+    engine = YDrop(model)
+    engine.step(x, y)
+    assert engine.layers["2"].drop_prob.shape == (4,)
+    model(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scores_and_probabilities_are_float32_in_any_dtype(dtype: torch.dtype) -> None:
+    model, x, y = network_and_batch("perceptron", dtype, batch=64)
+    engine = YDrop(model)
+    engine.step(x, y)
+    layer = engine.layers["1"]
+    assert {engine.scores["1"].dtype, layer.drop_prob.dtype, layer.mean_drop_prob.dtype} == {torch.float32}
+    assert model(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("inputs", "target", "message"),
+    [
+        (torch.randn(8, 12), torch.full((8,), 5), "classes from 5 to 5 for an output of 5 classes"),
+        (torch.randn(8, 12), torch.tensor([0] * 7 + [9]), "classes from 0 to 9"),
+        (torch.randn(8, 12), torch.zeros(7, dtype=torch.long), "7 targets were given for 8 samples"),
+        (torch.zeros(8, 12, dtype=torch.long), None, "between integers"),
+    ],
+)
+def test_a_first_batch_that_does_not_fit_changes_no_layer(inputs: Tensor, target: Any, message: str) -> None:
+    engine = YDrop(perceptron(), num_samples=1)
+    with pytest.raises(ConfigurationError, match=message):
+        engine.step(inputs, target)
+    assert not any(layer.active for layer in engine.layers.values())
+
+
+def test_a_model_that_works_on_batches_alone_is_rehearsed_on_the_batch() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = perceptron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.body(x).unsqueeze(2).squeeze()
+            return logits
+
+    YDrop(Squeezing()).step(*batch_of())
+
+
+def test_a_measure_with_scores_of_the_wrong_shape_is_told() -> None:
+    class Wrong(Measure):
+        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+            return {name: torch.zeros(3, 7) for name in phase1.layers}
+
+    with pytest.raises(ConfigurationError, match=r"Wrong\(\) scored '1'.*'1' has 16 units"):
+        YDrop(perceptron(), measure=Wrong()).step(*batch_of())
