@@ -48,4 +48,4 @@ def _draw_losses(panel: Axes, run: Path, label: str, color: str) -> None:
 def _read_conductance(run: Path) -> dict[str, list[float]]:
     with (run / "conductance.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return {layer: [float(row[layer]) for row in rows] for layer in rows[0]}
+    return {layer: [float(row[layer]) for row in rows if row[layer]] for layer in rows[0]}

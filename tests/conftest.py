@@ -30,4 +30,5 @@ def mnist_root(request: pytest.FixtureRequest) -> str:
     root = request.config.getoption("--mnist-root")
     if root is None:
         pytest.skip("needs --mnist-root")
-    return str(root)
+    root = request.config.invocation_params.dir / root  # as typed, though each test runs in a folder of its own
+    return str(Path(root).resolve())

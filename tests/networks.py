@@ -66,7 +66,9 @@ NETWORKS: dict[str, tuple[Build, tuple[int, ...]]] = {
 }
 
 
-def network_and_batch(kind: str, dtype: torch.dtype = torch.float32, batch: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
+def network_and_batch(
+    kind: str, dtype: torch.dtype = torch.float32, batch: int = 6
+) -> tuple[nn.Module, Tensor, Tensor]:
     """Build one of NETWORKS and a batch for it, from fixed seeds."""
     build, shape = NETWORKS[kind]
     torch.manual_seed(3)

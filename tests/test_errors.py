@@ -95,4 +95,7 @@ def test_errors_cross_processes() -> None:
 def test_values_are_described_without_their_numbers() -> None:
     tensor = torch.full((2, 3), 7.0)
     assert describe(tensor) == "Tensor(shape=(2, 3), dtype=torch.float32, device=cpu)"
-    assert describe({"x": [tensor, None], "y": nn.Linear(1, 1)}) == f"dict('x': list({describe(tensor)}, None), 'y': Linear)"
+    assert (
+        describe({"x": [tensor, None], "y": nn.Linear(1, 1)})
+        == f"dict('x': list({describe(tensor)}, None), 'y': Linear)"
+    )

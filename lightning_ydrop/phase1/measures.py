@@ -128,7 +128,8 @@ class CaptumMeasure(Measure):
     """Any of captum's layer attributions, by name: one or more passes for each layer, so slower than `Conductance`.
 
     Each is taken at the layer's output, with F as the model's output, and given as much of phase 1 as it takes: the
-    baseline, the number of steps on an equally spaced path. Captum rounds its path to float32.
+    baseline, the number of steps on an equally spaced path. Captum rounds its path to float32. All of captum's are here
+    but LayerLRP, which cannot be taken at a dropout layer.
 
     Args:
         attribution: Name of a class of `captum.attr`, such as "InternalInfluence", "LayerConductance",
@@ -207,6 +208,8 @@ def _captum_attribution(name: str) -> Any:
         for key, value in vars(captum.attr).items()
         if inspect.isclass(value) and issubclass(value, captum.attr.LayerAttribution) and hasattr(value, "attribute")
     }
+    # Relevance at a layer needs a rule for it, and captum has none for dropout layers, its own nn.Dropout included.
+    del known["LayerLRP"]
     if name not in known:
         raise ConfigurationError(
             f"CaptumMeasure(attribution={describe(name)}) was given.",

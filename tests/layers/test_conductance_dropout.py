@@ -75,7 +75,9 @@ def test_an_update_does_not_keep_the_callers_tensor() -> None:
 
 
 def test_state_dict_is_that_of_nn_dropout() -> None:
-    plain, ours = (nn.Sequential(nn.Linear(4, 8), dropout, nn.Linear(8, 2)) for dropout in (nn.Dropout(), driven(torch.rand(8))))
+    plain, ours = (
+        nn.Sequential(nn.Linear(4, 8), dropout, nn.Linear(8, 2)) for dropout in (nn.Dropout(), driven(torch.rand(8)))
+    )
     assert list(ours.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(plain.state_dict(), strict=True)

@@ -168,7 +168,13 @@ def test_baselines_may_be_a_number_a_tensor_or_a_tuple(quadrature: Quadrature) -
         return layer_conductance(model, x, y, baseline=baseline, quadrature=quadrature, n_steps=5)["1"]
 
     expected = scores(0.5)
-    for same in (torch.full((12,), 0.5), torch.full((1, 12), 0.5), torch.full((6, 12), 0.5), (0.5,), [torch.full((12,), 0.5)]):
+    for same in (
+        torch.full((12,), 0.5),
+        torch.full((1, 12), 0.5),
+        torch.full((6, 12), 0.5),
+        (0.5,),
+        [torch.full((12,), 0.5)],
+    ):
         assert torch.allclose(scores(same), expected)
     assert not torch.allclose(scores(0.0), expected)
     own = torch.randn(6, 12, dtype=torch.float64)

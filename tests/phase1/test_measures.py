@@ -153,7 +153,7 @@ def test_captums_arguments_can_be_changed() -> None:
     assert not torch.allclose(base["1"], other["1"])
 
 
-@pytest.mark.parametrize("name", ["Nothing", "Saliency", "LayerAttribution", "layer_conductance"])
+@pytest.mark.parametrize("name", ["Nothing", "Saliency", "LayerAttribution", "layer_conductance", "LayerLRP"])
 def test_captum_names_that_are_no_layer_attribution_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"CaptumMeasure\\(attribution='{name}'\\).*InternalInfluence"):
         CaptumMeasure(name)

@@ -1,0 +1,387 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_ydrop import (
+    Conductance,
+    ConductanceDropout,
+    ConfigurationError,
+    Measure,
+    Phase1,
+    RandomImportance,
+    YDrop,
+    YDropCallback,
+)
+from tests.networks import perceptron
+
+BATCHES = 4
+X, Y = torch.randn(16 * BATCHES, 12), torch.randint(0, 5, (16 * BATCHES,))
+
+
+class Net(LightningModule):
+    """A perceptron that logs and counts in forward, as some models do."""
+
+    def __init__(self, dropout: type[nn.Module] = ConductanceDropout) -> None:
+        super().__init__()
+        self.body = perceptron(dropout=dropout)
+        self.seen = MulticlassAccuracy(5)
+        self.optimiser_steps = 0
+        self.forwards: list[tuple[int, bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards.append((len(x), self.training, torch.is_autocast_enabled("cpu")))
+        logits: Tensor = self.body(x)
+        self.log("rows", float(len(x)), on_step=True, on_epoch=False)
+        self.log_dict({"norm": logits.detach().float().norm()}, on_step=True, on_epoch=False)
+        self.seen(logits, torch.zeros(len(x), dtype=torch.long))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.log("test_loss", nn.functional.cross_entropy(self.body(x), y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimiser_steps += 1
+
+
+class Validated(Net):
+    """The same with a validation loop."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.cross_entropy(self.body(x), y))
+
+
+class Probe(Callback):
+    """Notes, behind the callback under test, whether the layers are driven in each batch."""
+
+    def __init__(self) -> None:
+        self.active: list[tuple[int, bool]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        layer = next(module for module in pl_module.modules() if isinstance(module, ConductanceDropout))
+        self.active.append((trainer.current_epoch, layer.active))
+
+
+def loader(x: Tensor = X, y: Any = Y) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(x, y), batch_size=16)
+
+
+def trainer_of(*callbacks: Callback, **kwargs: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 3,
+        "log_every_n_steps": 2,
+    }
+    return Trainer(callbacks=list(callbacks), **(quiet | kwargs))
+
+
+@pytest.mark.parametrize("annealing_epochs", [0, 1, 2, 5])
+def test_y_drop_follows_annealing(annealing_epochs: int) -> None:
+    probe = Probe()
+    trainer_of(YDropCallback(annealing_epochs), probe).fit(Net(), loader())
+    assert probe.active == [(epoch, epoch >= annealing_epochs) for epoch in range(3) for _ in range(BATCHES)]
+
+
+def test_phase_1_sees_the_batch_in_evaluation_with_few_rows() -> None:
+    net = Net()
+    trainer_of(YDropCallback(annealing_epochs=1), max_epochs=2).fit(net, loader())
+    training = [(rows, mode) for rows, mode, _ in net.forwards]
+    rehearsal = [(16, False), (16, False)]  # all samples for the checks, then 5 steps of 3 samples and the baseline
+    assert training == rehearsal + [(16, True)] * BATCHES + [(16, False), (16, True)] * BATCHES
+
+
+def test_a_trial_run_tries_phase_1() -> None:
+    probe = Probe()
+    trainer_of(YDropCallback(annealing_epochs=5), probe, fast_dev_run=2).fit(Net(), loader())
+    assert probe.active == [(0, True), (0, True)]
+
+
+def test_settings_reach_the_engine() -> None:
+    class Seeing(Measure):
+        seen: list[Phase1] = []
+
+        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+            self.seen.append(phase1)
+            return Conductance().score(phase1)
+
+    measure = Seeing()
+    callback = YDropCallback(
+        annealing_epochs=0, n_steps=3, num_samples=4, baseline=0.5, quadrature="left", measure=measure, seed=9,
+        elasticity=0.25, initial_drop_prob=0.1,
+    )  # fmt: skip
+    trainer_of(callback, max_epochs=1).fit(Net(), loader())
+    seen = measure.seen[-1]
+    assert (seen.n_steps, len(seen.inputs[0]), seen.quadrature) == (3, 4, "left")
+    assert (seen.starts[0] == 0.5).all()
+    assert callback.engine is not None
+    assert (callback.engine.seed, callback.engine.elasticity, callback.engine.initial_drop_prob) == (9, 0.25, 0.1)
+
+
+def test_it_trains_as_the_engine_in_a_plain_loop() -> None:
+    seed_everything(1, verbose=False)
+    net = Net()
+    trainer_of(YDropCallback(annealing_epochs=0, elasticity=0.1)).fit(net, loader())
+
+    seed_everything(1, verbose=False)
+    body = Net().body
+    engine = YDrop(body, elasticity=0.1)
+    optimizer = torch.optim.SGD(body.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws a seed for each epoch
+        for x, y in zip(X.split(16), Y.split(16), strict=True):
+            engine.step(x, y)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(body(x), y).backward()
+            optimizer.step()
+    for one, other in zip(net.body.parameters(), body.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Observing(YDropCallback):
+    """Phase 1 runs, and its probabilities are not used."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        assert self.engine is not None
+        self.engine.deactivate()
+
+
+def fit_and_collect(
+    callbacks: list[Callback], folder: Path, dropout: type[nn.Module]
+) -> tuple[Net, list[dict[str, str]]]:
+    seed_everything(1, verbose=False)
+    net = Validated(dropout)
+    logger = CSVLogger(folder, name="", version="")
+    trainer_of(*callbacks, logger=logger).fit(net, loader(), loader())
+    with (folder / "metrics.csv").open() as file:
+        return net, list(csv.DictReader(file))
+
+
+def test_weights_logs_and_metrics_are_those_of_nn_dropout_when_phase_1_only_observes(tmp_path: Path) -> None:
+    plain, plain_logs = fit_and_collect([], tmp_path / "plain", nn.Dropout)
+    observed, logs = fit_and_collect([Observing(annealing_epochs=0)], tmp_path / "observed", ConductanceDropout)
+    for one, other in zip(plain.parameters(), observed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert plain.seen.update_count == observed.seen.update_count
+    for state, value in plain.seen.metric_state.items():
+        assert torch.equal(value, observed.seen.metric_state[state])
+    ours = [{key: value for key, value in row.items() if "ydrop" not in key} for row in logs]
+    assert [
+        row for row in ours if any(value for key, value in row.items() if key not in ("epoch", "step"))
+    ] == plain_logs
+
+
+def test_without_the_callback_and_while_annealing_training_is_that_of_nn_dropout(tmp_path: Path) -> None:
+    plain, _ = fit_and_collect([], tmp_path / "plain", nn.Dropout)
+    for name, callbacks in {"without": [], "annealing": [YDropCallback(annealing_epochs=9)]}.items():
+        net, _ = fit_and_collect(list(callbacks), tmp_path / name, ConductanceDropout)
+        for one, other in zip(plain.parameters(), net.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_it_logs_rates_and_the_spread_of_importance(tmp_path: Path) -> None:
+    _, logs = fit_and_collect([YDropCallback(annealing_epochs=1)], tmp_path, ConductanceDropout)
+    for layer in ("body.1", "body.4"):
+        rows = [row for row in logs if row[f"ydrop/{layer}/drop_prob"]]
+        assert [int(row["step"]) for row in rows] == [5, 7, 9, 11]  # every second batch, once annealing is over
+        for row in rows:
+            assert 0.3 < float(row[f"ydrop/{layer}/drop_prob"]) < 0.7
+            assert 0.2 <= float(row[f"ydrop/{layer}/top20_share"]) <= 1
+
+
+def test_without_a_logger_nothing_is_computed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(YDropCallback, "_log", None)
+    trainer_of(YDropCallback(annealing_epochs=0)).fit(Net(), loader())
+
+
+@pytest.mark.parametrize(("precision", "autocast"), [("32-true", False), ("bf16-mixed", True), ("bf16-true", False)])
+def test_phase_1_runs_in_the_precision_of_training(precision: str, autocast: bool) -> None:
+    net = Net()
+    callback = YDropCallback(annealing_epochs=0)
+    trainer_of(callback, precision=precision, max_epochs=1).fit(net, loader())
+    assert {seen for _, _, seen in net.forwards} == {autocast}
+    assert callback.engine is not None
+    for name, layer in callback.engine.layers.items():
+        assert (
+            callback.engine.scores[name].dtype == layer.drop_prob.dtype == layer.mean_drop_prob.dtype == torch.float32
+        )
+
+
+def test_evaluation_and_checkpoints_are_those_of_nn_dropout(tmp_path: Path) -> None:
+    net = Net()
+    trainer = trainer_of(YDropCallback(annealing_epochs=0), max_epochs=1)
+    trainer.fit(net, loader())
+    trainer.save_checkpoint(tmp_path / "ours.ckpt")
+    assert list(net.state_dict()) == list(Net(nn.Dropout).state_dict())
+    plain = Net(nn.Dropout)
+    plain.load_state_dict(torch.load(tmp_path / "ours.ckpt", weights_only=True)["state_dict"], strict=True)
+    assert torch.equal(net.eval().body(X), plain.eval().body(X))
+    with pytest.warns(UserWarning, match="Please add the following callbacks"):
+        trainer_of().test(Net(nn.Dropout), loader(), ckpt_path=str(tmp_path / "ours.ckpt"), verbose=False)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("measure", [Conductance(), RandomImportance()], ids=repr)
+def test_resumed_at_the_end_of_an_epoch_it_is_the_uninterrupted_run(
+    stop: int, measure: Measure, tmp_path: Path
+) -> None:
+    class Reseed(Callback):
+        """Sets torch's random stream for each batch: what is under test is what the callback itself keeps."""
+
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            torch.manual_seed(trainer.global_step)
+
+    class Saving(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    def callbacks() -> list[Callback]:
+        return [YDropCallback(annealing_epochs=2, elasticity=0.1, measure=measure), Reseed()]
+
+    def fresh() -> Net:
+        seed_everything(1, verbose=False)
+        return Net()
+
+    whole, begun, resumed = fresh(), fresh(), fresh()
+    uninterrupted = trainer_of(*callbacks(), max_epochs=5)
+    uninterrupted.fit(whole, loader())
+    interrupted, second = trainer_of(*callbacks(), Saving(), max_epochs=stop), trainer_of(*callbacks(), max_epochs=5)
+    interrupted.fit(begun, loader())
+    second.fit(resumed, loader(), ckpt_path=str(tmp_path / "last.ckpt"))
+
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    ours, theirs = (next(c for c in t.callbacks if isinstance(c, YDropCallback)) for t in (uninterrupted, second))  # type: ignore[attr-defined]
+    assert ours.engine is not None
+    assert theirs.engine is not None
+    for name, layer in ours.engine.layers.items():
+        assert torch.equal(layer.mean_drop_prob, theirs.engine.layers[name].mean_drop_prob)
+
+
+def test_a_checkpoint_of_plain_training_starts_y_drop_cold(tmp_path: Path) -> None:
+    plain = trainer_of(max_epochs=1)
+    plain.fit(Net(nn.Dropout), loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    probe = Probe()
+    trainer_of(YDropCallback(annealing_epochs=1), probe, max_epochs=2).fit(
+        Net(), loader(), ckpt_path=str(tmp_path / "plain.ckpt")
+    )
+    assert probe.active == [(1, True)] * BATCHES
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_afterwards_the_layers_are_vanilla(raises: bool) -> None:
+    class Failing(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise RuntimeError("out of order")
+
+    net = Net()
+    trainer = trainer_of(YDropCallback(annealing_epochs=0), *([Failing()] if raises else []), max_epochs=1)
+    if raises:
+        with pytest.raises(RuntimeError, match="out of order"):
+            trainer.fit(net, loader())
+    else:
+        trainer.fit(net, loader())
+    layers = [module for module in net.modules() if isinstance(module, ConductanceDropout)]
+    assert not any(layer.active for layer in layers)
+    assert not any(module._forward_hooks for module in net.modules())
+    assert "log" not in net.__dict__
+
+
+def test_one_callback_serves_one_fit_after_another() -> None:
+    callback = YDropCallback(annealing_epochs=0, elasticity=0.5)
+    first, second = Net(), Net()
+    trainer_of(callback, max_epochs=1).fit(first, loader())
+    trainer_of(callback, max_epochs=1).fit(second, loader())
+    assert callback.engine is not None
+    assert callback.engine.model is second
+    assert callback.engine.state_dict()["steps_taken"] == BATCHES
+
+
+class Built(Net):
+    """Gets its layers when training is set up."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__(nn.Identity)
+        self.hook = hook
+
+    def setup(self, stage: str) -> None:
+        if self.hook == "setup":
+            self.body[1] = ConductanceDropout()
+
+    def configure_model(self) -> None:
+        if self.hook == "configure_model":
+            self.body[1] = ConductanceDropout()
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_layers_that_are_built_late_are_found(hook: str) -> None:
+    callback = YDropCallback(annealing_epochs=0)
+    trainer_of(callback, max_epochs=1).fit(Built(hook), loader())
+    assert callback.engine is not None
+    assert list(callback.engine.layers) == ["body.1"]
+
+
+class Returning(Net):
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": super().forward(x)}
+
+
+@pytest.mark.parametrize("annealing_epochs", [0, 9])
+@pytest.mark.parametrize(
+    ("net", "data", "message"),
+    [
+        (lambda: Net(nn.Dropout), loader, r"Net holds no ConductanceDropout.*body\.1 \(Dropout\), body\.4 \(Dropout\)"),
+        (Net, lambda: loader(y=Y + 1), "classes from 1 to 5|classes from 2 to 5"),
+        (Returning, loader, r"forward returned dict\('logits'"),
+        (Net, lambda: loader(X.long()), "between integers there is nothing to walk on"),
+        (Net, lambda: DataLoader(TensorDataset(X), batch_size=16), r"The batch is list\(Tensor"),
+        (Net, lambda: DataLoader(TensorDataset(X, Y, Y), batch_size=16), r"The batch is list\(Tensor"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    net: Any, data: Any, message: str, annealing_epochs: int
+) -> None:
+    model = net()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(ConfigurationError, match=message):
+        trainer_of(YDropCallback(annealing_epochs)).fit(model, data())
+    assert model.optimiser_steps == 0
+    assert all(torch.equal(one, other) for one, other in zip(weights, model.parameters(), strict=True))
+
+
+def test_more_than_one_process_is_refused_for_now() -> None:
+    callback = YDropCallback()
+    trainer = trainer_of(callback)
+
+    class Two:
+        world_size = 2
+
+    with pytest.raises(ConfigurationError, match="a Trainer of 2 processes"):
+        callback.setup(Two(), Net(), "fit")  # type: ignore[arg-type]
+    callback.setup(trainer, Net(), "fit")
+
+
+def test_testing_with_the_callback_needs_no_layers() -> None:
+    trainer_of(YDropCallback()).test(Net(nn.Dropout), loader(), verbose=False)

@@ -1,0 +1,117 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchvision.datasets.mnist import read_image_file
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+CONFIGS = EXAMPLES / "configs"
+ARMS = ["plain", "dropout", "ydrop", "random"]
+
+
+def run(*args: object) -> str:
+    """Run a program of examples/ as its users do, and return all that it says."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def train(*args: object) -> str:
+    return run(EXAMPLES / "train.py", "fit", f"--config={CONFIGS / 'base.yaml'}", *args)
+
+
+def test_a_run_shows_its_progress_and_leaves_what_it_promises(tmp_path: Path) -> None:
+    said = train(
+        f"--config={CONFIGS / 'ydrop.yaml'}", "--trainer.max_epochs=4", "--model.hidden=[32,16]",
+        "--trainer.callbacks.init_args.annealing_epochs=1",
+    )  # fmt: skip
+    assert "Epoch 3: 100%" in said
+    assert "test_acc" in said
+    (folder,) = (tmp_path / "runs/train").iterdir()
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["val_acc"]]) == 4
+    assert float(next(row["test_acc"] for row in rows if row["test_acc"])) > 0.5
+    assert any(row["ydrop/network.2/top20_share"] for row in rows)
+    with (folder / "conductance.csv").open() as file:
+        units = list(csv.DictReader(file))
+    assert len(units) == 32
+    assert len([unit for unit in units if unit["network.4"]]) == 16
+
+
+def test_arms_are_compared_in_one_table(tmp_path: Path) -> None:
+    said = run(
+        EXAMPLES / "compare.py", "--arms", *ARMS, "--seeds", 0, 1, "--jobs", 2,
+        "--trainer.max_epochs=3", "--model.hidden=[16,16]", "--trainer.enable_model_summary=false",
+    )  # fmt: skip
+    table = (tmp_path / "runs/compare/table.md").read_text()
+    assert table.strip() in said
+    for arm in ARMS:
+        assert f"| {arm} | " in table
+    assert (tmp_path / "runs/compare/picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_what_its_file_says(arm: str) -> None:
+    printed = train(f"--config={CONFIGS / f'{arm}.yaml'}", "--print_config=skip_default")
+    config = yaml.safe_load(printed[printed.index("seed_everything") :])
+    kinds = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
+    assert kinds[:2] == ["lightning.pytorch.callbacks.EarlyStopping", "lightning.pytorch.callbacks.ModelCheckpoint"]
+    assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random"))
+    assert config.get("model", {}).get("dropout", "none") == {"plain": "none", "dropout": "vanilla"}.get(arm, "conductance")
+
+
+def test_what_the_callback_takes_can_be_read_and_set_on_the_command_line() -> None:
+    said = train("--trainer.callbacks.help=lightning_ydrop.YDropCallback")
+    for argument in (
+        "annealing_epochs",
+        "elasticity",
+        "buckets.high.mean",
+        "baseline",
+        "quadrature",
+        "measure",
+        "seed",
+    ):
+        assert f"--trainer.callbacks.{argument}" in said.replace("init_args.", "")
+    printed = train(
+        "--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callbacks.buckets.strong_fraction=0.25",
+        '--trainer.callbacks.measure={"class_path": "lightning_ydrop.Inverted", '
+        '"init_args": {"measure": "lightning_ydrop.Conductance"}}', "--print_config",
+    )  # fmt: skip
+    callback = yaml.safe_load(printed[printed.index("seed_everything") :])["trainer"]["callbacks"][-1]
+    assert callback["init_args"]["buckets"]["strong_fraction"] == 0.25
+    assert callback["init_args"]["measure"]["class_path"].endswith("Inverted")
+
+
+def test_a_wrong_setting_in_yaml_ends_before_training_with_its_message() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "train.py", "fit", f"--config={CONFIGS / 'base.yaml'}"),
+            *("--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callbacks.elasticity=1.5"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]." in done.stdout + done.stderr
+
+
+def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
+    images = read_image_file(str(Path(mnist_root) / "MNIST/raw/train-images-idx3-ubyte"))
+    assert images.shape == (60000, 28, 28)
+    assert images.dtype == torch.uint8
+    said = train(
+        f"--config={CONFIGS / 'mnist.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}", f"--data.root={mnist_root}",
+        "--trainer.fast_dev_run=3",
+    )  # fmt: skip
+    assert "max_steps=3" in said
