@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # these networks are so small that threads would only wait for each other
 
 
@@ -29,6 +28,6 @@ def mnist_root(request: pytest.FixtureRequest) -> str:
     """Folder of MNIST, or a skip."""
     root = request.config.getoption("--mnist-root")
     if root is None:
-        pytest.skip("needs --mnist-root")
+        pytest.skip("needs --mnist-root=DIR")
     root = request.config.invocation_params.dir / root  # as typed, though each test runs in a folder of its own
     return str(Path(root).resolve())

@@ -10,8 +10,15 @@ ROOT = Path(__file__).parent.parent
 IMPORT_WITH_THE_CORE_ALONE = """
 import sys
 
-for absent in ("jsonargparse", "sklearn", "torchvision", "tensorboard", "hypothesis"):
-    sys.modules[absent] = None
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("jsonargparse", "sklearn", "torchvision", "tensorboard", "hypothesis"):
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Absent)
 
 import torch
 from torch import nn

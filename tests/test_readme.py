@@ -28,7 +28,7 @@ def test_there_is_python_to_run_above_line_30() -> None:
 def test_yaml_makes_the_callback_that_python_makes(tmp_path: Path) -> None:
     (block,) = blocks("yaml")
     (tmp_path / "ydrop.yaml").write_text(block)
-    command = [
+    command: list[str | Path] = [
         *(sys.executable, ROOT / "examples/train.py", "fit", f"--config={ROOT / 'examples/configs/base.yaml'}"),
         *("--model.dropout=conductance", f"--config={tmp_path / 'ydrop.yaml'}", "--trainer.fast_dev_run=1"),
     ]

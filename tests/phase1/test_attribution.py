@@ -80,8 +80,8 @@ def test_trapezoid_converges_fastest() -> None:
         return (scores["0"].sum(1) - change).abs().mean().item()
 
     for one_sided in ("right", "left"):
-        assert 8 < error(one_sided, 100) / error(one_sided, 1000) < 12  # type: ignore[arg-type] # first order
-        assert error("trapezoid", 100) < error(one_sided, 100) / 10  # type: ignore[arg-type]
+        assert 8 < error(one_sided, 100) / error(one_sided, 1000) < 12  # first order
+        assert error("trapezoid", 100) < error(one_sided, 100) / 10
     assert 80 < error("trapezoid", 100) / error("trapezoid", 1000) < 120  # second order
 
 
@@ -300,7 +300,7 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
     ("call", "message"),
     [
         (lambda: layer_conductance(MODEL, X, Y, n_steps=0), r"layer_conductance\(n_steps=0\)"),
-        (lambda: layer_conductance(MODEL, X, Y, quadrature="middle"), "quadrature='middle'"),
+        (lambda: layer_conductance(MODEL, X, Y, quadrature="middle"), "quadrature='middle'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y, max_rows=1), "max_rows=1"),
         (lambda: layer_conductance(MODEL, X, Y, layers="9"), "layers=9.*0, 1, 2"),
         (lambda: layer_conductance(MODEL, X, Y, layers=nn.LSTM), "layers=LSTM"),

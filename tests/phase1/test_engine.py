@@ -252,7 +252,8 @@ def test_a_state_of_another_network_is_refused() -> None:
 
 
 def test_compilation_does_not_show_in_the_state() -> None:
-    engine = YDrop(nn.Sequential(torch.compile(perceptron(), backend="eager")))  # type: ignore[arg-type]
+    compiled: Any = torch.compile(perceptron(), backend="eager")
+    engine = YDrop(nn.Sequential(compiled))
     assert list(engine.state_dict()["layers"]) == ["0.1", "0.4"]
 
 

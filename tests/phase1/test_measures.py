@@ -129,7 +129,7 @@ def test_captums_conductance_chooses_the_same_buckets_as_ours(kind: str) -> None
 def test_captum_is_not_misled_by_in_place_activations(attribution: str, activation: type[nn.Module]) -> None:
     x, y = 3 * torch.randn(6, 12), torch.randint(0, 5, (6,))
     torch.manual_seed(3)
-    copying, in_place = perceptron(activation), perceptron(lambda: activation(inplace=True))  # type: ignore[call-arg]
+    copying, in_place = perceptron(activation), perceptron(lambda: activation(inplace=True))
     in_place.load_state_dict(copying.state_dict())
     measure = CaptumMeasure(attribution)
     expected, scores = (measure.score(phase1_of(model, x, y)) for model in (copying, in_place))

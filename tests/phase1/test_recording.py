@@ -180,7 +180,7 @@ def test_a_tape_keeps_every_call_in_order() -> None:
 
 def test_transformer_layers_are_measured_inside() -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    encoder.dropout = ConductanceDropout(unit_dim=-1)
+    encoder.register_module("dropout", ConductanceDropout(unit_dim=-1))
     model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(32, 3)).requires_grad_(False)
     scores = layer_conductance(model, torch.randn(5, 4, 8), 0)
     assert scores["0.dropout"].shape == (5, 16)
@@ -190,7 +190,8 @@ def test_transformer_layers_are_measured_inside() -> None:
 def test_compiled_parts_are_measured_eagerly() -> None:
     torch._dynamo.reset()
     plain = nn.Sequential(nn.Linear(6, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 3))
-    outer = nn.Sequential(torch.compile(plain, backend="aot_eager"))  # type: ignore[arg-type]
+    compiled: Any = torch.compile(plain, backend="aot_eager")
+    outer = nn.Sequential(compiled)
     x = torch.randn(4, 6)
     outer(x)
     expected = layer_conductance(plain, x, 0)
