@@ -20,7 +20,7 @@ def draw_runs(runs: Mapping[str, Path], picture: Path) -> None:
         picture: The file to write.
 
     """
-    layers = sorted({layer for run in runs.values() for layer in _read_conductance(run)})
+    layers = list(dict.fromkeys(layer for run in runs.values() for layer in _read_conductance(run)))
     figure, panels = plt.subplots(1, 1 + len(layers), figsize=(4.5 * (1 + len(layers)), 3.8), layout="constrained")
     for number, (label, run) in enumerate(runs.items()):
         color = f"C{number}"
@@ -29,7 +29,7 @@ def draw_runs(runs: Mapping[str, Path], picture: Path) -> None:
         for panel, layer in zip(panels[1:], layers, strict=True):
             panel.plot(sorted(conductance[layer], reverse=True), label=label, color=color)
             panel.set(title=f"{layer}: importance of each unit", xlabel="units, sorted", ylabel="mean conductance")
-    panels[0].set(title="training", xlabel="epoch", ylabel="cross-entropy", yscale="log")
+    panels[0].set(title="loss: training dotted, validation solid", xlabel="epoch", ylabel="cross-entropy", yscale="log")
     for panel in panels:
         panel.legend(frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
@@ -42,7 +42,7 @@ def _draw_losses(panel: Axes, run: Path, label: str, color: str) -> None:
         rows = list(csv.DictReader(file))
     for column, style in (("train_loss", ":"), ("val_loss", "-")):
         points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
-        panel.plot(*zip(*points, strict=True), style, color=color, label=f"{label}, {column.split('_')[0]}")
+        panel.plot(*zip(*points, strict=True), style, color=color, label=label if style == "-" else None)
 
 
 def _read_conductance(run: Path) -> dict[str, list[float]]:
