@@ -186,11 +186,11 @@ def conductance(
     if quadrature != "right" and target is not None:
         # The gradient at the start counts, and is another one for each sample's target: no row serves two samples.
         starts = tuple(start.expand_as(item) for start, item in zip(starts, inputs, strict=True))
+    if max_rows is None or len(starts[0]) + n_steps * num_samples <= max_rows:
+        return _one_pass(model, layers, inputs, target, starts, n_steps, quadrature, objective, unit_dim)
     measure = partial(
         conductance, model, layers, quadrature=quadrature, objective=objective, unit_dim=unit_dim, max_rows=max_rows
     )
-    if max_rows is None or len(starts[0]) + n_steps * num_samples <= max_rows:
-        return _one_pass(model, layers, inputs, target, starts, n_steps, quadrature, objective, unit_dim)
     if num_samples > 1:
         halves = [slice(None, num_samples // 2), slice(num_samples // 2, None)]
         parts = [

@@ -33,8 +33,7 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(_metrics_kept(model))
         stack.enter_context(_slow_attention())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.inference_mode(False))  # which turns gradients on, after torch.no_grad() too
         yield
 
 

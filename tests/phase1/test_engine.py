@@ -216,6 +216,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(measure: Measure | None) -> None
     resumed.load_state_dict(weights)
     resumed_engine = YDrop(resumed, **settings)
     resumed_engine.load_state_dict(state)
+    assert all(layer.active for layer in resumed_engine.layers.values())
     torch.set_rng_state(random)
     train(resumed_engine, resumed, batches[5:])
 
