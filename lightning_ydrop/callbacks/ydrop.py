@@ -182,13 +182,12 @@ def _logging_muted(pl_module: LightningModule) -> Iterator[None]:
     modules = [module for module in pl_module.modules() if isinstance(module, LightningModule)]
     try:
         for module in modules:
-            # Set on the instance, where it stands before the method of the class.
-            module.__dict__["log"] = module.__dict__["log_dict"] = _ignore
+            # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
+            module.__dict__["log"] = _ignore
         yield
     finally:
         for module in modules:
             module.__dict__.pop("log", None)
-            module.__dict__.pop("log_dict", None)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

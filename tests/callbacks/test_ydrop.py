@@ -24,7 +24,8 @@ from lightning_ydrop import (
 from tests.networks import perceptron
 
 BATCHES = 4
-X, Y = torch.randn(16 * BATCHES, 12), torch.randint(0, 5, (16 * BATCHES,))
+X = torch.randn(16 * BATCHES, 12, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(16 * BATCHES) % 5
 
 
 class Net(LightningModule):
@@ -40,8 +41,10 @@ class Net(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         self.forwards.append((len(x), self.training, torch.is_autocast_enabled("cpu")))
         logits: Tensor = self.body(x)
-        self.log("rows", float(len(x)), on_step=True, on_epoch=False)
-        self.log_dict({"norm": logits.detach().float().norm()}, on_step=True, on_epoch=False)
+        self.log("rows", float(len(x)), on_step=True, on_epoch=True)
+        self.log_dict({"norm": logits.detach().float().norm()}, on_step=True, on_epoch=True)
+        if not self.training:
+            self.log_dict({"evaluations": 1.0}, on_step=True, on_epoch=False)
         self.seen(logits, torch.zeros(len(x), dtype=torch.long))
         return logits
 
@@ -210,9 +213,22 @@ def test_it_logs_rates_and_the_spread_of_importance(tmp_path: Path) -> None:
             assert 0.2 <= float(row[f"ydrop/{layer}/top20_share"]) <= 1
 
 
-def test_without_a_logger_nothing_is_computed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(YDropCallback, "_log", None)
-    trainer_of(YDropCallback(annealing_epochs=0)).fit(Net(), loader())
+@pytest.mark.parametrize(("listens", "times"), [(False, 0), (True, 6)])
+def test_values_are_computed_when_a_logger_wants_them(
+    listens: bool, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logged: list[LightningModule] = []
+    monkeypatch.setattr(YDropCallback, "_log", lambda callback, pl_module: logged.append(pl_module))
+    logger = CSVLogger(tmp_path) if listens else False
+    trainer_of(YDropCallback(annealing_epochs=0), logger=logger).fit(Net(), loader())
+    assert len(logged) == times
+
+
+def test_every_fit_is_rehearsed() -> None:
+    net, callback = Net(), YDropCallback(annealing_epochs=9)
+    trainer_of(callback).fit(net, loader())
+    with pytest.raises(ConfigurationError, match="for an output of 5 classes"):
+        trainer_of(callback).fit(net, loader(y=Y + 5))
 
 
 @pytest.mark.parametrize(("precision", "autocast"), [("32-true", False), ("bf16-mixed", True), ("bf16-true", False)])
@@ -353,7 +369,7 @@ class Returning(Net):
     ("net", "data", "message"),
     [
         (lambda: Net(nn.Dropout), loader, r"Net holds no ConductanceDropout.*body\.1 \(Dropout\), body\.4 \(Dropout\)"),
-        (Net, lambda: loader(y=Y + 1), "classes from 1 to 5|classes from 2 to 5"),
+        (Net, lambda: loader(y=Y + 1), "classes from 1 to 5"),
         (Returning, loader, r"forward returned dict\('logits'"),
         (Net, lambda: loader(X.long()), "between integers there is nothing to walk on"),
         (Net, lambda: DataLoader(TensorDataset(X), batch_size=16), r"The batch is list\(Tensor"),
