@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from typing_extensions import override
 
 from lightning_ydrop.errors import ConfigurationError, check_count
 from lightning_ydrop.functional.attribution import Quadrature, top_share
@@ -62,33 +61,24 @@ class YDropCallback(Callback):
         seed: int = 0,
     ) -> None:
         check_count("YDropCallback", "annealing_epochs", annealing_epochs, minimum=0, example=2)
-        check_settings(
-            "YDropCallback",
-            elasticity=elasticity,
-            buckets=buckets,
-            initial_drop_prob=initial_drop_prob,
-            n_steps=n_steps,
-            num_samples=num_samples,
-            baseline=baseline,
-            quadrature=quadrature,
-            measure=measure,
-            seed=seed,
-        )
+        self._settings: dict[str, Any] = {
+            "elasticity": elasticity,
+            "buckets": buckets,
+            "initial_drop_prob": initial_drop_prob,
+            "n_steps": n_steps,
+            "num_samples": num_samples,
+            "baseline": baseline,
+            "quadrature": quadrature,
+            "measure": measure,
+            "seed": seed,
+        }
+        # Now, though the engine checks them too: a bad YAML file should fail when it is parsed.
+        check_settings("YDropCallback", **self._settings)
         self.annealing_epochs = annealing_epochs
-        self.elasticity = elasticity
-        self.buckets = buckets
-        self.initial_drop_prob = initial_drop_prob
-        self.n_steps = n_steps
-        self.num_samples = num_samples
-        self.baseline = baseline
-        self.quadrature: Quadrature = quadrature
-        self.measure = measure
-        self.seed = seed
         self.engine: YDrop | None = None
         self._state_to_load: dict[str, Any] = {}
         self._rehearsed = False
 
-    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would train wrongly."""
         if stage == "fit" and trainer.world_size > 1:
@@ -98,24 +88,11 @@ class YDropCallback(Callback):
                 "Train with devices=1 and num_nodes=1.",
             )
 
-    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: by now `setup` and `configure_model` have built them."""
         if self.engine is None or self.engine.model is not pl_module:
-            self.engine = YDrop(
-                pl_module,
-                elasticity=self.elasticity,
-                buckets=self.buckets,
-                initial_drop_prob=self.initial_drop_prob,
-                n_steps=self.n_steps,
-                num_samples=self.num_samples,
-                baseline=self.baseline,
-                quadrature=self.quadrature,
-                measure=self.measure,
-                seed=self.seed,
-            )
+            self.engine = YDrop(pl_module, **self._settings)
 
-    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
         assert self.engine is not None
@@ -124,7 +101,6 @@ class YDropCallback(Callback):
             self._state_to_load = {}
         self._rehearsed = False
 
-    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
@@ -142,22 +118,18 @@ class YDropCallback(Callback):
         if trainer.loggers and every and (trainer.fit_loop.total_batch_idx + 1) % every == 0:
             self._log(pl_module)
 
-    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the layers as vanilla dropout: Lightning does not call `teardown` when a fit raises."""
         self._release()
 
-    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the layers as vanilla dropout."""
         self._release()
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         """Give the running means and the number of steps; the model's own state_dict has no trace of them."""
         return self._state_to_load if self.engine is None else self.engine.state_dict()
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""
         self._state_to_load = state_dict
