@@ -128,7 +128,9 @@ class YDropCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the running means and the number of steps; the model's own state_dict has no trace of them."""
-        return self._state_to_load if self.engine is None else self.engine.state_dict()
+        if self._state_to_load or self.engine is None:
+            return self._state_to_load  # what is still to be taken up is the state, whoever asks before then
+        return self.engine.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""

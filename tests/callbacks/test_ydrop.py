@@ -306,6 +306,23 @@ def test_a_checkpoint_of_plain_training_starts_y_drop_cold(tmp_path: Path) -> No
     assert probe.active == [(1, True)] * BATCHES
 
 
+def test_a_state_that_is_not_taken_up_yet_is_not_lost() -> None:
+    first = YDropCallback(annealing_epochs=0)
+    trainer_of(first, max_epochs=1).fit(Net(), loader())
+    state = first.state_dict()
+
+    class Asking(Callback):
+        """Saves and restores before training starts, as learning rate finders do."""
+
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            second.load_state_dict(second.state_dict())
+
+    second = YDropCallback(annealing_epochs=9)
+    second.load_state_dict(state)
+    trainer_of(second, Asking(), max_epochs=1).fit(Net(), loader())
+    assert second.state_dict()["steps_taken"] == state["steps_taken"] == BATCHES
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_afterwards_the_layers_are_vanilla(raises: bool) -> None:
     class Failing(Callback):
