@@ -11,7 +11,7 @@ from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.phase1.batches import Baseline, Inputs, as_inputs, start_points
-from lightning_ydrop.phase1.objectives import Target, check_target, target_output
+from lightning_ydrop.phase1.objectives import Target, check_pairs, check_target, target_output
 from lightning_ydrop.phase1.recording import borrowed, recording
 
 LayerChoice = str | type[nn.Module]
@@ -74,12 +74,7 @@ def layer_conductance(
     num_samples = len(listed[0])
     if isinstance(target, int):
         target = torch.full((num_samples,), target, device=listed[0].device)
-    if target is not None and len(target) != num_samples:
-        raise ConfigurationError(
-            f"{len(target)} targets were given for {num_samples} samples.",
-            "Every sample has one target.",
-            "Pass a target for each sample, one class index for all of them, or None.",
-        )
+    check_pairs(target, num_samples)
     chosen = select_layers(model, layers)
 
     def checked_output(output: Tensor, rows_target: Target) -> Tensor:

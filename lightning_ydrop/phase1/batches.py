@@ -44,7 +44,7 @@ def as_inputs(inputs: Inputs) -> tuple[Tensor, ...]:
         ConfigurationError: If one is no floating tensor, or they differ in their number of samples.
 
     """
-    listed = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    listed = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not listed or not all(isinstance(item, Tensor) for item in listed):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",

@@ -22,7 +22,7 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.phase1.attribution import count_units, select_layers
 from lightning_ydrop.phase1.batches import Baseline, Inputs, as_inputs, check_baseline, start_points, take_rows
 from lightning_ydrop.phase1.measures import Conductance, Measure, Phase1, check_measure
-from lightning_ydrop.phase1.objectives import Target, check_target
+from lightning_ydrop.phase1.objectives import Target, check_pairs, check_target
 from lightning_ydrop.phase1.recording import borrowed, recording
 
 
@@ -150,15 +150,10 @@ class YDrop:
 
         """
         listed = as_inputs(inputs)
+        check_pairs(target, len(listed[0]))
         with borrowed(self.model, listed[0].device), recording(self.layers) as tape, torch.no_grad():
             output = self.model(*listed)
         check_target(output, target)
-        if target is not None and len(target) != len(listed[0]):
-            raise ConfigurationError(
-                f"{len(target)} targets were given for {len(listed[0])} samples.",
-                "Every sample has one target.",
-                "Pass the inputs and targets of the same batch.",
-            )
         scores = self._score(inputs, target)
         for name, values in scores.items():
             layer = self.layers[name]

@@ -31,6 +31,29 @@ def target_output(output: Tensor, target: Target) -> Tensor:
     return output.gather(1, target.long().unsqueeze(1)).squeeze(1)
 
 
+def check_pairs(target: Any, num_samples: int) -> None:
+    """Refuse what is no target for a number of samples.
+
+    Raises:
+        ConfigurationError: If the target is neither None nor a tensor with one entry for each sample.
+
+    """
+    if target is None:
+        return
+    if not isinstance(target, Tensor):
+        raise ConfigurationError(
+            f"The target is {describe(target)}.",
+            "A target is a tensor of class indices (B,) or soft labels (B, C), or None for the sum of the outputs.",
+            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor.",
+        )
+    if target.shape[:1] != (num_samples,):
+        raise ConfigurationError(
+            f"The target is {describe(target)} for {num_samples} samples.",
+            "Every sample has one target, in the first dimension.",
+            "Pass inputs and targets of the same batch.",
+        )
+
+
 def check_target(output: Any, target: Target) -> None:
     """Refuse an output or a target that `target_output` cannot read. It looks at values, so a device has to catch up.
 
@@ -50,12 +73,6 @@ def check_target(output: Any, target: Target) -> None:
         )
     if target is None:
         return
-    if not isinstance(target, Tensor):
-        raise ConfigurationError(
-            f"The target is {describe(target)}.",
-            "A target is a tensor of class indices (B,) or soft labels (B, C), or None for the sum of the outputs.",
-            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor.",
-        )
     if output.ndim != 2:
         raise ConfigurationError(
             f"The model's forward returned {describe(output)} for the target {describe(target)}.",

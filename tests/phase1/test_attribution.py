@@ -306,7 +306,7 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X, Y, layers=nn.LSTM), "layers=LSTM"),
         (lambda: layer_conductance(MODEL, X, Y + 5), "classes from 5 to 5 for an output of 5 classes"),
         (lambda: layer_conductance(MODEL, X, Y - 1), "classes from -1 to -1"),
-        (lambda: layer_conductance(MODEL, X, Y[:3]), "3 targets were given for 6 samples"),
+        (lambda: layer_conductance(MODEL, X, Y[:3]), "for 6 samples"),
         (lambda: layer_conductance(MODEL, X, torch.rand(6, 4)), "soft labels"),
         (lambda: layer_conductance(MODEL, X, baseline=torch.zeros(11)), r"shape=\(11,\)"),
         (lambda: layer_conductance(MODEL, X, baseline=torch.zeros(5, 12)), r"shape=\(5, 12\)"),

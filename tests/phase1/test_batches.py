@@ -48,6 +48,8 @@ def test_other_batches_are_shown_and_refused(batch: Any, shown: str) -> None:
         ((X, X > 0), "dtype=torch.bool"),
         ((), "non-empty tuple"),
         (("text",), "non-empty tuple"),
+        (5, "The inputs are 5"),
+        ({"x": X}, "The inputs are dict"),
         ((X, X[:2]), "same number of samples"),
         (X[:0], "at least one"),
         (X.sum(), "first dimension"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.phase1.objectives import check_target, target_output
+from lightning_ydrop.phase1.objectives import check_pairs, check_target, target_output
 
 OUTPUT = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 
@@ -47,7 +47,6 @@ def test_what_fits_passes(output: Any, target: Any) -> None:
         (None, None, "forward returned None"),
         (OUTPUT.long(), None, "dtype=torch.int64"),
         (OUTPUT.sum(), None, r"shape=\(\)"),
-        (OUTPUT, [0, 1], r"The target is list\(0, 1\)"),
         (OUTPUT.unsqueeze(2), torch.tensor([0, 1]), r"the output has the shape \(B, C\)"),
         (OUTPUT, torch.rand(2), "For class indices convert it with target.long"),
         (OUTPUT, torch.rand(2, 4), "soft labels"),
@@ -60,3 +59,18 @@ def test_what_fits_passes(output: Any, target: Any) -> None:
 def test_what_does_not_fit_is_refused(output: Any, target: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         check_target(output, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ([0, 1], r"The target is list\(0, 1\)"),
+        (1.0, "The target is 1.0"),
+        (torch.tensor(1), r"shape=\(\).* for 2 samples"),
+        (torch.tensor([0, 1, 2]), r"shape=\(3,\).* for 2 samples"),
+    ],
+)
+def test_what_is_no_target_for_the_samples_is_refused(target: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_pairs(target, 2)
+    check_pairs(None, 2)
