@@ -4,7 +4,9 @@ Every message names the call as it was typed with the offending value, then what
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Number
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,12 +39,23 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype}, device={value.device})"
     if isinstance(value, Mapping):
-        return f"{type(value).__name__}({', '.join(f'{key!r}: {describe(item)}' for key, item in value.items())})"
+        return f"{type(value).__name__}({_listed([f'{key!r}: {describe(item)}' for key, item in value.items()])})"
+    if is_dataclass(value) and not isinstance(value, type):
+        named = [f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value)]
+        return f"{type(value).__name__}({_listed(named)})"
     if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__}({', '.join(describe(item) for item in value)})"
-    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{type(value).__name__}({_listed([describe(item) for item in value])})"
+    if value is None or isinstance(value, (bool, int, float, str, Number)):
         return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return type(value).__name__
+
+
+def _listed(items: Sequence[str], most: int = 8) -> str:
+    """Put the first few items into one line, and say how many more there are."""
+    more = [f"... {len(items) - most} more"] if len(items) > most else []
+    return ", ".join([*items[:most], *more])
 
 
 def check_rate(owner: str, name: str, value: float) -> None:

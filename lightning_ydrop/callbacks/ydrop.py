@@ -1,43 +1,72 @@
 """Y-Drop in a Trainer."""
 
+import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_ydrop.errors import ConfigurationError, check_count
+from lightning_ydrop.callbacks.schedule import Schedule, Transition
+from lightning_ydrop.callbacks.strategies import check_strategy
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
-from lightning_ydrop.phase1.batches import read_batch
-from lightning_ydrop.phase1.engine import YDrop, check_settings
+from lightning_ydrop.layers import convert_dropout
+from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.phase1.engine import YDrop, check_settings, driven_layers
+from lightning_ydrop.phase1.inputs import Inputs
 from lightning_ydrop.phase1.measures import Conductance, Measure
+from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit
 
 
 class YDropCallback(Callback):
     """Drop the units that matter most more often (Y-Drop, arXiv 2409.09088).
 
     The model's `ConductanceDropout` layers are vanilla dropout for the first epochs. After that, before each training
-    batch, phase 1 measures every unit's importance on some samples of the batch and sets its drop probability. Batches
-    have the form (x, y). Whatever does not fit is refused on the first batch of a fit, before anything is trained.
+    batch, phase 1 measures every unit's importance on some samples of the batch and sets its drop probability. What
+    phase 1 cannot work with is refused on the first batch of a fit, before anything is trained.
 
-    For each layer two values are logged every `trainer.log_every_n_steps` batches: `ydrop/<layer>/drop_prob`, the mean
-    drop probability of its units, and `ydrop/<layer>/top20_share`, the share of the sum of positive scores that the
-    highest-scored 20% of its units hold (0.2 where importance is evenly spread).
+    Batches are read by the LightningModule's method `ydrop_inputs(batch)`, where it has one, which returns (inputs,
+    target), otherwise by `adapter`. Phase 1 calls the LightningModule's method `ydrop_forward`, where it has one,
+    otherwise the LightningModule.
+
+    Every `trainer.log_every_n_steps` batches it logs for each layer `ydrop/<layer>/drop_prob`, the mean drop
+    probability of its units, and `ydrop/<layer>/top20_share`, the share of the sum of positive scores that the
+    highest-scored 20% of its units hold (0.2 where importance is evenly spread); and `ydrop/nonfinite`, how often so
+    far a layer's scores were not finite, so that its probabilities stayed what they were.
 
     Args:
-        annealing_epochs: `K`, epochs of vanilla dropout before Y-Drop, at least 0; the paper tunes it in 1 to 10.
+        annealing_epochs: `K`, epochs of vanilla dropout before Y-Drop, at least 0; the paper tunes it in 1 to 10. 2,
+            unless `annealing_steps` is given.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]; the paper tunes it in 1e-5 to 1e-1. 0 keeps
             `initial_drop_prob`, 1 follows each step.
         buckets: Rates and sizes of the two buckets, the weak and the strong units (Eq. 5 and 8).
         initial_drop_prob: `p_0`, where the running mean of every unit starts, in [0, 1).
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from each batch of B to measure importance (Eq. 9), at least 1. By default
-            max(1, (B - 1) // n_steps), so that phase 1 has no more rows than the batch: 12 for 64, 6 for 32.
-        baseline: Where the path starts, in the model's input space, that is after normalisation.
+            as many as the batch has rows for: max(1, (B - 1) // n_steps), which is 12 for 64 and 6 for 32; see `YDrop`
+            for when it is fewer.
+        baseline: Where the path starts, in the model's input space, that is after normalisation: a number, or a list of
+            one for each floating input, null for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
         measure: What makes a unit important; for the controls RandomImportance or Inverted.
         seed: Of the samples drawn and the rates. Masks follow torch's own random stream.
+        annealing_steps: Instead of `annealing_epochs`: optimiser steps, as `Trainer(max_steps=...)` counts them, of
+            vanilla dropout before Y-Drop, at least 0.
+        transition: "step" changes from vanilla dropout to Y-Drop at the end of annealing; "linear" runs phase 1 from
+            the start, and moves in a line from the vanilla rate to the buckets' while annealing.
+        every_n_batches: Phase 1 runs on every so-manyth batch of an epoch, at least 1; its probabilities serve until
+            the next.
+        adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
+        objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
+        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs: for
+            models of tokens.
+        convert: Whether every nn.Dropout, 1d, 2d and 3d of the model becomes a ConductanceDropout when a fit starts.
+        include: With `convert`, names of the modules to convert, as patterns such as "classifier.*"; all by default.
+        exclude: With `convert`, names of the modules to leave, as patterns.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -49,18 +78,26 @@ class YDropCallback(Callback):
 
     def __init__(
         self,
-        annealing_epochs: int = 2,
+        annealing_epochs: int | None = None,
         elasticity: float = 1e-3,
         buckets: Buckets = Buckets(),
         initial_drop_prob: float = 0.35,
         n_steps: int = 5,
         num_samples: int | None = None,
-        baseline: float = 0.0,
+        baseline: float | list[float | None] = 0.0,
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),
         seed: int = 0,
+        annealing_steps: int | None = None,
+        transition: Transition = "step",
+        every_n_batches: int = 1,
+        adapter: Adapter = AutomaticAdapter(),
+        objective: Objective = TargetLogit(),
+        path_from: str | None = None,
+        convert: bool = False,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
     ) -> None:
-        check_count("YDropCallback", "annealing_epochs", annealing_epochs, minimum=0, example=2)
         self._settings: dict[str, Any] = {
             "elasticity": elasticity,
             "buckets": buckets,
@@ -70,28 +107,60 @@ class YDropCallback(Callback):
             "baseline": baseline,
             "quadrature": quadrature,
             "measure": measure,
+            "objective": objective,
+            "path_from": path_from,
             "seed": seed,
         }
         # Now, though the engine checks them too: a bad YAML file should fail when it is parsed.
         check_settings("YDropCallback", **self._settings)
-        self.annealing_epochs = annealing_epochs
+        self._schedule = Schedule(annealing_epochs, annealing_steps, transition, every_n_batches)
+        check_adapter("YDropCallback", adapter)
+        if not convert and (include is not None or exclude is not None):
+            raise ConfigurationError(
+                f"YDropCallback(convert={convert}, include={describe(include)}, exclude={describe(exclude)}) was "
+                "given.",
+                "`include` and `exclude` say what to convert.",
+                "Pass convert=True, or leave the two out.",
+            )
+        self.adapter = adapter
+        self.convert = convert
+        self.include = include
+        self.exclude = exclude
         self.engine: YDrop | None = None
         self._state_to_load: dict[str, Any] = {}
         self._rehearsed = False
+        self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what would train wrongly."""
-        if stage == "fit" and trainer.world_size > 1:
-            raise ConfigurationError(
-                f"YDropCallback was given to a Trainer of {trainer.world_size} processes.",
-                "All processes need the same drop probabilities, and so far only one process is supported.",
-                "Train with devices=1 and num_nodes=1.",
-            )
+        """Refuse what would train wrongly, and convert a model that is built by now."""
+        if stage == "fit":
+            check_strategy(trainer)
+            if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+                raise ConfigurationError(
+                    f"{type(pl_module).__name__}.training_step(dataloader_iter) takes its batches itself.",
+                    "Phase 1 runs on a batch before the training step does.",
+                    "Write training_step(batch, batch_idx).",
+                )
+            self._convert(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: by now `setup` and `configure_model` have built them."""
-        if self.engine is None or self.engine.model is not pl_module:
-            self.engine = YDrop(pl_module, **self._settings)
+        self._convert(pl_module)
+        layers = driven_layers(pl_module)
+        if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):
+            forward = getattr(pl_module, "ydrop_forward", None)
+            self.engine = YDrop(pl_module, forward=forward, **self._settings)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say so where a checkpoint has nothing to resume Y-Drop from."""
+        if trainer.state.fn == "fit" and self.state_key not in checkpoint.get("callbacks", {}):
+            warnings.warn(
+                "The checkpoint holds no state of YDropCallback: it holds weights alone, or comes from training "
+                "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
+                "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
@@ -104,19 +173,29 @@ class YDropCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
-        inputs, target = read_batch(batch)
-        # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
-        with trainer.precision_plugin.forward_context(), _logging_muted(pl_module):
-            if not self._rehearsed:
-                self.engine.rehearse(inputs, target)
-                self._rehearsed = True
-            # A trial run lasts one epoch, and yet has to try what comes after annealing.
-            if trainer.current_epoch < self.annealing_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                return
-            self.engine.step(inputs, target)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.loggers and every and (trainer.fit_loop.total_batch_idx + 1) % every == 0:
+        share = self._schedule.share(trainer, batch_idx)
+        if share == 0:
+            self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
+        due = share > 0 and (self._schedule.is_due(batch_idx) or not self.engine.active)
+        if due or not self._rehearsed:
+            inputs, target = self._read(pl_module, batch)
+            # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
+            with trainer.precision_plugin.forward_context(), _logging_muted(pl_module):
+                if not self._rehearsed:
+                    self.engine.rehearse(inputs, target)
+                    self._rehearsed = True
+                if due:
+                    self.engine.step(inputs, target, share=share)
+        if share > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
             self._log(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so, once, where scores were not finite: here the host waits for the device anyway."""
+        self._warn_of_nonfinite()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so too where training ends within an epoch."""
+        self._warn_of_nonfinite()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the layers as vanilla dropout: Lightning does not call `teardown` when a fit raises."""
@@ -125,6 +204,8 @@ class YDropCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the layers as vanilla dropout."""
         self._release()
+        if stage != "fit":
+            self._state_to_load = {}  # that of the checkpoint tested, which no later fit is to go on from
 
     def state_dict(self) -> dict[str, Any]:
         """Give the running means and the number of steps; the model's own state_dict has no trace of them."""
@@ -136,33 +217,76 @@ class YDropCallback(Callback):
         """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""
         self._state_to_load = state_dict
 
-    def _release(self) -> None:
-        if self.engine is not None:
-            self.engine.deactivate()
+    def _read(self, pl_module: LightningModule, batch: Any) -> tuple[Inputs, Target]:
+        """Take inputs and target out of a batch."""
+        own: Any = getattr(pl_module, "ydrop_inputs", None)
+        if own is None:
+            return self.adapter.read(batch)
+        read = own(batch)
+        if not (isinstance(read, tuple) and len(read) == 2):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__}.ydrop_inputs returned {describe(read)}.",
+                "It returns a pair (inputs, target).",
+                "Return, for example, (batch['image'], batch['label']), or (x, None) without a target.",
+            )
+        return read
+
+    def _convert(self, pl_module: LightningModule) -> None:
+        if self.convert:
+            report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
+            if report.converted:
+                rank_zero_info(str(report))
 
     def _log(self, pl_module: LightningModule) -> None:
         assert self.engine is not None
+        values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
         for name, scores in self.engine.scores.items():
-            values = {
-                f"ydrop/{name}/drop_prob": self.engine.layers[name].drop_prob.mean(),
-                f"ydrop/{name}/top20_share": top_share(scores, 0.2),
-            }
-            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+            values[f"ydrop/{name}/drop_prob"] = self.engine.layers[name].drop_prob.mean()
+            values[f"ydrop/{name}/top20_share"] = top_share(scores, 0.2)
+        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    def _warn_of_nonfinite(self) -> None:
+        if self.engine is not None and not self._warned and (times := int(self.engine.nonfinite)):
+            self._warned = True
+            warnings.warn(
+                f"Scores of Y-Drop's layers were not finite {times} time(s) so far; the layers kept their "
+                "probabilities. Under 16-mixed the activations may overflow: try bf16-mixed, smaller inputs, or "
+                "another objective.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _release(self) -> None:
+        if self.engine is not None:
+            self.engine.deactivate()
 
 
 @contextmanager
 def _logging_muted(pl_module: LightningModule) -> Iterator[None]:
     """Keep what a model logs in its forward pass out of the logs: phase 1 is no training step."""
     modules = [module for module in pl_module.modules() if isinstance(module, LightningModule)]
+    # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
+    own = [module.__dict__.get("log") for module in modules]
     try:
         for module in modules:
-            # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
             module.__dict__["log"] = _ignore
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("log", None)
+        for module, log in zip(modules, own, strict=True):
+            if log is None:
+                del module.__dict__["log"]
+            else:
+                module.__dict__["log"] = log
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Take what would have been logged."""
+
+
+def _is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Tell whether Lightning hands on to loggers what is logged in this batch."""
+    if trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        return False
+    # It counts batches that step an optimiser, however many optimisers they step; by hand, all batches count.
+    steps = trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx
+    return bool((steps + 1) % trainer.log_every_n_steps == 0)  # type: ignore[attr-defined]

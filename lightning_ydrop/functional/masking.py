@@ -43,7 +43,8 @@ def unit_dropout(
     unit_dim = unit_dim % x.ndim
     per_unit = [-1 if dim == unit_dim else 1 for dim in range(x.ndim)]
     drawn = x.shape if elementwise else [size if dim in (0, unit_dim) else 1 for dim, size in enumerate(x.shape)]
-    # Drawn in float32 whatever `x` is: uniform numbers in half precision fall on a grid as coarse as the rates.
-    keep = torch.rand(drawn, device=x.device) >= drop_prob.view(per_unit)
+    # Drawn in float32 whatever `x` and the default are: in half precision uniform numbers fall on a grid as coarse as
+    # the rates.
+    keep = torch.rand(drawn, dtype=torch.float32, device=x.device) >= drop_prob.view(per_unit)
     scale = (1 - mean_drop_prob).reciprocal().view(per_unit).to(x.dtype)
     return x * keep * scale

@@ -84,7 +84,7 @@ class Buckets:
 
 def draw_rates(rate: HalfNormalRate, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` independent rates (Eq. 8): float32, shape (count,), on the generator's device."""
-    normal = torch.randn(count, generator=generator, device=generator.device)
+    normal = torch.randn(count, dtype=torch.float32, generator=generator, device=generator.device)
     return (rate.mean + rate.std * normal.abs()).clamp(max=rate.max)
 
 

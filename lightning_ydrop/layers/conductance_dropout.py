@@ -52,52 +52,140 @@ class ConductanceDropout(nn.Module):
         self.p = p
         self.unit_dim = unit_dim
         self.elementwise = elementwise
+        # The layer of torch's in whose place `convert_dropout` has put this one: in a tuple, so as not to be a submodule.
+        self.replaced: tuple[nn.Module, ...] = ()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all updates: the layer is as it was made."""
         self.active = False
         # Plain tensors, not buffers: buffers of a size found later break strict loading, weight averaging and DDP.
         self.drop_prob = torch.empty(0)
         self.mean_drop_prob = torch.empty(0)
+        # What forward reads: the two above, or some of the way from the vanilla rate to them.
+        self._applied_drop_prob = torch.empty(0)
+        self._applied_mean = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop units of `x` (B, *) in training, or return it untouched in evaluation."""
         if not self.training:
             return x
-        if self.active:
-            return unit_dropout(x, self.drop_prob, self.mean_drop_prob, self.unit_dim, self.elementwise)
+        if self._is_driven():
+            return unit_dropout(x, self._applied_drop_prob, self._applied_mean, self.unit_dim, self.elementwise)
         return vanilla_dropout(x, self.p, self.unit_dim, self.elementwise)
 
-    def update(self, drop_prob: Tensor, *, elasticity: float, initial_drop_prob: float) -> None:
-        """Take this step's probabilities, move the running mean (Eq. 6, arXiv 2409.09088), and become active.
+    def prepare(self, num_units: int, device: torch.device) -> None:
+        """Learn the number of units before the first update. The layer stays vanilla dropout.
+
+        Compiled code calls a layer that is prepared once and for all with probabilities, equal ones while it is not
+        active, so that it is compiled no second time when the layer becomes active.
 
         Args:
-            drop_prob: `g`, shape (U,), float32, with values in [0, 1), on the device of the activations.
-            elasticity: `alpha` of `p[n] = (1 - alpha) p[n-1] + alpha g[n]`.
-            initial_drop_prob: `p[0]`, used at the first update.
+            num_units: U.
+            device: That of the activations.
 
         Raises:
             ConfigurationError: If the layer had another number of units before.
 
         """
-        if self.drop_prob.numel() == 0:
-            self.drop_prob = torch.empty_like(drop_prob)
-            self.mean_drop_prob = torch.full_like(drop_prob, initial_drop_prob)
-        elif self.drop_prob.shape != drop_prob.shape:
+        if len(self._applied_drop_prob) == 0:
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be updated in training
+                self._applied_drop_prob = torch.full((num_units,), self.p, dtype=torch.float32, device=device)
+                self._applied_mean = self._applied_drop_prob.clone()
+        elif len(self._applied_drop_prob) != num_units:
             raise ConfigurationError(
-                f"A ConductanceDropout of {len(self.drop_prob)} units was given probabilities for {len(drop_prob)}.",
+                f"A ConductanceDropout of {len(self._applied_drop_prob)} units was given probabilities for "
+                f"{num_units}.",
                 "The number of units of a layer stays what it was at its first update.",
                 "Give activations of different width layers of their own, or load the state of this very network.",
             )
+
+    def update(
+        self,
+        drop_prob: Tensor,
+        *,
+        elasticity: float,
+        initial_drop_prob: float,
+        share: float = 1.0,
+        accept: Tensor | None = None,
+    ) -> None:
+        """Take this step's probabilities, move the running mean (Eq. 6, arXiv 2409.09088), and become active.
+
+        Args:
+            drop_prob: `g`, shape (U,), float32, with values in [0, 1), on the device of the activations.
+            elasticity: `alpha` of `p[n] = (1 - alpha) p[n-1] + alpha g[n]`.
+            initial_drop_prob: `p[0]`, used at the first update, also of the drop probability itself where the first
+                one is not accepted.
+            share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+            accept: A single boolean on the device of `drop_prob`: where it is False, the probabilities stay as they
+                are. It is never read on the host, which would have to wait for it.
+
+        Raises:
+            ConfigurationError: If the layer had another number of units before.
+
+        """
+        self.prepare(len(drop_prob), drop_prob.device)
+        if len(self.drop_prob) == 0:
+            with torch.inference_mode(False):
+                self.drop_prob = torch.full_like(self._applied_drop_prob, initial_drop_prob)
+                self.mean_drop_prob = self.drop_prob.clone()
+        mean_drop_prob = self.mean_drop_prob.lerp(drop_prob, elasticity)
+        if accept is not None:
+            drop_prob = torch.where(accept, drop_prob, self.drop_prob)
+            mean_drop_prob = torch.where(accept, mean_drop_prob, self.mean_drop_prob)
         # In place, so that compiled code keeps reading the same tensors.
         self.drop_prob.copy_(drop_prob)
-        self.mean_drop_prob.lerp_(drop_prob, elasticity)
+        self.mean_drop_prob.copy_(mean_drop_prob)
+        self.activate(share)
+
+    def activate(self, share: float = 1.0) -> None:
+        """Use the probabilities of the last update.
+
+        Args:
+            share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+
+        """
+        for applied, driven in (
+            (self._applied_drop_prob, self.drop_prob),
+            (self._applied_mean, self.mean_drop_prob),
+        ):
+            applied.copy_(driven if share == 1.0 else torch.full_like(driven, self.p).lerp_(driven, share))
         self.active = True
+
+    def restore(self, drop_prob: Tensor, mean_drop_prob: Tensor) -> None:
+        """Take back what another layer's attributes of these names held, both of shape (U,), float32, on its device."""
+        self.reset()
+        if len(drop_prob) > 0:
+            self.prepare(len(drop_prob), drop_prob.device)
+            self.drop_prob, self.mean_drop_prob = drop_prob.clone(), mean_drop_prob.clone()
+
+    def deactivate(self) -> None:
+        """Return to vanilla dropout. The running mean is kept for the next update."""
+        self._applied_drop_prob.fill_(self.p)
+        self._applied_mean.fill_(self.p)
+        self.active = False
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch's own layers do."""
         return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}"
 
+    def _is_driven(self) -> bool:
+        if torch.compiler.is_compiling():
+            # Whether the layer is active would be compiled in, and becoming active would compile it once more.
+            return len(self._applied_drop_prob) > 0
+        return self.active
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ConductanceDropout":
         """Follow the model to its device but not to its dtype: in bfloat16 a running mean would stand still."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.drop_prob = self.drop_prob.to(fn(self.drop_prob).device)
-        self.mean_drop_prob = self.mean_drop_prob.to(fn(self.mean_drop_prob).device)
+        self.drop_prob = _on_the_device_that(fn, self.drop_prob)
+        self.mean_drop_prob = _on_the_device_that(fn, self.mean_drop_prob)
+        self._applied_drop_prob = _on_the_device_that(fn, self._applied_drop_prob)
+        self._applied_mean = _on_the_device_that(fn, self._applied_mean)
         return self
+
+
+def _on_the_device_that(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    """Move a tensor to where `fn` moves it. From the meta device, where there are no values, comes an empty one."""
+    device = fn(state).device
+    return torch.empty(0, device=device) if state.is_meta and device.type != "meta" else state.to(device)

@@ -1,7 +1,7 @@
 """The conductance of many layers in one forward and one backward pass."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from lightning_ydrop.errors import ConfigurationError, check_choice, check_count
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.phase1.batches import Baseline, Inputs, as_inputs, start_points
-from lightning_ydrop.phase1.objectives import Target, check_pairs, check_target, target_output
+from lightning_ydrop.phase1.context import Phase1, phase1_of, settled
+from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
+from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
 from lightning_ydrop.phase1.recording import borrowed, recording
 
 LayerChoice = str | type[nn.Module]
-Objective = Callable[[Tensor, Target], Tensor]
 
 
 def layer_conductance(
@@ -27,6 +27,8 @@ def layer_conductance(
     baseline: Baseline = 0.0,
     n_steps: int = 50,
     quadrature: Quadrature = "right",
+    objective: Objective = TargetLogit(),
+    path_from: str | None = None,
     unit_dim: int = 1,
     max_rows: int | None = None,
 ) -> dict[str, Tensor]:
@@ -34,20 +36,26 @@ def layer_conductance(
 
     The model is measured in evaluation mode and given back as it was. All layers share one forward and one backward
     pass over the path of all samples: `n_steps * B + 1` rows where every sample's path starts at one and the same
-    point, `(n_steps + 1) * B` rows otherwise. The start is the same where `baseline` is, unless its gradient counts
-    ("left", "trapezoid") and differs with the sample's target.
+    point, `(n_steps + 1) * B` rows otherwise. The start is the same where `baseline` is, unless something is carried
+    along the path that differs with the sample, or the gradient at the start counts ("left", "trapezoid") and differs
+    with the sample's target.
 
     Args:
-        model: Any torch model, called as `model(*inputs)`.
-        inputs: A floating tensor (B, *), or a tuple of them.
-        target: Class index (B,) or one for all samples, soft labels (B, C), or None for the sum of the outputs.
+        model: Any torch model.
+        inputs: What its forward takes: a tensor (B, *), a tuple of arguments, or a mapping of arguments by name.
+            Floating tensors are walked to from the baseline, all others carried along.
+        target: Class index (B,) or one for all samples, soft labels (B, C), dense labels (B, H, W), or None for the
+            sum of the outputs.
         layers: The modules whose outputs are measured: names, as in `model.named_modules()`, or types, one or several.
             None takes every `ConductanceDropout`.
         baseline: Where the paths start: a number, a tensor of the shape of one sample or of the whole input, or a
-            tuple of one for each input.
+            list of one for each floating input, None for one that stays as it is.
         n_steps: S, the number of steps on each path, at least 1. The error against the integral of Eq. 1 falls with S.
         quadrature: Where on each step the gradient is taken: its "right" end (the paper), its "left" end (Captum), or
             "trapezoid", the mean of both, which converges fastest.
+        objective: F, what is differentiated.
+        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
+            It takes one more forward pass of the samples.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
         max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
             number splits the samples, and where that does not do each path, into as many passes as needed.
@@ -68,31 +76,30 @@ def layer_conductance(
     """
     check_count("layer_conductance", "n_steps", n_steps, minimum=1, example=50)
     check_choice("layer_conductance", "quadrature", quadrature, QUADRATURES)
+    check_baseline("layer_conductance", baseline)
+    check_objective("layer_conductance", objective)
     if max_rows is not None:
         check_count("layer_conductance", "max_rows", max_rows, minimum=2, example=1024)
-    listed = as_inputs(inputs)
-    num_samples = len(listed[0])
-    if isinstance(target, int):
-        target = torch.full((num_samples,), target, device=listed[0].device)
-    check_pairs(target, num_samples)
     chosen = select_layers(model, layers)
-
-    def checked_output(output: Tensor, rows_target: Target) -> Tensor:
-        check_target(output, rows_target)
-        return target_output(output, rows_target)
-
-    scores = conductance(
+    for_all = target if isinstance(target, int) else None
+    phase1 = phase1_of(
+        model,
         model,
         chosen,
-        listed,
-        target,
-        starts=start_points(listed, baseline),
+        {name: layer.unit_dim if isinstance(layer, ConductanceDropout) else unit_dim for name, layer in chosen.items()},
+        inputs,
+        None if for_all is not None else target,
+        baseline=baseline,
+        path_from=path_from,
+        objective=objective,
         n_steps=n_steps,
         quadrature=quadrature,
-        objective=checked_output,
-        unit_dim=unit_dim,
-        max_rows=max_rows,
+        generator=torch.Generator(),
     )
+    if for_all is not None:
+        phase1 = replace(phase1, target=torch.full((phase1.num_samples,), for_all, device=phase1.device))
+    phase1 = settled(phase1, path_from, baseline)
+    scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)), max_rows=max_rows)
     if missed := [name for name in chosen if name not in scores]:
         raise ConfigurationError(
             f"layer_conductance(layers=...) chose {', '.join(map(repr, missed))}.",
@@ -100,6 +107,18 @@ def layer_conductance(
             "Leave these layers out, or call them in forward.",
         )
     return scores
+
+
+class _Checked(Objective):
+    """An objective that checks the caller's target, which the rows of the path hold many times over."""
+
+    def __init__(self, objective: Objective, target: Target) -> None:
+        self.objective = objective
+        self.target = target
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        self.objective.check(output, self.target)
+        return self.objective(output, target)
 
 
 def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None) -> dict[str, nn.Module]:
@@ -127,16 +146,19 @@ def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] 
                 "Put ConductanceDropout(p) where nn.Dropout(p) stood, or add one behind each hidden layer.",
             )
         return driven
-    choices = [layers] if isinstance(layers, (str, type)) else list(layers)
+    choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
     found: set[str] = set()
-    for choice in choices:
+    for choice in choices or [layers]:
         if isinstance(choice, str):
             matches = {choice} & modules.keys()
-        else:
+        elif isinstance(choice, type):
             matches = {name for name, module in modules.items() if isinstance(module, choice)}
+        else:
+            matches = set()
         if not matches:
+            given = choice.__name__ if isinstance(choice, type) else describe(choice)
             raise ConfigurationError(
-                f"layer_conductance(layers={choice if isinstance(choice, str) else choice.__name__}) was given.",
+                f"layer_conductance(layers={given}) was given.",
                 f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
                 "Pass one of these names, or the type of one.",
             )
@@ -144,107 +166,84 @@ def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] 
     return {name: module for name, module in modules.items() if name in found}
 
 
-def conductance(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    inputs: tuple[Tensor, ...],
-    target: Target,
-    *,
-    starts: tuple[Tensor, ...],
-    n_steps: int,
-    quadrature: Quadrature,
-    objective: Objective = target_output,
-    unit_dim: int = 1,
-    max_rows: int | None = None,
-) -> dict[str, Tensor]:
-    """Measure conductance, as `layer_conductance`, with arguments that were checked before.
+def conductance(phase1: Phase1, *, max_rows: int | None = None) -> dict[str, Tensor]:
+    """Measure conductance, as `layer_conductance`, of what was checked before.
 
     It never looks at a value, so that on a GPU the host does not wait.
 
     Args:
-        model: Any torch model.
-        layers: The modules to measure, by name.
-        inputs: Floating tensors (B, *).
-        target: Class index (B,), soft labels (B, C), or None.
-        starts: For each input the start of its paths, (1, *) or (B, *).
-        n_steps: S, the number of steps.
-        quadrature: Where on each step the gradient is taken.
-        objective: F, from (output, target) of all rows to (rows,).
-        unit_dim: Dimension of the units of layers without a `unit_dim` of their own.
+        phase1: The model, its layers, and the samples.
         max_rows: At most so many rows at once.
 
     Returns:
         For each layer that the forward pass called, by name, (B, U).
 
     """
-    num_samples = len(inputs[0])
-    if quadrature != "right" and target is not None:
-        # The gradient at the start counts, and is another one for each sample's target: no row serves two samples.
-        starts = tuple(start.expand_as(item) for start, item in zip(starts, inputs, strict=True))
-    if max_rows is None or len(starts[0]) + n_steps * num_samples <= max_rows:
-        return _one_pass(model, layers, inputs, target, starts, n_steps, quadrature, objective, unit_dim)
-    measure = partial(
-        conductance, model, layers, quadrature=quadrature, objective=objective, unit_dim=unit_dim, max_rows=max_rows
-    )
+    differs = phase1.carried or (phase1.quadrature != "right" and phase1.target is not None)
+    if differs:
+        # What the start leads to is another thing for each sample: no row serves two.
+        starts = tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True))
+        phase1 = replace(phase1, starts=starts)
+    num_samples, n_steps = phase1.num_samples, phase1.n_steps
+    if max_rows is None or len(phase1.starts[0]) + n_steps * num_samples <= max_rows:
+        return _one_pass(phase1)
     if num_samples > 1:
-        halves = [slice(None, num_samples // 2), slice(num_samples // 2, None)]
-        parts = [
-            measure(
-                tuple(item[half] for item in inputs),
-                None if target is None else target[half],
-                starts=tuple(start if len(start) == 1 else start[half] for start in starts),
-                n_steps=n_steps,
-            )
-            for half in halves
-        ]
+        halves = torch.arange(num_samples, device=phase1.device).tensor_split(2)
+        parts = [conductance(phase1.take(half), max_rows=max_rows) for half in halves]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # Part of a straight path is a straight path, and the sum over its steps is the sum over the steps of its parts.
     steps = n_steps // 2
-    middle = tuple(torch.lerp(start, item, steps / n_steps) for start, item in zip(starts, inputs, strict=True))
-    near = measure(middle, target, starts=starts, n_steps=steps)
-    far = measure(inputs, target, starts=middle, n_steps=n_steps - steps)
+    middle = tuple(
+        torch.lerp(start, item, steps / n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True)
+    )
+    near = conductance(replace(phase1, inputs=middle, n_steps=steps), max_rows=max_rows)
+    far = conductance(replace(phase1, starts=middle, n_steps=n_steps - steps), max_rows=max_rows)
     return {name: near[name] + far[name] for name in near}
 
 
-def _one_pass(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    inputs: tuple[Tensor, ...],
-    target: Target,
-    starts: tuple[Tensor, ...],
-    n_steps: int,
-    quadrature: Quadrature,
-    objective: Objective,
-    unit_dim: int,
-) -> dict[str, Tensor]:
+def _one_pass(phase1: Phase1) -> dict[str, Tensor]:
     """Measure conductance in one forward and one backward pass."""
-    num_samples = len(inputs[0])
-    with borrowed(model, inputs[0].device), recording(layers) as tape:
-        points = tuple(path_points(start, item, n_steps) for start, item in zip(starts, inputs, strict=True))
-        if target is not None:
-            # One row of target for each point: those of the start, then all samples' for each step.
-            target = torch.cat([target[: len(starts[0])], target.repeat(n_steps, *[1] * (target.ndim - 1))])
-        value = objective(model(*points), target)
+    num_starts, n_steps = len(phase1.starts[0]), phase1.n_steps
+    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape:
+        points = tuple(
+            path_points(start, item, n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True)
+        )
+        carried = tuple(_along_the_path(rows, num_starts, n_steps) for rows in phase1.carried)
+        target = None if phase1.target is None else _along_the_path(phase1.target, num_starts, n_steps)
+        value = phase1.value(points, carried, target)
         activations = [activation for calls in tape.values() for activation in calls]
-        gradients = iter(_gradients(value, activations))
+        gradients = _gradients(value, activations)
     scores: dict[str, Tensor] = {}
-    for name, calls in tape.items():
-        layer = layers[name]
-        dim = layer.unit_dim if isinstance(layer, ConductanceDropout) else unit_dim
-        for activation in calls:
-            count_units(name, layer, activation, dim, rows=len(points[0]))
-            each = path_conductance(activation.detach(), next(gradients), num_samples, quadrature)
-            units = sum_to_units(each, dim)
-            scores[name] = scores[name] + units if name in scores else units
+    for name, activation in ((name, activation) for name, calls in tape.items() for activation in calls):
+        layer = phase1.layers[name]
+        dim = phase1.unit_dims[name]
+        count_units(name, layer, activation, dim, rows=len(points[0]))
+        each = path_conductance(activation.detach(), next(gradients), phase1.num_samples, phase1.quadrature)
+        units = sum_to_units(each, dim)
+        scores[name] = scores[name] + units if name in scores else units
     return scores
 
 
-def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
+def _along_the_path(rows: Tensor, num_starts: int, n_steps: int) -> Tensor:
+    """Give a row to each point: to those of the start, then to all samples' for each step."""
+    return torch.cat([rows[:num_starts], rows.repeat(n_steps, *[1] * (rows.ndim - 1))])
+
+
+def _gradients(value: Tensor, activations: list[Tensor]) -> Iterator[Tensor]:
     """Differentiate F, summed over rows, with respect to activations: zeros for those that it does not depend on."""
     if not activations or not value.requires_grad:
-        return [torch.zeros_like(activation) for activation in activations]
-    # Not value.sum(): in half precision the sum of many rows could overflow.
-    return list(torch.autograd.grad(value, activations, torch.ones_like(value), materialize_grads=True))
+        return (torch.zeros_like(activation) for activation in activations)
+    try:
+        # Not value.sum(): in half precision the sum of many rows could overflow.
+        return iter(torch.autograd.grad(value, activations, torch.ones_like(value), materialize_grads=True))
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" not in str(error):
+            raise
+        raise ConfigurationError(
+            "The model checkpoints activations with use_reentrant=True.",
+            "Phase 1 differentiates with respect to activations, which reentrant checkpointing cannot do.",
+            "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), as torch recommends.",
+        ) from error
 
 
 def count_units(name: str, layer: nn.Module, activation: Tensor, unit_dim: int, *, rows: int) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,41 +21,55 @@ from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.phase1.attribution import count_units, select_layers
-from lightning_ydrop.phase1.batches import Baseline, Inputs, as_inputs, check_baseline, start_points, take_rows
-from lightning_ydrop.phase1.measures import Conductance, Measure, Phase1, check_measure
-from lightning_ydrop.phase1.objectives import Target, check_pairs, check_target
+from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
+from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
+from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
+from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
+from lightning_ydrop.phase1.ranks import add_over_ranks, gather_over_ranks, rank, world_size
 from lightning_ydrop.phase1.recording import borrowed, recording
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class YDrop:
     """Drive the `ConductanceDropout` layers of a model: drop the units that matter most more often.
 
-    Call `step` with the batch before each training step on it (Fig. 1, arXiv 2409.09088): phase 1 scores the units
-    of every layer on some samples of the batch, in one forward and one backward pass of at most
-    `n_steps * num_samples + 1` rows; the units with the highest scores get the high rate, the others the low one, and
-    phase 2 is the training step itself. Phase 1 changes nothing but these probabilities: parameters, gradients,
-    BatchNorm statistics, metrics, training flags and torch's random stream stay as they are.
+    Call `step` with the batch before each training step on it (Fig. 1, arXiv 2409.09088): phase 1 scores the units of
+    every layer on some samples of the batch, in one forward and one backward pass; the units with the highest scores
+    get the high rate, the others the low one, and phase 2 is the training step itself. Phase 1 changes nothing but
+    these probabilities: parameters, gradients, BatchNorm statistics, metrics, training flags and torch's random stream
+    stay as they are.
 
-    With `quadrature` "left" or "trapezoid" the gradient at the start of the path differs with each sample's target, so
-    there each sample has a start of its own: `(n_steps + 1) * num_samples` rows.
+    It has `n_steps * num_samples + 1` rows where one start serves all samples: as long as `quadrature` is "right",
+    `baseline` is the same for all samples, and nothing is carried along the path beside the floating inputs. Otherwise
+    each sample has a start of its own, and there are `(n_steps + 1) * num_samples` rows.
+
+    Where torch.distributed is at work, scores are averaged over all ranks: all of them hold the same probabilities,
+    draw samples and masks of their own, and have to call `step` alike.
 
     Args:
-        model: A model with `ConductanceDropout` layers, called as `model(*inputs)`; not its DDP wrapper.
+        model: A model with `ConductanceDropout` layers; not its DDP wrapper.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]: 0 keeps `initial_drop_prob`, 1 follows each step.
         buckets: The two buckets' rates and sizes (Eq. 5 and 8).
         initial_drop_prob: `p_0`, where the running mean starts, in [0, 1).
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or all where the batch has fewer. None
-            takes `max(1, (B - 1) // n_steps)`, so that phase 1 has no more rows than the batch: 12 for 64, 6 for 32.
+            takes as many as the batch of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32,
+            or `max(1, B // (n_steps + 1))` where each sample has a start of its own whatever the quadrature.
         baseline: Where the paths start, in the model's input space: a number, a tensor of the shape of one sample, or a
-            tuple of one for each input.
+            list of one for each floating input, None for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
         measure: What makes a unit important.
-        seed: Of the samples drawn and the rates, which depend on it and the number of steps taken alone.
+        objective: F, what is differentiated.
+        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
+        forward: What is called instead of `model`, in the way in which `forward` of a model is called.
+        seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
 
     Attributes:
         layers: The layers driven, by name.
         scores: The last score of every layer by name, float32, shape (U,), on the device of its activations.
+        nonfinite: How often a layer's scores were not finite and its probabilities stayed what they were: one whole
+            number in a tensor on the training device.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the model has no `ConductanceDropout`.
@@ -80,6 +95,9 @@ class YDrop:
         baseline: Baseline = 0.0,
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),
+        objective: Objective = TargetLogit(),
+        path_from: str | None = None,
+        forward: Callable[..., Any] | None = None,
         seed: int = 0,
     ) -> None:
         check_settings(
@@ -92,6 +110,8 @@ class YDrop:
             baseline=baseline,
             quadrature=quadrature,
             measure=measure,
+            objective=objective,
+            path_from=path_from,
             seed=seed,
         )
         self.model = model
@@ -103,43 +123,66 @@ class YDrop:
         self.baseline = baseline
         self.quadrature: Quadrature = quadrature
         self.measure = measure
+        self.objective = objective
+        self.path_from = path_from
+        self.forward = model if forward is None else forward
         self.seed = seed
-        self.layers: dict[str, ConductanceDropout] = {
-            name: layer for name, layer in select_layers(model, None).items() if isinstance(layer, ConductanceDropout)
-        }
+        self.layers = driven_layers(model)
+        for layer in self.layers.values():
+            layer.reset()
+        if path_from is not None:
+            find_module(type(self).__name__, model, path_from)
         self.scores: dict[str, Tensor] = {}
+        self.nonfinite = torch.zeros((), dtype=torch.int64)
         self._steps_taken = 0
-        self._rehearsed = False
+        self._share = 1.0
+        self._num_units: dict[str, int] = {}
 
-    def step(self, inputs: Inputs, target: Target = None) -> None:
+    @property
+    def active(self) -> bool:
+        """Whether any layer is driven."""
+        return any(layer.active for layer in self.layers.values())
+
+    def step(self, inputs: Inputs, target: Target = None, *, share: float = 1.0) -> None:
         """Run phase 1 on a batch, update the layers' probabilities and make them active.
 
-        The first step rehearses first. A layer that the forward pass does not call stays as it was.
+        The first step rehearses first. A layer that the forward pass does not call stays as it was, and so does one
+        whose scores are not all finite.
 
         Args:
-            inputs: A floating tensor (B, *), or a tuple of them, on the model's device.
-            target: Class index (B,), soft labels (B, C), or None for the sum of the outputs.
+            inputs: What forward takes, on the model's device: a tensor (B, *), a tuple of arguments, or a mapping of
+                arguments by name. Floating tensors are walked to from the baseline, all others carried along.
+            target: Class index (B,), soft labels (B, C), dense labels (B, H, W), or None for the sum of the outputs.
+            share: How far to go from vanilla dropout, at 0, to the probabilities, at 1.
 
         Raises:
             ConfigurationError: If inputs or target do not fit to the model.
 
         """
-        if not self._rehearsed:
+        if not self._num_units:
             self.rehearse(inputs, target)
         generator = self._generator("rates")
         low = draw_rates(self.buckets.low, len(self.layers), generator).tolist()
         high = draw_rates(self.buckets.high, len(self.layers), generator).tolist()
         rates = dict(zip(self.layers, zip(low, high, strict=True), strict=True))
-        self.scores = self._score(inputs, target)
+        self.scores = self._average(self._score(inputs, target))
         self._steps_taken += 1
+        self._share = share
         for name, scores in self.scores.items():
-            drop_prob = bucket_probabilities(scores, *rates[name], self.buckets.strong_fraction)
-            self.layers[name].update(drop_prob, elasticity=self.elasticity, initial_drop_prob=self.initial_drop_prob)
+            finite = scores.isfinite().all()
+            self.nonfinite += (~finite).to(self.nonfinite.device)
+            self.layers[name].update(
+                bucket_probabilities(scores, *rates[name], self.buckets.strong_fraction),
+                elasticity=self.elasticity,
+                initial_drop_prob=self.initial_drop_prob,
+                share=share,
+                accept=finite,
+            )
 
     def rehearse(self, inputs: Inputs, target: Target = None) -> None:
         """Run phase 1 on a batch, check everything on the way, and throw the scores away.
 
-        It looks at the target's values, so that a device has to catch up once.
+        It looks at values, so that a device has to catch up once. What one rank finds wrong is raised on all of them.
 
         Args:
             inputs: As for `step`.
@@ -149,22 +192,31 @@ class YDrop:
             ConfigurationError: If inputs, target or measure do not fit to the model.
 
         """
-        listed = as_inputs(inputs)
-        check_pairs(target, len(listed[0]))
-        with borrowed(self.model, listed[0].device), recording(self.layers) as tape, torch.no_grad():
-            output = self.model(*listed)
-        check_target(output, target)
-        scores = self._score(inputs, target)
-        for name, values in scores.items():
-            layer = self.layers[name]
-            num_units = count_units(name, layer, tape[name][0], layer.unit_dim, rows=len(listed[0]))
-            if values.shape != (num_units,):
+        raised: Exception | None = None
+        num_units: dict[str, int] = {}
+        try:
+            num_units = self._check(inputs, target)
+        except Exception as error:
+            # Raised once the others know: left alone, they would wait for this rank for ever.
+            raised = error
+        reports = gather_over_ranks((num_units, str(raised or "")))
+        if raised is not None:
+            raise raised
+        for other, (theirs, message) in enumerate(reports):
+            if message or any(num_units.get(name, size) != size for name, size in theirs.items()):
                 raise ConfigurationError(
-                    f"{self.measure!r} scored {name!r} with {describe(values)} after averaging over samples.",
-                    f"A measure gives each layer (N, U) scores; {name!r} has {num_units} units.",
-                    "Sum over positions in Measure.score, or set the layer's `unit_dim`.",
+                    f"Rank {other} cannot run phase 1: {message or theirs}",
+                    "All ranks run phase 1 alike, on layers of the same width.",
+                    "Mend what is wrong on that rank.",
                 )
-        if missed := [name for name in self.layers if name not in scores]:
+            num_units |= theirs
+        if not num_units:
+            raise ConfigurationError(
+                f"Phase 1 of {type(self.model).__name__} scores none of {', '.join(map(repr, self.layers))}.",
+                "Y-Drop drives layers that forward calls.",
+                "Call them in forward, or write `ydrop_forward` in the LightningModule.",
+            )
+        if missed := [name for name in self.layers if name not in num_units]:
             warnings.warn(
                 f"Y-Drop has no score for {', '.join(map(repr, missed))}: the model's forward did not call them. "
                 "Only layers that forward calls are driven; these stay vanilla dropout. "
@@ -172,17 +224,19 @@ class YDrop:
                 NoEffectWarning,
                 stacklevel=2,
             )
-        self._rehearsed = True
+        self._num_units = {name: num_units[name] for name in self.layers if name in num_units}
 
     def deactivate(self) -> None:
         """Return every layer to vanilla dropout. Running means are kept for the next step."""
         for layer in self.layers.values():
-            layer.active = False
+            layer.deactivate()
 
     def state_dict(self) -> dict[str, Any]:
         """Hold all that resuming needs: tensors, numbers and dictionaries alone."""
         return {
             "steps_taken": self._steps_taken,
+            "nonfinite": self.nonfinite.clone(),
+            "share": self._share,
             "layers": {
                 name: {
                     "drop_prob": layer.drop_prob.clone(),
@@ -207,45 +261,128 @@ class YDrop:
                 "A state fits to the network that it was taken from.",
                 "Load it into that network, or start without it.",
             )
-        self._steps_taken = state["steps_taken"]
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        self._steps_taken = state["steps_taken"]
+        self.nonfinite = state["nonfinite"].to(device, copy=True)
+        self._share = state["share"]
         for name, layer in self.layers.items():
             saved = state["layers"][name]
-            layer.drop_prob = saved["drop_prob"].to(device, copy=True)
-            layer.mean_drop_prob = saved["mean_drop_prob"].to(device, copy=True)
-            layer.active = saved["active"]
+            layer.restore(saved["drop_prob"].to(device), saved["mean_drop_prob"].to(device))
+            if saved["active"]:
+                layer.activate(self._share)
+
+    def _check(self, inputs: Inputs, target: Target) -> dict[str, int]:
+        """Run phase 1 on a batch, with a look at everything that could be wrong, and count the units of each layer."""
+        phase1 = self._phase1(inputs, target)
+        with borrowed(self.model, phase1.device), recording(self.layers) as tape, torch.no_grad():
+            try:
+                output = phase1.output(phase1.inputs, phase1.carried)
+            except NotImplementedError as error:
+                raise ConfigurationError(
+                    f"{type(self.model).__name__} has no forward.",
+                    "Phase 1 calls the model with the inputs, to see its outputs.",
+                    "Write `forward`, or `ydrop_forward` in a LightningModule whose forward does something else.",
+                ) from error
+        self.objective.check(output, phase1.target)
+        num_units = {}
+        for name, calls in tape.items():
+            layer = self.layers[name]
+            num_units[name] = count_units(name, layer, calls[0], layer.unit_dim, rows=len(output))
+            layer.prepare(num_units[name], calls[0].device)
+        self.nonfinite = self.nonfinite.to(phase1.device)
+        scores = self._score(inputs, target)
+        for name, values in scores.items():
+            if values.shape[1:] != (num_units.get(name),):
+                raise ConfigurationError(
+                    f"{self.measure!r} scored {name!r} with {describe(values)}.",
+                    f"A measure gives each layer (N, U) scores; {name!r} has {num_units.get(name)} units.",
+                    "Sum over positions in Measure.score, or set the layer's `unit_dim`.",
+                )
+        self._warn_of_what_misleads(scores)
+        return {name: num_units[name] for name in scores}
+
+    def _warn_of_what_misleads(self, scores: dict[str, Tensor]) -> None:
+        alike = [name for name, values in scores.items() if values.shape[1] > 1 and not values.mean(0).std() > 0]
+        if alike:
+            warnings.warn(
+                f"All units of {', '.join(map(repr, alike))} have the same score in the first batch: units that do not "
+                "differ are ranked by their position. The objective may not depend on these layers, or only on samples "
+                "of other classes. See what `layer_conductance` gives for them, or choose another objective.",
+                NoEffectWarning,
+                stacklevel=4,
+            )
+        if mixing := [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, BATCH_NORMS) and not module.track_running_stats
+        ]:
+            warnings.warn(
+                f"{', '.join(map(repr, mixing))} normalise by the batch at hand in evaluation too, so that in phase 1 "
+                "the points of all paths mix. Set track_running_stats=True for scores of each sample by itself.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _phase1(self, inputs: Inputs, target: Target) -> Phase1:
+        return phase1_of(
+            self.model,
+            self.forward,
+            self.layers,
+            {name: layer.unit_dim for name, layer in self.layers.items()},
+            inputs,
+            target,
+            baseline=self.baseline,
+            path_from=self.path_from,
+            objective=self.objective,
+            n_steps=self.n_steps,
+            quadrature=self.quadrature,
+            generator=self._generator("measure"),
+        )
 
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
-        """Draw samples of the batch, measure them, and average over them (Eq. 4)."""
-        listed = as_inputs(inputs)
-        batch_size = len(listed[0])
-        wanted = max(1, (batch_size - 1) // self.n_steps) if self.num_samples is None else self.num_samples
-        starts = start_points(listed, self.baseline)
+        """Draw samples of the batch and measure them."""
+        phase1 = self._phase1(inputs, target)
+        batch_size = phase1.num_samples
+        wanted = self.num_samples
+        if wanted is None:
+            shared = not phase1.carried and all(len(start) == 1 for start in phase1.starts)
+            wanted = max(1, (batch_size - 1) // self.n_steps if shared else batch_size // (self.n_steps + 1))
         if wanted < batch_size:
-            drawn = torch.randperm(batch_size, generator=self._generator("samples"))[:wanted]
-            drawn = drawn.to(listed[0].device, non_blocking=True)
-            listed = take_rows(listed, drawn)
-            starts = tuple(start if len(start) == 1 else start.index_select(0, drawn) for start in starts)
-            target = None if target is None else target.index_select(0, drawn)
-        scores = self.measure.score(
-            Phase1(
-                model=self.model,
-                layers=self.layers,
-                inputs=listed,
-                target=target,
-                starts=starts,
-                n_steps=self.n_steps,
-                quadrature=self.quadrature,
-                generator=self._generator("measure"),
-            )
-        )
-        return {name: values.mean(0, dtype=torch.float32) for name, values in scores.items()}
+            drawn = torch.randperm(batch_size, generator=self._generator(f"samples of rank {rank()}"))[:wanted]
+            phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
+        return self.measure.score(settled(phase1, self.path_from, self.baseline))
+
+    def _average(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average over samples (Eq. 4), those of all ranks."""
+        if world_size() == 1:
+            return {name: values.detach().mean(0, dtype=torch.float32) for name, values in scores.items()}
+        # Sums and counts of all layers in one message: ranks may have samples in different number.
+        device = self.nonfinite.device
+        parts = []
+        for name, size in self._num_units.items():
+            values = scores.get(name, torch.empty(0, size, device=device)).detach().to(device, torch.float32)
+            parts += [values.sum(0), torch.full((1,), float(len(values)), dtype=torch.float32, device=device)]
+        flat = torch.cat(parts)
+        add_over_ranks(flat)
+        totals = iter(torch.split(flat, [length for size in self._num_units.values() for length in (size, 1)]))
+        return {name: next(totals) / next(totals) for name in self._num_units}
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""
         # Hashed, since torch's CPU generator looks at no more than 32 bits of a seed.
         digest = hashlib.blake2b(f"{self.seed} {self._steps_taken} {purpose}".encode(), digest_size=4).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
+    """Find the layers that Y-Drop drives, by name.
+
+    Raises:
+        ConfigurationError: If there are none.
+
+    """
+    found = select_layers(model, None)
+    return {name: layer for name, layer in found.items() if isinstance(layer, ConductanceDropout)}
 
 
 def check_settings(
@@ -259,6 +396,8 @@ def check_settings(
     baseline: Baseline,
     quadrature: str,
     measure: Measure,
+    objective: Objective,
+    path_from: str | None,
     seed: int,
 ) -> None:
     """Check the settings that the engine and what stands above it share.
@@ -281,4 +420,11 @@ def check_settings(
     check_baseline(owner, baseline)
     check_choice(owner, "quadrature", quadrature, QUADRATURES)
     check_measure(owner, measure)
+    check_objective(owner, objective)
+    if path_from is not None and not isinstance(path_from, str):
+        raise ConfigurationError(
+            f"{owner}(path_from={describe(path_from)}) was given.",
+            "`path_from` is the name of a module, or None where the path lies between inputs.",
+            'Pass, for example, path_from="embedding".',
+        )
     check_count(owner, "seed", seed, minimum=0, example=0)

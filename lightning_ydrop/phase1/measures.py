@@ -2,45 +2,16 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.functional.attribution import Quadrature, sum_to_units
-from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.functional.attribution import sum_to_units
 from lightning_ydrop.phase1.attribution import conductance
-from lightning_ydrop.phase1.objectives import Target, target_output
+from lightning_ydrop.phase1.context import Phase1
 from lightning_ydrop.phase1.recording import borrowed, recording
-
-
-@dataclass(frozen=True)
-class Phase1:
-    """All that a measure may use to score the units in one phase 1.
-
-    Attributes:
-        model: The model, called as `model(*inputs)`.
-        layers: The layers to score, by name.
-        inputs: The samples drawn from the batch, each (B_c, *).
-        target: Their class index (B_c,), soft labels (B_c, C), or None for the sum of the outputs.
-        starts: For each input the baseline, (1, *), or (B_c, *) where the samples do not share one.
-        n_steps: Steps on the path from the baseline to each sample.
-        quadrature: Where on each step the gradient is taken.
-        generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
-
-    """
-
-    model: nn.Module
-    layers: Mapping[str, ConductanceDropout]
-    inputs: tuple[Tensor, ...]
-    target: Target
-    starts: tuple[Tensor, ...]
-    n_steps: int
-    quadrature: Quadrature
-    generator: torch.Generator
 
 
 class Measure(ABC):
@@ -75,15 +46,7 @@ class Conductance(Measure):
 
     def score(self, phase1: Phase1) -> dict[str, Tensor]:
         """Measure all layers in one forward and one backward pass."""
-        return conductance(
-            phase1.model,
-            phase1.layers,
-            phase1.inputs,
-            phase1.target,
-            starts=phase1.starts,
-            n_steps=phase1.n_steps,
-            quadrature=phase1.quadrature,
-        )
+        return conductance(phase1)
 
 
 class RandomImportance(Measure):
@@ -91,12 +54,12 @@ class RandomImportance(Measure):
 
     def score(self, phase1: Phase1) -> dict[str, Tensor]:
         """Draw scores, after one forward pass to see how many units there are."""
-        with borrowed(phase1.model, phase1.inputs[0].device), recording(phase1.layers) as tape, torch.no_grad():
-            phase1.model(*phase1.inputs)
+        with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape, torch.no_grad():
+            phase1.output(phase1.inputs, phase1.carried)
         scores = {}
         for name, calls in tape.items():
-            num_units = calls[0].shape[phase1.layers[name].unit_dim]
-            drawn = torch.randn(1, num_units, generator=phase1.generator)
+            num_units = calls[0].shape[phase1.unit_dims[name]]
+            drawn = torch.randn(1, num_units, dtype=torch.float32, generator=phase1.generator)
             scores[name] = drawn.to(calls[0].device, non_blocking=True)
         return scores
 
@@ -149,39 +112,43 @@ class CaptumMeasure(Measure):
     def score(self, phase1: Phase1) -> dict[str, Tensor]:
         """Attribute each layer in turn."""
         attribution = _captum_attribution(self.attribution)
+        objective = _RowObjective(phase1)
         takes = inspect.signature(attribution.attribute).parameters
         offered = {
             "baselines": tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True)),
-            "additional_forward_args": () if phase1.target is None else (phase1.target,),
+            "additional_forward_args": objective.besides,
             "n_steps": phase1.n_steps,
             "method": "riemann_trapezoid",
             "attr_dim_summation": False,
         }
         arguments = {name: value for name, value in offered.items() if name in takes} | self.arguments
-        objective = _RowObjective(phase1.model, takes_target=phase1.target is not None)
         scores = {}
-        with borrowed(objective, phase1.inputs[0].device):
+        with borrowed(phase1.model, phase1.device):
             for name, layer in phase1.layers.items():
                 attributed = attribution(objective, layer).attribute(phase1.inputs, **arguments)
-                scores[name] = sum_to_units(attributed.detach(), layer.unit_dim)
+                scores[name] = sum_to_units(attributed.detach(), phase1.unit_dims[name])
         return scores
 
     def __repr__(self) -> str:
-        return f"CaptumMeasure({self.attribution!r})"
+        return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
 
 
 class _RowObjective(nn.Module):
-    """A model that returns F for each row. The target comes last among its inputs: captum repeats it with them."""
+    """A module that returns F for each row, as captum wants it: what goes along comes behind the inputs."""
 
-    def __init__(self, model: nn.Module, *, takes_target: bool) -> None:
+    def __init__(self, phase1: Phase1) -> None:
         super().__init__()
-        self.model = model
-        self.takes_target = takes_target
+        self.model = phase1.model
+        self.phase1 = phase1
+        # Captum repeats these with the inputs.
+        self.besides = (*phase1.carried, *(() if phase1.target is None else (phase1.target,)))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        if self.takes_target:
-            return target_output(self.model(*inputs[:-1]), inputs[-1])
-        return target_output(self.model(*inputs), None)
+    def forward(self, *rows: Tensor) -> Tensor:
+        num_inputs = len(self.phase1.inputs)
+        inputs, besides = rows[:num_inputs], rows[num_inputs:]
+        if self.phase1.target is None:
+            return self.phase1.value(inputs, besides, None)
+        return self.phase1.value(inputs, besides[:-1], besides[-1])
 
 
 def check_measure(owner: str, measure: object) -> None:
@@ -209,7 +176,7 @@ def _captum_attribution(name: str) -> Any:
         if inspect.isclass(value) and issubclass(value, captum.attr.LayerAttribution) and hasattr(value, "attribute")
     }
     # Relevance at a layer needs a rule for it, and captum has none for dropout layers, its own nn.Dropout included.
-    del known["LayerLRP"]
+    known.pop("LayerLRP", None)
     if name not in known:
         raise ConfigurationError(
             f"CaptumMeasure(attribution={describe(name)}) was given.",

@@ -1,34 +1,283 @@
-"""F, the scalar for each row whose gradient says how much a unit matters."""
+"""F, the scalar for each row whose gradient says how much a unit matters: strategies that a YAML file can name."""
 
-from typing import Any
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 
 Target = Tensor | None
 
 
-def target_output(output: Tensor, target: Target) -> Tensor:
-    """F of each row: the output that the target names.
+class Objective(ABC):
+    """What phase 1 differentiates. Subclass it, and name the subclass in Python or YAML.
 
-    Nothing is checked here, since looking at values makes the host wait for the device: see `check_target`.
+    Attributes:
+        takes_target: Whether it looks at the batch's target; if not, there may be none, or anything.
 
-    Args:
-        output: The model's output, shape (rows, C), or (rows, *) where there is no target.
-        target: Class index, integer of shape (rows,): its logit. Soft labels, floating of shape (rows, C): the logits'
-            sum weighted by them. None: the sum of the outputs.
-
-    Returns:
-        Shape (rows,).
+    Example:
+        >>> class Margin(Objective):
+        ...     def __call__(self, output, target):
+        ...         return output[:, 0] - output[:, 1]
 
     """
-    if target is None:
-        return output.flatten(1).sum(1) if output.ndim > 1 else output
-    if target.is_floating_point():
-        return (output * target).sum(1)
-    return output.gather(1, target.long().unsqueeze(1)).squeeze(1)
+
+    takes_target: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        """Give F of each row, without looking at values, which would make the host wait for the device.
+
+        Args:
+            output: The model's output, floating, shape (rows, *).
+            target: The target of each row, or None.
+
+        Returns:
+            Shape (rows,).
+
+        """
+
+    def check(self, output: Tensor, target: Target) -> None:  # noqa: B027, since most have nothing to refuse
+        """Refuse what F cannot be taken of. It may look at values: a fit calls it once.
+
+        Args:
+            output: The model's output for any number of rows.
+            target: The target of a whole batch, of any number of rows.
+
+        Raises:
+            ConfigurationError: If they do not fit.
+
+        """
+
+    def settle(self, predict: Callable[[], Tensor], target: Target) -> Target:
+        """Settle the target before the path is walked.
+
+        Args:
+            predict: Runs the model on the samples and returns its output.
+            target: That of the batch.
+
+        Returns:
+            The target that F is taken with, at every point of the path.
+
+        """
+        return target
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class TargetLogit(Objective):
+    """The output that the target names, as in the paper; without a target, the sum of the outputs.
+
+    The target of an output (B, C, *) is a class index for each sample (B,), or for each position (B, *), whose logits
+    add up; or soft labels of the output's shape: the outputs' sum weighted by them.
+
+    Args:
+        class_dim: Dimension of the classes in the output: 1 for (B, C) and (B, C, H, W), -1 for (B, T, C).
+        ignore_index: Class index of samples and positions that do not count.
+
+    Raises:
+        ConfigurationError: If `class_dim` is 0 or no whole number.
+
+    """
+
+    def __init__(self, class_dim: int = 1, ignore_index: int = -100) -> None:
+        _check_class_dim("TargetLogit", class_dim)
+        self.class_dim = class_dim
+        self.ignore_index = ignore_index
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        """Take the logit of the labelled class."""
+        if target is None:
+            return _sum_of_rows(output)
+        if target.is_floating_point():
+            return _sum_of_rows(output * target)
+        index = target.long().unsqueeze(self.class_dim)
+        counts = index != self.ignore_index
+        return _sum_of_rows(output.gather(self.class_dim, index.where(counts, 0)) * counts)
+
+    def check(self, output: Tensor, target: Target) -> None:
+        """Refuse a target that names nothing in the output."""
+        if target is None:
+            return
+        if not -output.ndim < self.class_dim < output.ndim:
+            raise ConfigurationError(
+                f"{self!r} was given, and the model's forward returned {describe(output)} for the target "
+                f"{describe(target)}.",
+                "With a target the output has a logit for each class: (B, C), or (B, C, H, W) for dense labels.",
+                "Return such logits, set `class_dim`, or choose objective=OutputSum() or NegativeLoss(...).",
+            )
+        num_classes = output.shape[self.class_dim]
+        labelled = output.select(self.class_dim, 0).shape[1:]
+        if target.is_floating_point():
+            self._check_soft(output, target)
+        elif target.shape[1:] != labelled or target.dtype == torch.bool:
+            raise ConfigurationError(
+                f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
+                "An integer target holds one class index for each sample, or for each position of dense labels, so "
+                f"its shape is {('B', *labelled)}.".replace("'", ""),
+                "Reshape it with target.flatten(), turn one-hot rows into soft labels with target.float(), or set "
+                "objective=TargetLogit(class_dim=...).",
+            )
+        elif len(counted := target[target != self.ignore_index]) > 0:
+            low, high = int(counted.min()), int(counted.max())
+            if low < 0 or high >= num_classes:
+                raise ConfigurationError(
+                    f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
+                    f"Class indices lie from 0 to {num_classes - 1}; {self.ignore_index} does not count.",
+                    "Number the classes from 0, give the model's last layer an output for each, or set "
+                    "objective=TargetLogit(ignore_index=...).",
+                )
+
+    def _check_soft(self, output: Tensor, target: Tensor) -> None:
+        if target.shape[1:] != output.shape[1:] or output.shape[self.class_dim] == 1 or bool((target < 0).any()):
+            raise ConfigurationError(
+                f"The floating target {describe(target)} was given for the output {describe(output)}.",
+                "A floating target holds soft labels, shares of two classes or more that are not negative, in the "
+                "shape of the output.",
+                "For class indices convert it with target.long(); for a regression choose objective=OutputSum(), or "
+                'NegativeLoss(nn.MSELoss(reduction="none")).',
+            )
+
+
+class PredictedLogit(Objective):
+    """The logit of the class that the model predicts for the sample itself; the batch's target is not looked at.
+
+    It takes one more forward pass of the samples, to see what the model predicts.
+
+    Args:
+        class_dim: Dimension of the classes in the output.
+
+    Raises:
+        ConfigurationError: If `class_dim` is 0 or no whole number.
+
+    """
+
+    takes_target = False
+
+    def __init__(self, class_dim: int = 1) -> None:
+        _check_class_dim("PredictedLogit", class_dim)
+        self.class_dim = class_dim
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        """Take the logit of the predicted class."""
+        return TargetLogit(self.class_dim)(output, target)
+
+    def check(self, output: Tensor, target: Target) -> None:
+        """Refuse an output without classes."""
+        if not -output.ndim < self.class_dim < output.ndim or output.shape[self.class_dim] < 2:
+            raise ConfigurationError(
+                f"{self!r} was given, and the model's forward returned {describe(output)}.",
+                "A prediction is the largest of two logits or more, in the dimension `class_dim` of the output.",
+                "Return such logits, set `class_dim`, or choose objective=OutputSum().",
+            )
+
+    def settle(self, predict: Callable[[], Tensor], target: Target) -> Target:
+        """Predict."""
+        return predict().argmax(self.class_dim)
+
+
+class OutputSum(Objective):
+    """The sum of the outputs, for regressions and for outputs that are no classes; the target is not looked at."""
+
+    takes_target = False
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        """Add up the output of each row."""
+        return _sum_of_rows(output)
+
+
+class NegativeLoss(Objective):
+    """The loss with its sign turned, so that units matter that bring the loss down.
+
+    Args:
+        loss: A loss that is not averaged: from (output, target) to one number for each sample, or for each position
+            or output of each sample, which add up: such as `nn.CrossEntropyLoss(reduction="none")`.
+
+    Raises:
+        ConfigurationError: If `loss` cannot be called.
+
+    """
+
+    def __init__(self, loss: nn.Module | Callable[..., Tensor]) -> None:
+        if not callable(loss):
+            raise ConfigurationError(
+                f"NegativeLoss(loss={describe(loss)}) was given.",
+                "A loss is called with the output and the target.",
+                'Pass, for example, loss=nn.CrossEntropyLoss(reduction="none").',
+            )
+        self.loss = loss
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        """Turn the sign of the loss of each row."""
+        return -_sum_of_rows(self.loss(output, target))
+
+    def check(self, output: Tensor, target: Target) -> None:
+        """Refuse a loss that mixes rows."""
+        if target is None:
+            raise ConfigurationError(
+                f"{self!r} was given, and the batch has no target.",
+                "A loss needs a target.",
+                "Let the adapter or `ydrop_inputs` return one, or choose objective=OutputSum().",
+            )
+        losses = self.loss(output, target)
+        if not isinstance(losses, Tensor) or losses.shape[:1] != output.shape[:1]:
+            raise ConfigurationError(
+                f"{self!r} was given, and the loss of {len(output)} samples is {describe(losses)}.",
+                "The loss has an entry for each sample, so that rows of the path do not mix.",
+                'Make it with reduction="none".',
+            )
+
+
+def read_output(output: Any) -> Tensor:
+    """Find the tensor that F is taken of: the output itself, its `logits`, or the first floating tensor in it.
+
+    Args:
+        output: What the model returned: a tensor, an object or mapping with `logits`, a mapping, dataclass or tuple.
+
+    Returns:
+        Floating, shape (rows, *).
+
+    Raises:
+        ConfigurationError: If there is none.
+
+    """
+    candidates = [output, getattr(output, "logits", None)]
+    if isinstance(output, Mapping):
+        candidates += [output.get("logits"), *output.values()]
+    elif dataclasses.is_dataclass(output):
+        candidates += [getattr(output, field.name) for field in dataclasses.fields(output)]
+    elif isinstance(output, (tuple, list)):
+        candidates += output
+    for candidate in candidates:
+        if isinstance(candidate, Tensor) and candidate.is_floating_point() and candidate.ndim > 0:
+            return candidate
+    raise ConfigurationError(
+        f"The model's forward returned {describe(output)}.",
+        "Phase 1 differentiates a floating tensor with a row for each sample: the output, its `logits`, or the first "
+        "such tensor in it.",
+        "Return the logits from forward; whatever else is needed can be computed in training_step.",
+    )
+
+
+def check_objective(owner: str, objective: object) -> None:
+    """Refuse what is no objective.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if not isinstance(objective, Objective):
+        raise ConfigurationError(
+            f"{owner}(objective={describe(objective)}) was given.",
+            "An objective is an instance of a subclass of lightning_ydrop.Objective.",
+            "Pass, for example, objective=TargetLogit().",
+        )
 
 
 def check_pairs(target: Any, num_samples: int) -> None:
@@ -43,8 +292,10 @@ def check_pairs(target: Any, num_samples: int) -> None:
     if not isinstance(target, Tensor):
         raise ConfigurationError(
             f"The target is {describe(target)}.",
-            "A target is a tensor of class indices (B,) or soft labels (B, C), or None for the sum of the outputs.",
-            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor.",
+            "A target is a tensor of class indices (B,), soft labels (B, C) or dense labels (B, H, W), or None for the "
+            "sum of the outputs.",
+            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor, or choose it with an "
+            "adapter.",
         )
     if target.shape[:1] != (num_samples,):
         raise ConfigurationError(
@@ -54,50 +305,14 @@ def check_pairs(target: Any, num_samples: int) -> None:
         )
 
 
-def check_target(output: Any, target: Target) -> None:
-    """Refuse an output or a target that `target_output` cannot read. It looks at values, so a device has to catch up.
+def _sum_of_rows(values: Tensor) -> Tensor:
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
 
-    Args:
-        output: What the model returned for any number of rows.
-        target: The target of a whole batch, of any number of rows.
 
-    Raises:
-        ConfigurationError: If the output is no floating tensor, the target does not fit to it, or a class lies outside.
-
-    """
-    if not (isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0):
+def _check_class_dim(owner: str, class_dim: Any) -> None:
+    if isinstance(class_dim, bool) or not isinstance(class_dim, int) or class_dim == 0:
         raise ConfigurationError(
-            f"The model's forward returned {describe(output)}.",
-            "Phase 1 differentiates one floating tensor with a row for each sample.",
-            "Return the logits from forward; whatever else is needed can be computed in training_step.",
+            f"{owner}(class_dim={describe(class_dim)}) was given.",
+            "`class_dim` is the dimension of the classes in the output, any but 0, which is the batch.",
+            "Pass 1 for (B, C) and (B, C, H, W), or -1 for (B, T, C).",
         )
-    if target is None:
-        return
-    if output.ndim != 2:
-        raise ConfigurationError(
-            f"The model's forward returned {describe(output)} for the target {describe(target)}.",
-            "With a target the output has the shape (B, C), one logit for each class.",
-            "Return such logits, or pass None as the target for the sum of the outputs.",
-        )
-    num_classes = output.shape[1]
-    if target.is_floating_point():
-        if target.shape[1:] != output.shape[1:]:
-            raise ConfigurationError(
-                f"The target is {describe(target)} for an output of {num_classes} classes.",
-                f"A floating target holds soft labels, so its shape is (B, {num_classes}), that of the output.",
-                "For class indices convert it with target.long(); for no class at all pass None.",
-            )
-    elif target.ndim != 1 or target.dtype == torch.bool:
-        raise ConfigurationError(
-            f"The target is {describe(target)} for an output of {num_classes} classes.",
-            "An integer target holds one class index for each sample, so its shape is (B,).",
-            "Reshape it with target.flatten(), or turn one-hot rows into soft labels with target.float().",
-        )
-    elif target.numel() > 0:
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= num_classes:
-            raise ConfigurationError(
-                f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
-                f"Class indices lie from 0 to {num_classes - 1}.",
-                "Number the classes from 0, and give the model's last layer an output for each.",
-            )

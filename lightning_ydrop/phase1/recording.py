@@ -1,7 +1,7 @@
 """Everything that phase 1 borrows from a model, and gives back as it was, also when the model raises."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(_metrics_kept(model))
         stack.enter_context(_slow_attention())
+        stack.enter_context(_recurrence_without_cudnn(model, device))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))  # which turns gradients on, after torch.no_grad() too
         yield
@@ -116,6 +117,14 @@ def _metrics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for metric, state in kept:
             metric.__dict__ = state
+
+
+@contextmanager
+def _recurrence_without_cudnn(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep recurrent layers on a GPU off cuDNN, which cannot differentiate them in evaluation mode."""
+    recurrent = device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+        yield
 
 
 @contextmanager

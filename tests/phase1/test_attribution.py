@@ -302,17 +302,22 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X, Y, n_steps=0), r"layer_conductance\(n_steps=0\)"),
         (lambda: layer_conductance(MODEL, X, Y, quadrature="middle"), "quadrature='middle'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y, max_rows=1), "max_rows=1"),
-        (lambda: layer_conductance(MODEL, X, Y, layers="9"), "layers=9.*0, 1, 2"),
+        (lambda: layer_conductance(MODEL, X, Y, layers="9"), "layers='9'.*0, 1, 2"),
         (lambda: layer_conductance(MODEL, X, Y, layers=nn.LSTM), "layers=LSTM"),
+        (lambda: layer_conductance(MODEL, X, Y, layers=[]), r"layers=list\(\)"),
+        (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=Linear"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, objective="sum"), "objective='sum'"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, path_from="9"), "path_from='9'"),
+        (lambda: layer_conductance(MODEL, X, Y, baseline="black"), "baseline='black'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y + 5), "classes from 5 to 5 for an output of 5 classes"),
         (lambda: layer_conductance(MODEL, X, Y - 1), "classes from -1 to -1"),
         (lambda: layer_conductance(MODEL, X, Y[:3]), "for 6 samples"),
         (lambda: layer_conductance(MODEL, X, torch.rand(6, 4)), "soft labels"),
         (lambda: layer_conductance(MODEL, X, baseline=torch.zeros(11)), r"shape=\(11,\)"),
         (lambda: layer_conductance(MODEL, X, baseline=torch.zeros(5, 12)), r"shape=\(5, 12\)"),
-        (lambda: layer_conductance(MODEL, X, baseline=(0.0, 0.0)), "for 1 input"),
-        (lambda: layer_conductance(MODEL, (X, X[:3]), Y), "same number of samples"),
-        (lambda: layer_conductance(MODEL, X.long(), Y), "floating tensors"),
+        (lambda: layer_conductance(MODEL, X, baseline=(0.0, 0.0)), "for 1 floating input"),
+        (lambda: layer_conductance(MODEL, (X, X), Y), r"forward takes \(input"),
+        (lambda: layer_conductance(MODEL, X.long(), Y), "between integers"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=2), "unit_dim=2"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=0), "unit_dim=0"),
     ],

@@ -13,11 +13,14 @@ from lightning_ydrop import (
     ConfigurationError,
     Inverted,
     Measure,
+    OutputSum,
     Phase1,
     RandomImportance,
+    TargetLogit,
     YDrop,
     layer_conductance,
 )
+from lightning_ydrop.phase1.context import phase1_of as arranged
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [
@@ -43,9 +46,23 @@ MEASURES: list[Measure] = [
 
 def phase1_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kwargs: Any) -> Phase1:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ConductanceDropout)}
-    settings: dict[str, Any] = {"starts": (torch.zeros_like(x[:1]),), "n_steps": 5, "quadrature": "right"} | kwargs
-    generator = torch.Generator().manual_seed(seed)
-    return Phase1(model=model, layers=layers, inputs=(x,), target=y, generator=generator, **settings)
+    settings: dict[str, Any] = {
+        "baseline": 0.0,
+        "n_steps": 5,
+        "quadrature": "right",
+        "objective": TargetLogit(),
+    } | kwargs
+    return arranged(
+        model,
+        model,
+        layers,
+        {name: layer.unit_dim for name, layer in layers.items()},
+        x,
+        y,
+        path_from=None,
+        generator=torch.Generator().manual_seed(seed),
+        **settings,
+    )
 
 
 def score(measure: Measure, phase1: Phase1) -> dict[str, Tensor]:
@@ -78,10 +95,10 @@ def test_every_measure_survives_pickling_and_shows_itself(measure: Measure) -> N
     assert repr(measure).startswith(type(measure).__name__)
 
 
-@pytest.mark.parametrize("setting", ["n_steps", "quadrature", "starts", "target"])
+@pytest.mark.parametrize("setting", ["n_steps", "quadrature", "baseline", "objective", "target"])
 def test_conductance_heeds_every_setting(setting: str) -> None:
     model, x, y = network_and_batch("perceptron")
-    changed: dict[str, Any] = {"n_steps": 6, "quadrature": "left", "starts": (torch.ones(1, 12),)}
+    changed: dict[str, Any] = {"n_steps": 6, "quadrature": "left", "baseline": 1.0, "objective": OutputSum()}
     base = Conductance().score(phase1_of(model, x, y))
     if setting == "target":
         other = Conductance().score(phase1_of(model, x, (y + 1) % 5))
@@ -141,7 +158,7 @@ def test_captum_is_not_misled_by_in_place_activations(attribution: str, activati
 def test_captum_sees_the_same_objective(target: str) -> None:
     model, x, y = network_and_batch("perceptron", torch.float64)
     given = {"classes": y, "soft": torch.rand(6, 5, dtype=torch.float64), "none": None}[target]
-    phase1 = phase1_of(model, x, given, starts=(torch.ones(1, 12, dtype=torch.float64),), quadrature="left")
+    phase1 = phase1_of(model, x, given, baseline=1.0, quadrature="left")
     captums, ours = CaptumMeasure("LayerConductance").score(phase1), Conductance().score(phase1)
     assert torch.allclose(captums["1"], ours["1"], rtol=1e-6)
 

@@ -1,0 +1,68 @@
+"""When phase 1 runs, and how much its probabilities count."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning.pytorch import Trainer
+
+from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, describe
+
+Transition = Literal["step", "linear"]
+DEFAULT_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Annealing, and how often phase 1 runs after it.
+
+    It depends on counters alone that a Trainer saves and that all ranks share: a resumed run goes on alike, and no rank
+    waits for another that skips phase 1.
+
+    Args:
+        annealing_epochs: Epochs of vanilla dropout, at least 0; 2 where `annealing_steps` is not given either.
+        annealing_steps: Optimiser steps of vanilla dropout instead, at least 0.
+        transition: "step" from vanilla dropout to Y-Drop at the end of annealing, or "linear" over it.
+        every_n_batches: Phase 1 runs on every so-manyth batch of an epoch, at least 1.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    """
+
+    annealing_epochs: int | None = None
+    annealing_steps: int | None = None
+    transition: Transition = "step"
+    every_n_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.annealing_epochs is not None and self.annealing_steps is not None:
+            raise ConfigurationError(
+                f"YDropCallback(annealing_epochs={describe(self.annealing_epochs)}, "
+                f"annealing_steps={describe(self.annealing_steps)}) was given.",
+                "Annealing is counted in epochs or in optimiser steps.",
+                "Leave one of the two out.",
+            )
+        if self.annealing_epochs is not None:
+            check_count("YDropCallback", "annealing_epochs", self.annealing_epochs, minimum=0, example=2)
+        if self.annealing_steps is not None:
+            check_count("YDropCallback", "annealing_steps", self.annealing_steps, minimum=0, example=1000)
+        check_choice("YDropCallback", "transition", self.transition, get_args(Transition))
+        check_count("YDropCallback", "every_n_batches", self.every_n_batches, minimum=1, example=1)
+
+    def share(self, trainer: Trainer, batch_idx: int) -> float:
+        """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return 1.0  # a trial run has to try what comes after annealing
+        if self.annealing_steps is not None:
+            length, done = self.annealing_steps, float(trainer.global_step)
+        else:
+            length = DEFAULT_EPOCHS if self.annealing_epochs is None else self.annealing_epochs
+            # Of an endless epoch no batch is any part: it never ends annealing.
+            done = trainer.current_epoch + batch_idx / trainer.num_training_batches
+        if done >= length:
+            return 1.0
+        return done / length if self.transition == "linear" else 0.0
+
+    def is_due(self, batch_idx: int) -> bool:
+        """Tell whether it is the turn of this batch of an epoch."""
+        return batch_idx % self.every_n_batches == 0

@@ -1,0 +1,204 @@
+"""All that one phase 1 works on."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.attribution import Quadrature
+from lightning_ydrop.phase1.inputs import Baseline, Inputs, Tensors, arrange, start_points, take_rows
+from lightning_ydrop.phase1.objectives import Objective, Target, check_pairs, read_output
+from lightning_ydrop.phase1.recording import borrowed
+
+Forward = Callable[[Tensors, Tensors], Any]
+
+
+@dataclass(frozen=True)
+class Phase1:
+    """All that a measure may use to score the units in one phase 1.
+
+    Attributes:
+        model: The model. It is called by `output` and `value`, never directly.
+        layers: The layers to score, by name.
+        unit_dims: For each of them the dimension of the units in its output.
+        inputs: The samples drawn from the batch, where their paths end: floating tensors, each (B_c, *).
+        starts: For each input the baseline, (1, *), or (B_c, *) where the samples do not share one.
+        carried: Whatever else has a row for each sample and stays as it is along the path: tokens, masks; (B_c, *).
+        target: What F is taken with: class index (B_c,), soft labels (B_c, C), dense labels (B_c, *), or None.
+        objective: F, from the model's output and the target.
+        n_steps: Steps on the path from the baseline to each sample.
+        quadrature: Where on each step the gradient is taken.
+        generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
+        forward: Calls the model with rows of `inputs` and of `carried`.
+
+    """
+
+    model: nn.Module
+    layers: Mapping[str, nn.Module]
+    unit_dims: Mapping[str, int]
+    inputs: Tensors
+    starts: Tensors
+    carried: Tensors
+    target: Target
+    objective: Objective
+    n_steps: int
+    quadrature: Quadrature
+    generator: torch.Generator
+    forward: Forward
+
+    @property
+    def num_samples(self) -> int:
+        """B_c."""
+        return len((self.inputs or self.carried)[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return (self.inputs or self.carried)[0].device
+
+    def output(self, inputs: Tensors, carried: Tensors) -> Tensor:
+        """Run the model on any number of rows.
+
+        Returns:
+            Its output, floating, shape (rows, *).
+
+        Raises:
+            ConfigurationError: If the output has no row for each row of the inputs.
+
+        """
+        output = read_output(self.forward(inputs, carried))
+        rows = len((inputs or carried)[0])
+        if len(output) != rows:
+            raise ConfigurationError(
+                f"The model's forward returned {describe(output)} for {rows} rows.",
+                "The output has one row for each row of the inputs, in its first dimension.",
+                "Return logits of shape (B, ...), with the batch first.",
+            )
+        return output
+
+    def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
+        """Give F of any number of rows: shape (rows,)."""
+        return self.objective(self.output(inputs, carried), target)
+
+    def take(self, rows: Tensor) -> "Phase1":
+        """Keep the samples of these row numbers alone."""
+        shared = all(len(start) == 1 for start in self.starts)
+        return replace(
+            self,
+            inputs=take_rows(self.inputs, rows),
+            starts=self.starts if shared else take_rows(self.starts, rows),
+            carried=take_rows(self.carried, rows),
+            target=None if self.target is None else self.target.index_select(0, rows),
+        )
+
+
+def phase1_of(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    layers: Mapping[str, nn.Module],
+    unit_dims: Mapping[str, int],
+    inputs: Inputs,
+    target: Any,
+    *,
+    baseline: Baseline,
+    path_from: str | None,
+    objective: Objective,
+    n_steps: int,
+    quadrature: Quadrature,
+    generator: torch.Generator,
+) -> Phase1:
+    """Arrange a batch for phase 1.
+
+    Where the path starts behind a module, `inputs` and `starts` are still empty: see `walk_from`.
+
+    Raises:
+        ConfigurationError: If inputs, target and baseline do not fit to each other or to the model.
+
+    """
+    signature = inspect.signature(model.forward if forward is model else forward)
+    call, walked, carried = arrange(forward, signature, inputs, baseline, walk=path_from is None)
+    phase1 = Phase1(
+        model=model,
+        layers=layers,
+        unit_dims=unit_dims,
+        inputs=walked,
+        starts=start_points(walked, baseline) if path_from is None else (),
+        carried=carried,
+        target=target if objective.takes_target else None,
+        objective=objective,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        generator=generator,
+        forward=call,
+    )
+    check_pairs(phase1.target, phase1.num_samples)
+    return phase1
+
+
+def settled(phase1: Phase1, path_from: str | None, baseline: Baseline) -> Phase1:
+    """Settle what needs the model to be run: where the path starts, and the target."""
+    with borrowed(phase1.model, phase1.device), torch.no_grad():
+        if path_from is not None:
+            phase1 = _walk_from(phase1, path_from, baseline)
+        target = phase1.objective.settle(lambda: phase1.output(phase1.inputs, phase1.carried), phase1.target)
+    return replace(phase1, target=target)
+
+
+def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
+    """Find the module behind which the path starts.
+
+    Raises:
+        ConfigurationError: If the model has no module of that name.
+
+    """
+    modules: dict[str, nn.Module] = {each.replace("_orig_mod.", ""): module for each, module in model.named_modules()}
+    if name not in modules or not name:
+        raise ConfigurationError(
+            f"{owner}(path_from={describe(name)}) was given.",
+            f"`path_from` names a module of {type(model).__name__}: {', '.join(list(filter(None, modules))[:30])}.",
+            "Pass the name of the embedding.",
+        )
+    return modules[name]
+
+
+def _walk_from(phase1: Phase1, path_from: str, baseline: Baseline) -> Phase1:
+    """Let the path end at what a module puts out for the samples."""
+    module = find_module("YDrop", phase1.model, path_from)
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        phase1.forward((), phase1.carried)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or not _is_walkable(seen[0], phase1.num_samples):
+        raise ConfigurationError(
+            f"path_from={path_from!r} was given, and in one forward pass of {phase1.num_samples} samples this module "
+            f"put out {describe(seen)}.",
+            "The path starts at a module that is called once and puts out one floating tensor (B, *).",
+            "Name the embedding, or a module of your own around what should be walked through.",
+        )
+
+    def forward(inputs: Tensors, carried: Tensors) -> Any:
+        with _putting_out(module, inputs[0]):
+            return phase1.forward((), carried)
+
+    return replace(phase1, inputs=(seen[0],), starts=start_points((seen[0],), baseline), forward=forward)
+
+
+def _is_walkable(output: Any, num_samples: int) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point() and output.shape[:1] == (num_samples,)
+
+
+@contextmanager
+def _putting_out(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Let a module put out what it is told."""
+    handle = module.register_forward_hook(lambda module, args, ignored: output)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,196 @@
+"""What a model is called with, seen as tensors that have a row for each sample."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_ydrop.errors import ConfigurationError, describe, is_real
+
+Inputs = Any
+Baseline = float | Tensor | None | Sequence[float | Tensor | None]
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a model is called, as a function of the tensors that have a row for each sample.
+
+    Attributes:
+        model: What is called.
+        positional: Its positional arguments.
+        keywords: Its keyword arguments.
+        roles: Of every tensor in them, in the order in which they stand: "walked", "carried" or "fixed".
+
+    """
+
+    model: Callable[..., Any]
+    positional: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    roles: tuple[str, ...]
+
+    def __call__(self, walked: Tensors, carried: Tensors) -> Any:
+        """Call the model with other rows: of the floating inputs, and of what goes along with them."""
+        rows: dict[str, Iterator[Tensor]] = {"walked": iter(walked), "carried": iter(carried)}
+        roles = iter(self.roles)
+
+        def replace(tensor: Tensor) -> Tensor:
+            role = next(roles)
+            return tensor if role == "fixed" else next(rows[role])
+
+        positional, keywords = apply_to_collection((self.positional, dict(self.keywords)), Tensor, replace)
+        return self.model(*positional, **keywords)
+
+
+def arrange(
+    model: Callable[..., Any], signature: inspect.Signature, inputs: Inputs, baseline: Baseline, *, walk: bool
+) -> tuple[Call, Tensors, Tensors]:
+    """Find out which tensors of the inputs have a row for each sample, and which of these can be walked to.
+
+    Args:
+        model: What is called.
+        signature: How it can be called.
+        inputs: A tensor, a tuple or list of arguments, or a mapping: of arguments by name where the model takes them
+            so, otherwise one argument. Arguments may nest tensors in lists, tuples, mappings and dataclasses.
+        baseline: Of a sequence, None says that a floating tensor is carried along and not walked to.
+        walk: Whether the path lies between inputs; it may lie behind a module instead.
+
+    Returns:
+        The call; the tensors that are walked to, floating (B, *); and those that are carried along, (B, *).
+
+    Raises:
+        ConfigurationError: If there is nothing to walk to, or it is not clear what the samples are.
+
+    """
+    positional, keywords = _arguments(signature, inputs)
+    tensors: list[Tensor] = []
+    apply_to_collection((positional, keywords), Tensor, tensors.append)
+    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 0]
+    candidates = floating if walk else [tensor for tensor in tensors if tensor.ndim > 0]
+    if not candidates:
+        raise ConfigurationError(
+            f"The inputs are {describe(inputs)}.",
+            "Phase 1 walks a straight line from the baseline to the inputs, so that there is a floating tensor with a "
+            "row for each sample among them: between integers there is nothing to walk on.",
+            "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with path_from="
+            '"name.of.the.embedding".',
+        )
+    num_samples = len(candidates[0])
+    if num_samples == 0 or (walk and any(len(tensor) != num_samples for tensor in floating)):
+        raise ConfigurationError(
+            f"The inputs are {describe(inputs)}.",
+            "All floating inputs have the same number of samples, at least one, in their first dimension.",
+            "Give every input the batch as its first dimension; keep what all samples share in a buffer of the model.",
+        )
+    unwalked = [start is None for start in baseline] if isinstance(baseline, (list, tuple)) else []
+    order = iter(unwalked)
+    roles = []
+    for tensor in tensors:
+        if walk and tensor.is_floating_point() and tensor.ndim > 0:
+            roles.append("carried" if next(order, False) else "walked")
+        else:
+            roles.append("carried" if tensor.ndim > 0 and len(tensor) == num_samples else "fixed")
+    call = Call(model, positional, keywords, tuple(roles))
+    walked, carried = (
+        tuple(tensor for tensor, role in zip(tensors, roles, strict=True) if role == wanted)
+        for wanted in ("walked", "carried")
+    )
+    return call, walked, carried
+
+
+def _arguments(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tell positional from keyword arguments."""
+    if isinstance(inputs, Mapping):
+        keywords = {str(name): value for name, value in inputs.items()}
+        if _takes(signature, (), keywords):
+            return (), keywords
+        positional: tuple[Any, ...] = (inputs,)
+    else:
+        positional = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not _takes(signature, positional, {}):
+        raise ConfigurationError(
+            f"The inputs are {describe(inputs)}, and the model's forward takes {signature}.",
+            "A tensor is given to forward as it is, a tuple as positional arguments, a mapping as keyword arguments.",
+            "Let the inputs be those that forward takes: with an adapter, or with `ydrop_inputs` in the "
+            "LightningModule.",
+        )
+    return positional, {}
+
+
+def _takes(signature: inspect.Signature, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError:
+        return False
+    return True
+
+
+def check_baseline(owner: str, baseline: Baseline) -> None:
+    """Refuse what cannot be a baseline for any input.
+
+    Raises:
+        ConfigurationError: If it is neither a finite number nor a finite tensor, nor a sequence of these and None.
+
+    """
+    listed = isinstance(baseline, (list, tuple))
+    for item in baseline if isinstance(baseline, (list, tuple)) else (baseline,):
+        fits = bool(item.isfinite().all()) if isinstance(item, Tensor) else is_real(item) or (listed and item is None)
+        if not fits:
+            raise ConfigurationError(
+                f"{owner}(baseline={describe(baseline)}) was given.",
+                "A baseline is a finite number or tensor, or a list of one of these for each floating input, with None "
+                "for an input that stays as it is.",
+                "Pass, for example, baseline=0.0.",
+            )
+
+
+def start_points(walked: Tensors, baseline: Baseline) -> Tensors:
+    """Bring baselines to the shape of what is walked to, on its device and in its dtype.
+
+    Args:
+        walked: Tensors (B, *).
+        baseline: One for all, or a sequence of one for each: a number, or a tensor of shape (*) or (1, *), shared
+            by all samples, or (B, *), one for each sample. None stands for what is not walked to.
+
+    Returns:
+        For each a start of shape (1, *), or (B, *) for all where one is not shared.
+
+    Raises:
+        ConfigurationError: If a baseline does not fit.
+
+    """
+    if isinstance(baseline, (list, tuple)):
+        listed = [item for item in baseline if item is not None]
+    else:
+        listed = [baseline] * len(walked)
+    if len(listed) != len(walked) or not walked:
+        raise ConfigurationError(
+            f"baseline={describe(baseline)} was given for {len(walked)} floating input(s).",
+            "A list of baselines has one for each floating input, not all of them None.",
+            "Pass as many baselines as inputs, or a single number for all of them.",
+        )
+    starts = [_start(item, start) for item, start in zip(walked, listed, strict=True)]
+    rows = max(len(start) for start in starts)
+    return tuple(start.expand(rows, *start.shape[1:]) for start in starts)
+
+
+def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:
+    """Take the same samples of every tensor."""
+    return tuple(tensor.index_select(0, rows) for tensor in tensors)
+
+
+def _start(walked: Tensor, baseline: Any) -> Tensor:
+    if not isinstance(baseline, Tensor):
+        return torch.full_like(walked[:1], baseline)
+    start = baseline.unsqueeze(0) if baseline.ndim == walked.ndim - 1 else baseline
+    if start.shape[1:] != walked.shape[1:] or start.shape[:1] not in (torch.Size([1]), walked.shape[:1]):
+        raise ConfigurationError(
+            f"baseline={describe(baseline)} was given for the input {describe(walked)}.",
+            "A baseline is a number, or a tensor of the shape of one sample or of the whole input.",
+            f"Pass a tensor of shape {tuple(walked.shape[1:])} or {tuple(walked.shape)}, or 0.0.",
+        )
+    return start.detach().to(walked)
