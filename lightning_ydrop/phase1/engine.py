@@ -306,8 +306,9 @@ class YDrop:
         if alike:
             warnings.warn(
                 f"All units of {', '.join(map(repr, alike))} have the same score in the first batch: units that do not "
-                "differ are ranked by their position. The objective may not depend on these layers, or only on samples "
-                "of other classes. See what `layer_conductance` gives for them, or choose another objective.",
+                "differ are ranked by their position. The objective may not depend on these layers, or they run under "
+                "torch.no_grad() or in activation checkpoints without use_reentrant=False. "
+                "See what `layer_conductance` gives for them, or choose another objective.",
                 NoEffectWarning,
                 stacklevel=4,
             )

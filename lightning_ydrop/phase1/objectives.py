@@ -225,10 +225,11 @@ class NegativeLoss(Objective):
                 "A loss needs a target.",
                 "Let the adapter or `ydrop_inputs` return one, or choose objective=OutputSum().",
             )
-        losses = self.loss(output, target)
-        if not isinstance(losses, Tensor) or losses.shape[:1] != output.shape[:1]:
+        rows = min(len(output), len(target))
+        losses = self.loss(output[:rows], target[:rows])
+        if not isinstance(losses, Tensor) or losses.shape[:1] != (rows,):
             raise ConfigurationError(
-                f"{self!r} was given, and the loss of {len(output)} samples is {describe(losses)}.",
+                f"{self!r} was given, and the loss of {rows} samples is {describe(losses)}.",
                 "The loss has an entry for each sample, so that rows of the path do not mix.",
                 'Make it with reduction="none".',
             )

@@ -1,5 +1,6 @@
 import copy
 import io
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -133,3 +134,122 @@ def test_compiled_it_stays_one_graph_while_probabilities_change() -> None:
         layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35)
         compiled(torch.randn(5, 8))
     assert len(graphs) == 1
+
+
+SHAPES: dict[str, tuple[nn.Module, ConductanceDropout, tuple[int, ...]]] = {
+    "features": (nn.Dropout(0.4), ConductanceDropout(0.4), (6, 8)),
+    "positions and features": (nn.Dropout(0.4), ConductanceDropout(0.4, -1, elementwise=True), (6, 5, 8)),
+    "elements of images": (nn.Dropout(0.4), ConductanceDropout(0.4, 1, elementwise=True), (6, 8, 3, 3)),
+    "channels of signals": (nn.Dropout1d(0.4), ConductanceDropout(0.4), (6, 8, 7)),
+    "channels of images": (nn.Dropout2d(0.4), ConductanceDropout(0.4), (6, 8, 3, 3)),
+    "channels of volumes": (nn.Dropout3d(0.4), ConductanceDropout(0.4), (6, 8, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_undriven_it_is_torchs_dropout_of_the_same_granularity(kind: str) -> None:
+    torchs, ours, shape = SHAPES[kind]
+    x = torch.randn(shape)
+    torch.manual_seed(5)
+    expected = torchs(x)
+    torch.manual_seed(5)
+    assert torch.equal(ours(x), expected)
+
+
+def test_undriven_features_behind_positions_are_dropped_as_channels_are() -> None:
+    x = torch.randn(6, 5, 8)
+    torch.manual_seed(5)
+    expected = nn.Dropout1d(0.4)(x.transpose(1, 2)).transpose(1, 2)
+    torch.manual_seed(5)
+    assert torch.equal(ConductanceDropout(0.4, -1)(x), expected)
+
+
+@pytest.mark.parametrize(("unit_dim", "shape"), [(1, (6, 4, 5, 3)), (-1, (6, 5, 3, 4)), (2, (6, 5, 4)), (1, (6, 4))])
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_driven_units_lie_where_they_are_told_to(unit_dim: int, shape: tuple[int, ...], elementwise: bool) -> None:
+    layer = ConductanceDropout(0.5, unit_dim, elementwise)
+    rates = torch.tensor([0.0, 0.3, 0.6, 0.9])
+    layer.update(rates, elasticity=1.0, initial_drop_prob=0.35)
+    kept = torch.stack([layer(torch.ones(shape)).movedim(unit_dim, 1) != 0 for _ in range(500)])  # (500, B, U, *)
+    # Without `elementwise` all elements of a sample's unit share one draw: 3000 draws, five standard deviations.
+    shares = 1 - kept.float().flatten(3).mean((0, 1, 3)) if kept.ndim > 3 else 1 - kept.float().mean((0, 1))
+    assert (shares - rates).abs().max() < 0.05
+    if kept.ndim > 3:
+        alike = kept.flatten(3).float().std(3) == 0
+        assert bool(alike.all()) is not elementwise
+    assert not torch.equal(kept[:, 0], kept[:, 1])  # two samples of a batch get masks of their own
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)
+def _default_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_default_dtype")
+def test_masks_do_not_depend_on_the_default_dtype() -> None:
+    layer = driven(torch.full((4,), 0.501, dtype=torch.float32))
+    torch.manual_seed(5)
+    kept = layer(torch.ones(100_000, 4)) != 0
+    torch.manual_seed(5)
+    assert torch.equal(kept, torch.rand(100_000, 4, dtype=torch.float32) >= 0.501)
+
+
+def test_a_model_can_be_built_without_memory_and_given_some() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.Linear(8, 2))
+    model.to_empty(device="cpu")
+    layer = model[1]
+    assert isinstance(layer, ConductanceDropout)
+    layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35)
+    assert model(torch.ones(3, 4)).shape == (3, 2)
+
+
+def test_a_share_lies_between_vanilla_dropout_and_the_probabilities() -> None:
+    layer, rates = ConductanceDropout(0.5), torch.tensor([0.0, 0.8])
+    layer.update(rates, elasticity=1.0, initial_drop_prob=0.35, share=0.25)
+    assert torch.equal(layer.drop_prob, rates)
+    y = layer(torch.ones(20_000, 2))
+    assert ((y == 0).float().mean(0) - torch.tensor([0.375, 0.575])).abs().max() < 0.02
+    assert torch.allclose(y.max(0).values, 1 / (1 - torch.tensor([0.375, 0.575])))
+    layer.activate()
+    assert layer(torch.ones(100, 2))[:, 0].eq(1).all()
+
+
+def test_probabilities_that_are_not_accepted_change_nothing() -> None:
+    layer = driven(torch.rand(8), elasticity=0.5)
+    before = (layer.drop_prob.clone(), layer.mean_drop_prob.clone())
+    layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35, accept=torch.tensor(False))
+    assert torch.equal(layer.drop_prob, before[0])
+    assert torch.equal(layer.mean_drop_prob, before[1])
+    accepted = torch.rand(8)
+    layer.update(accepted, elasticity=0.5, initial_drop_prob=0.35, accept=torch.tensor(True))
+    assert torch.equal(layer.drop_prob, accepted)
+    assert torch.allclose(layer.mean_drop_prob, (before[1] + accepted) / 2)
+
+
+def test_a_first_update_that_is_not_accepted_leaves_the_initial_probability() -> None:
+    layer = ConductanceDropout()
+    layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35, accept=torch.tensor(False))
+    assert torch.equal(layer.drop_prob, torch.full((8,), 0.35))
+    assert torch.equal(layer.mean_drop_prob, torch.full((8,), 0.35))
+
+
+def test_updates_in_inference_mode_do_not_spoil_training() -> None:
+    layer = ConductanceDropout()
+    with torch.inference_mode():
+        layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35)
+    layer(torch.randn(3, 8, requires_grad=True)).sum().backward()
+    layer.update(torch.rand(8), elasticity=0.5, initial_drop_prob=0.35)
+
+
+def test_it_can_be_reset_and_restored() -> None:
+    layer, twin = driven(torch.rand(8)), ConductanceDropout()
+    twin.restore(layer.drop_prob, layer.mean_drop_prob)
+    assert torch.equal(twin.drop_prob, layer.drop_prob)
+    assert torch.equal(twin.mean_drop_prob, layer.mean_drop_prob)
+    assert not twin.active
+    twin.reset()
+    assert len(twin.drop_prob) == 0
+    twin.update(torch.rand(3), elasticity=0.5, initial_drop_prob=0.35)  # of another width

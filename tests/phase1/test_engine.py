@@ -1,7 +1,7 @@
 import copy
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from lightning_ydrop import (
     Buckets,
+    Conductance,
     ConductanceDropout,
     ConfigurationError,
     HalfNormalRate,
     Measure,
+    NegativeLoss,
     NoEffectWarning,
+    OutputSum,
     Phase1,
+    PredictedLogit,
     RandomImportance,
+    TargetLogit,
     YDrop,
     layer_conductance,
 )
@@ -331,3 +336,206 @@ def test_a_measure_with_scores_of_the_wrong_shape_is_told() -> None:
 
     with pytest.raises(ConfigurationError, match=r"Wrong\(\) scored '1'.*'1' has 16 units"):
         YDrop(perceptron(), measure=Wrong()).step(*batch_of())
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_units_behind_positions_are_driven(elementwise: bool) -> None:
+    drop = ConductanceDropout(unit_dim=-1, elementwise=elementwise)
+    model = nn.Sequential(nn.Linear(4, 8), drop, nn.Tanh(), nn.Flatten(), nn.Linear(24, 5))
+    engine = YDrop(model)
+    engine.step(torch.randn(64, 3, 4), torch.randint(0, 5, (64,)))
+    assert engine.scores["1"].shape == drop.drop_prob.shape == (8,)
+    alike = (model[:2](torch.randn(64, 3, 4)) == 0).float().std(1) == 0  # over the positions of a sample
+    assert bool(alike.all()) is not elementwise
+
+
+@pytest.mark.parametrize("quadrature", ["left", "trapezoid"])
+def test_other_quadratures_have_a_start_for_each_sample(quadrature: Quadrature) -> None:
+    counting = Counting(perceptron())
+    YDrop(counting, quadrature=quadrature).step(*batch_of(64))
+    assert counting.rows[-1] == 72  # as the README says: more rows than the batch
+
+
+def test_a_new_engine_starts_anew() -> None:
+    model = perceptron()
+    YDrop(model, initial_drop_prob=0.1).step(*batch_of())
+    YDrop(model, initial_drop_prob=0.6, elasticity=0.0).step(*batch_of())
+    assert torch.equal(model[1].mean_drop_prob, torch.full((16,), 0.6))  # type: ignore[arg-type]
+
+
+class Shaped(nn.Module):
+    """Changes the shape of a model's output."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.change = perceptron(), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.body(x))
+
+
+@pytest.mark.parametrize("change", [lambda y: y.repeat(2, 1), lambda y: y.mean(0, keepdim=True), lambda y: y[:-1]])
+def test_outputs_without_a_row_for_each_sample_are_refused(change: Callable[[Tensor], Any]) -> None:
+    x, y = batch_of()
+    with pytest.raises(ConfigurationError, match="one row for each row of the inputs"):
+        YDrop(Shaped(change)).step(x, y)
+    with pytest.raises(ConfigurationError, match="one row for each row of the inputs"):
+        layer_conductance(Shaped(change), x)
+
+
+def test_layers_that_the_output_does_not_depend_on_are_named() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.aside = perceptron(), nn.Sequential(nn.Linear(12, 3), ConductanceDropout())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.aside(x)
+            logits: Tensor = self.body(x)
+            return logits
+
+    with pytest.warns(NoEffectWarning, match=r"All units of 'aside\.1' have the same score"):
+        YDrop(Aside()).step(*batch_of())
+
+
+def test_batch_norm_without_statistics_is_named() -> None:
+    model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8, track_running_stats=False), ConductanceDropout())
+    with pytest.warns(UserWarning, match="'1' normalise by the batch at hand"):
+        YDrop(model).step(torch.randn(8, 12))
+
+
+def test_a_model_that_calls_no_layer_is_refused() -> None:
+    model = Shaped(lambda y: y)
+    model.body, model.spare = nn.Linear(12, 5), ConductanceDropout()  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match="scores none of 'spare'"):
+        YDrop(model).step(*batch_of())
+
+
+class Checkpointing(nn.Module):
+    """Saves memory in the second half of itself, or in all."""
+
+    def __init__(self, use_reentrant: bool, layers_inside: bool) -> None:
+        super().__init__()
+        body = list(perceptron())
+        self.first = nn.Sequential(nn.Linear(12, 12), *([] if layers_inside else body[:-1]))
+        self.second = nn.Sequential(*(body if layers_inside else body[-1:]))
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        logits: Tensor = checkpoint(self.second, self.first(x), use_reentrant=self.use_reentrant)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # torch's, where gradients are off
+def test_reentrant_checkpointing_is_explained() -> None:
+    with pytest.raises(ConfigurationError, match="use_reentrant=False"):
+        YDrop(Checkpointing(True, layers_inside=False)).step(*batch_of())
+    with pytest.warns(NoEffectWarning, match="use_reentrant=False"):
+        YDrop(Checkpointing(True, layers_inside=True)).step(*batch_of())
+
+
+@pytest.mark.parametrize("layers_inside", [False, True])
+def test_other_checkpointing_changes_nothing(layers_inside: bool) -> None:
+    model, (x, y) = Checkpointing(False, layers_inside), batch_of()
+    with_checkpoints = layer_conductance(model, x, y)
+    plain = layer_conductance(nn.Sequential(model.first, model.second), x, y)
+    for one, other in zip(with_checkpoints.values(), plain.values(), strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_what_is_carried_gives_each_sample_a_start_of_its_own() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = perceptron().double()
+            self.rows: list[int] = []
+
+        def forward(self, x: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
+            self.rows.append(len(x))
+            logits: Tensor = self.body(torch.where(mask, x, x.new_ones(()))) * scale
+            return logits
+
+    model, (x, y) = Masked(), batch_of()
+    x, mask = x.double(), torch.rand(64, 12) < 0.5
+    together = layer_conductance(model, (x, mask), y, n_steps=5)
+    assert model.rows == [6 * 64]
+    for j in range(3):
+        alone = layer_conductance(model, {"x": x[[j]], "mask": mask[[j]]}, y[[j]], n_steps=5)
+        for name in together:
+            assert torch.allclose(together[name][[j]], alone[name])
+    engine = YDrop(model)
+    engine.step((x, mask, 2.0), y)
+    assert model.rows[-1] == 6 * (64 // 6)
+    engine = YDrop(model, baseline=[0.0])
+    engine.step({"x": x, "mask": mask}, y)
+
+
+def test_a_floating_input_may_stay_as_it_is() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = perceptron()
+
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            logits: Tensor = self.body(x) * weight
+            return logits
+
+    measure = Seeing()
+    x, y = batch_of()
+    weight = torch.rand(64, 1)
+    YDrop(Weighted(), baseline=[0.0, None], measure=measure).step((x, weight), y)
+    assert len(measure.seen[-1].inputs) == len(measure.seen[-1].carried) == 1
+
+
+class Seeing(Measure):
+    """Conductance that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Phase1] = []
+
+    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        self.seen.append(phase1)
+        return Conductance().score(phase1)
+
+
+def test_another_function_may_be_called_for_the_model() -> None:
+    model, (x, y) = perceptron(), batch_of()
+    by_call = YDrop(model, forward=lambda x: {"logits": model(2 * x)})
+    by_call.step(x, y)
+    expected = YDrop(model)
+    expected.step(2 * x, y)
+    assert torch.allclose(by_call.scores["1"], expected.scores["1"], atol=1e-6)
+
+
+def test_the_prediction_and_the_sum_are_objectives() -> None:
+    model, (x, y) = perceptron(), batch_of()
+    predicted = model.eval()(x).argmax(1)
+    model.train()
+    scores = {}
+    for name, objective, target in (
+        ("predicted", PredictedLogit(), y),
+        ("as target", TargetLogit(), predicted),
+        ("sum", OutputSum(), y),
+        ("no target", TargetLogit(), None),
+        ("loss", NegativeLoss(nn.CrossEntropyLoss(reduction="none")), y),
+    ):
+        engine = YDrop(model, objective=objective, num_samples=64)
+        engine.step(x, target)
+        scores[name] = engine.scores["1"]
+    assert torch.equal(scores["predicted"], scores["as target"])
+    assert torch.equal(scores["sum"], scores["no target"])
+    assert not torch.allclose(scores["predicted"], scores["sum"])
+    assert not torch.allclose(scores["loss"], scores["as target"])
+
+
+def test_a_loss_counts_as_the_paths_say() -> None:
+    model, (x, y) = perceptron().double(), batch_of(8)
+    x = x.double()
+    loss = nn.CrossEntropyLoss(reduction="none")
+    objective = NegativeLoss(loss)
+    scores = layer_conductance(model, x, y, layers="0", objective=objective, quadrature="trapezoid", n_steps=800)
+    model.eval()
+    change = loss(model(torch.zeros_like(x)), y) - loss(model(x), y)
+    assert torch.allclose(scores["0"].sum(1), change, atol=1e-3)  # the whole fall of the loss flows through the layer
