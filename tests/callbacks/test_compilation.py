@@ -68,7 +68,7 @@ def inner(net: Net, backend: Graphs) -> Any:
 
 
 def in_place(net: Net, backend: Graphs) -> Any:
-    net.body.compile(backend=backend)
+    net.compile(backend=backend)
     return net
 
 

@@ -2,6 +2,7 @@ import pickle
 import warnings
 from typing import Any
 
+import captum.attr
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ MEASURES: list[Measure] = [
     Conductance(),
     RandomImportance(),
     Inverted(Conductance()),
-    *(CaptumMeasure(name) for name in CAPTUMS),
+    *(CaptumMeasure(name) for name in CAPTUMS if hasattr(captum.attr, name)),  # some came after captum 0.7
 ]
 
 
