@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import (
+    Buckets,
     Conductance,
     ConductanceDropout,
     ConfigurationError,
     Measure,
+    OutputSum,
     Phase1,
     RandomImportance,
     YDrop,
@@ -131,14 +133,16 @@ def test_settings_reach_the_engine() -> None:
     measure = Seeing()
     callback = YDropCallback(
         annealing_epochs=0, n_steps=3, num_samples=4, baseline=0.5, quadrature="left", measure=measure, seed=9,
-        elasticity=0.25, initial_drop_prob=0.1,
+        elasticity=0.25, initial_drop_prob=0.1, objective=OutputSum(), buckets=Buckets(strong_fraction=0.3),
     )  # fmt: skip
     trainer_of(callback, max_epochs=1).fit(Net(), loader())
     seen = measure.seen[-1]
     assert (seen.n_steps, len(seen.inputs[0]), seen.quadrature) == (3, 4, "left")
+    assert isinstance(seen.objective, OutputSum)
     assert (seen.starts[0] == 0.5).all()
     assert callback.engine is not None
     assert (callback.engine.seed, callback.engine.elasticity, callback.engine.initial_drop_prob) == (9, 0.25, 0.1)
+    assert callback.engine.buckets == Buckets(strong_fraction=0.3)
 
 
 def test_it_trains_as_the_engine_in_a_plain_loop() -> None:
@@ -341,6 +345,37 @@ def test_afterwards_the_layers_are_vanilla(raises: bool) -> None:
     assert not any(layer.active for layer in layers)
     assert not any(module._forward_hooks for module in net.modules())
     assert "log" not in net.__dict__
+
+
+def test_a_log_of_the_users_own_comes_back() -> None:
+    seen: list[str] = []
+
+    class Outer(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity)
+            self.inner = Net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    net = Outer()
+    net.__dict__["log"] = lambda name, *args, **kwargs: seen.append(name)
+    net.inner.__dict__["log"] = lambda name, *args, **kwargs: seen.append("inner " + name)
+    own = net.log
+    trainer_of(YDropCallback(annealing_epochs=0), max_epochs=1).fit(net, loader())
+    assert net.log is own
+    assert "inner norm" in seen
+    assert "inner evaluations" not in seen  # phase 1 is muted in the modules inside too
+
+
+def test_replaced_layers_get_an_engine_of_their_own() -> None:
+    net, callback = Net(), YDropCallback(annealing_epochs=0)
+    trainer_of(callback, max_epochs=1).fit(net, loader())
+    net.body[1] = ConductanceDropout()
+    trainer_of(callback, max_epochs=1).fit(net, loader())
+    assert callback.engine is not None
+    assert callback.engine.layers["body.1"] is net.body[1]
+    assert callback.engine.state_dict()["steps_taken"] == BATCHES
 
 
 def test_one_callback_serves_one_fit_after_another() -> None:
