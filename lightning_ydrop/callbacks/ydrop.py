@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
@@ -151,23 +151,18 @@ class YDropCallback(Callback):
             forward = getattr(pl_module, "ydrop_forward", None)
             self.engine = YDrop(pl_module, forward=forward, **self._settings)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say so where a checkpoint has nothing to resume Y-Drop from."""
-        if trainer.state.fn == "fit" and self.state_key not in checkpoint.get("callbacks", {}):
-            warnings.warn(
-                "The checkpoint holds no state of YDropCallback: it holds weights alone, or comes from training "
-                "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
-                "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
-                UserWarning,
-                stacklevel=2,
-            )
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
         assert self.engine is not None
         if self._state_to_load:
             self.engine.load_state_dict(self._state_to_load)
             self._state_to_load = {}
+        elif trainer.ckpt_path is not None:
+            rank_zero_warn(
+                "The checkpoint holds no state of YDropCallback: it holds weights alone, or comes from training "
+                "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
+                "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
+            )
         self._rehearsed = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

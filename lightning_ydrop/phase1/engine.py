@@ -237,6 +237,7 @@ class YDrop:
             "steps_taken": self._steps_taken,
             "nonfinite": self.nonfinite.clone(),
             "share": self._share,
+            "scores": {name: scores.clone() for name, scores in self.scores.items()},
             "layers": {
                 name: {
                     "drop_prob": layer.drop_prob.clone(),
@@ -265,6 +266,7 @@ class YDrop:
         self._steps_taken = state["steps_taken"]
         self.nonfinite = state["nonfinite"].to(device, copy=True)
         self._share = state["share"]
+        self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
         for name, layer in self.layers.items():
             saved = state["layers"][name]
             layer.restore(saved["drop_prob"].to(device), saved["mean_drop_prob"].to(device))

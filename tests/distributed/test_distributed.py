@@ -1,0 +1,175 @@
+"""Real processes: two in every run of the tests, four with `pytest -m slow`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch import Tensor
+
+from lightning_ydrop import ConfigurationError, YDrop, YDropCallback
+from tests.callbacks.test_ydrop import Net, loader, trainer_of
+from tests.distributed.train import STRATEGIES, perceptron
+
+ROOT = Path(__file__).parent.parent.parent
+# With a static graph torch itself fails in the second backward pass without synchronisation: an assertion of its own.
+SETUPS = [
+    (strategy, accumulate)
+    for strategy in STRATEGIES
+    for accumulate in (1, 3)
+    if (strategy, accumulate) != ("static_graph", 3)
+]
+MODES = ("on", "observe", "without")
+
+Results = dict[str, list[Any]]
+
+
+def launch(processes: int, folder: Path, *cases: str) -> Results:
+    """Run the cases in so many processes, and give what each rank ended with."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+        *("-m", "tests.distributed.train", str(folder), *cases),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, timeout=400, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return {
+        case: [torch.load(folder / f"{case.replace('/', ' ')} {rank}.pt") for rank in range(processes)]
+        for case in cases
+    }
+
+
+def train_all(processes: int, folder: Path) -> Results:
+    return launch(processes, folder, *(f"{strategy}/{n}/{mode}" for strategy, n in SETUPS for mode in MODES))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return train_all(2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return train_all(4, tmp_path_factory.mktemp("four"))
+
+
+@pytest.fixture(
+    params=[pytest.param("two", id="2 processes"), pytest.param("four", id="4 processes", marks=pytest.mark.slow)]
+)
+def results(request: pytest.FixtureRequest) -> Results:
+    found: Results = request.getfixturevalue(request.param)
+    return found
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def parameters(ended: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights without BatchNorm's statistics, which differ between ranks where buffers are not broadcast."""
+    return {name: value for name, value in ended["weights"].items() if "running" not in name}
+
+
+@pytest.mark.parametrize(("strategy", "accumulate"), SETUPS)
+def test_all_ranks_hold_the_same(results: Results, strategy: str, accumulate: int) -> None:
+    first, *others = results[f"{strategy}/{accumulate}/on"]
+    assert first["ydrop"]["steps_taken"] == 52
+    for layer in first["ydrop"]["layers"].values():
+        assert layer["mean_drop_prob"].std() > 0
+    for other in others:
+        assert_same(first["ydrop"], other["ydrop"])
+        assert_same(parameters(first), parameters(other))
+        assert not torch.equal(first["mask"], other["mask"])
+        assert not torch.equal(first["samples"], other["samples"])
+
+
+@pytest.mark.parametrize(("strategy", "accumulate"), SETUPS)
+def test_observing_changes_nothing(results: Results, strategy: str, accumulate: int) -> None:
+    observed, without, driven = (results[f"{strategy}/{accumulate}/{mode}"] for mode in ("observe", "without", "on"))
+    for rank, ended in enumerate(observed):
+        assert_same(ended["weights"], without[rank]["weights"])
+        assert not torch.equal(ended["weights"]["body.0.weight"], driven[rank]["weights"]["body.0.weight"])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", "resumed/default", "resumed/fsdp2")
+
+
+def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:
+    x, y = torch.randn(16, 12, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 5
+    alone = YDrop(perceptron(), num_samples=16)
+    alone.step(x, y)
+    for ended in others["engine"]:
+        assert (ended["halves"] - alone.scores["1"]).abs().max() < 1e-6
+
+
+def test_a_layer_that_one_rank_calls_is_driven_on_all(others: Results) -> None:
+    first, second = (ended["sometimes"] for ended in others["engine"])
+    assert_same(first, second)
+    assert len(first["layers"]["more.1"]["drop_prob"]) == 5
+    assert first["layers"]["more.1"]["active"]
+    assert first["nonfinite"] == 0
+
+
+def test_what_is_wrong_on_one_rank_is_raised_on_all(others: Results) -> None:
+    first, second = others["engine"]
+    assert second["labels"].startswith("The target holds classes from 5 to 9")
+    assert first["labels"].startswith("Rank 1 cannot run phase 1: The target holds classes from 5 to 9")
+    for ended in others["engine"]:
+        assert "layers of the same width" in ended["widths"]
+
+
+@pytest.mark.parametrize("strategy", ["default", "fsdp2"])
+def test_a_resumed_run_is_the_uninterrupted_one(others: Results, strategy: str) -> None:
+    for uninterrupted, resumed in others[f"resumed/{strategy}"]:
+        assert_same(uninterrupted, resumed)
+
+
+def test_tensor_parallelism_is_refused(others: Results) -> None:
+    for ended in others["engine"]:
+        assert "ModelParallelStrategy(tensor_parallel_size=2)" in ended["tensor parallel"]
+
+
+class DeepSpeedStrategy(DDPStrategy):
+    """Has the name of the one that needs deepspeed, and its base."""
+
+
+class XLAStrategy(DDPStrategy):
+    """Has the name of the one that needs torch_xla, and its base."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (FSDPStrategy, r"Trainer with FSDPStrategy\. FSDP1 .*ModelParallelStrategy\(tensor_parallel_size=1\)"),
+        (DeepSpeedStrategy, r"Trainer with DeepSpeedStrategy\. DeepSpeed .*strategy=\"ddp\""),
+        (XLAStrategy, r"Trainer with XLAStrategy\. XLA .*strategy=\"ddp\""),
+    ],
+)
+def test_strategies_that_phase_1_cannot_work_under_are_refused(strategy: Any, message: str) -> None:
+    callback, net = YDropCallback(), Net()
+    trainer = trainer_of(callback)
+
+    class Other(Trainer):
+        @property
+        def strategy(self) -> Any:
+            return strategy()
+
+    trainer.__class__ = Other
+    with pytest.raises(ConfigurationError, match=message):
+        callback.setup(trainer, net, "fit")
+    callback.setup(trainer, net, "test")
+    trainer_of(callback, max_epochs=1).fit(net, loader())  # nothing was spoilt

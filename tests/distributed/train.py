@@ -1,0 +1,201 @@
+"""Run as every process of a distributed run: trains some cases, and writes what each rank ends with."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_ydrop import ConductanceDropout, ConfigurationError, Measure, Phase1, YDrop, YDropCallback
+from lightning_ydrop.phase1.measures import Conductance
+
+STRATEGIES: dict[str, Callable[[int], Strategy]] = {
+    "default": lambda n: DDPStrategy(process_group_backend="gloo"),
+    "static_graph": lambda n: DDPStrategy(process_group_backend="gloo", static_graph=True),
+    "find_unused_parameters": lambda n: DDPStrategy(process_group_backend="gloo", find_unused_parameters=True),
+    "gradient_as_bucket_view": lambda n: DDPStrategy(process_group_backend="gloo", gradient_as_bucket_view=True),
+    "no broadcast_buffers": lambda n: DDPStrategy(process_group_backend="gloo", broadcast_buffers=False),
+    "fsdp2": lambda n: ModelParallelStrategy(n, 1, process_group_backend="gloo"),
+}
+
+
+class Net(LightningModule):
+    """A perceptron with BatchNorm, sharded where the strategy shards; its masks are kept for comparison."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(12, 16), norm or nn.BatchNorm1d(16), ConductanceDropout(), nn.ReLU(),
+            nn.Linear(16, 10), ConductanceDropout(), nn.ReLU(), nn.Linear(10, 5),
+        )  # fmt: skip
+        self.dropped: Tensor | None = None
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
+            for part in (self.body[0], self.body[4], self.body[7], self.body):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.trainer.global_step == 0:
+            self.dropped = self.body[2](torch.ones(8, 16)) == 0
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Observing(YDropCallback):
+    """Phase 1 runs, and its probabilities are not used."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        assert self.engine is not None
+        self.engine.deactivate()
+
+
+class Seeing(Measure):
+    """Conductance that keeps the samples that it was given last."""
+
+    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        self.inputs = phase1.inputs[0]
+        return Conductance().score(phase1)
+
+
+def fit(
+    net: LightningModule, strategy: str, accumulate: int, callbacks: list[Callback], epochs: int = 4, **kwargs: Any
+) -> Trainer:
+    """Train on 13 batches for each rank and epoch, the last of them smaller than the others."""
+    n = dist.get_world_size()
+    generator = torch.Generator().manual_seed(0)
+    rows = (16 * 12 + 5) * n
+    data = TensorDataset(torch.randn(rows, 12, generator=generator), torch.arange(rows) % 5)
+    trainer = Trainer(
+        accelerator="cpu", devices=n, strategy=STRATEGIES[strategy](n), max_epochs=epochs, callbacks=callbacks,
+        accumulate_grad_batches=accumulate, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(net, DataLoader(data, batch_size=16), **kwargs)
+    return trainer
+
+
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    """Gather what is sharded."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+def trained(strategy: str, accumulate: int, mode: str) -> dict[str, Any]:
+    """Train one case, and give weights, probabilities, one mask and the last samples of this rank."""
+    measure = Seeing()
+    callback = {"on": YDropCallback, "observe": Observing}.get(mode, YDropCallback)(0, elasticity=0.1, measure=measure)
+    torch.manual_seed(5)
+    net = Net()
+    torch.manual_seed(10 + dist.get_rank())
+    fit(net, strategy, accumulate, [] if mode == "without" else [callback])
+    ended: dict[str, Any] = {"weights": whole(net.state_dict()), "mask": net.dropped}
+    if callback.engine is not None:
+        ended |= {"ydrop": callback.engine.state_dict(), "samples": measure.inputs}
+    return ended
+
+
+def resumed(strategy: str, folder: Path) -> list[dict[str, Any]]:
+    """Train without and with an interruption at the end of the second epoch."""
+
+    class Reseed(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            torch.manual_seed(10 * trainer.global_step + trainer.global_rank)
+
+    def callbacks() -> list[Callback]:
+        return [YDropCallback(1, elasticity=0.1), Reseed()]
+
+    ends = []
+    for stops in ((4,), (2, 4)):
+        path: str | None = None
+        for stop in stops:
+            torch.manual_seed(5)
+            # A checkpoint holds one rank's BatchNorm statistics, and others go on with theirs until the next forward.
+            net = Net(nn.LayerNorm(16))
+            trainer = fit(net, strategy, 1, callbacks(), stop, ckpt_path=path)
+            path = str(folder / f"{strategy}.ckpt")
+            if stop == 2:
+                trainer.save_checkpoint(path)
+        callback = trainer.callbacks[0]  # type: ignore[attr-defined]
+        ends.append({"weights": whole(net.state_dict()), "ydrop": callback.engine.state_dict()})
+    return ends
+
+
+def perceptron(width: int = 8) -> nn.Sequential:
+    """Build the same small network on every rank."""
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(12, width), ConductanceDropout(), nn.Tanh(), nn.Linear(width, 5))
+
+
+class Sometimes(nn.Module):
+    """Calls its second layer for large inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.more = perceptron(), nn.Sequential(nn.Linear(5, 5), ConductanceDropout())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return self.more(logits) if bool(x.abs().max() > 100) else logits
+
+
+def engine_cases() -> dict[str, Any]:
+    """Run the engine in plain processes."""
+    rank = dist.get_rank()
+    x, y = torch.randn(16, 12, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 5
+    mine = slice(None, 10) if rank == 0 else slice(10, None)
+    engine = YDrop(perceptron(), num_samples=16)
+    engine.step(x[mine], y[mine])
+    cases: dict[str, Any] = {"halves": engine.scores["1"]}
+    sometimes = YDrop(Sometimes())
+    for _ in range(2):
+        sometimes.step(x + 200 * rank, y)
+    cases["sometimes"] = sometimes.state_dict()
+    for name, model, labels in (
+        ("labels", perceptron(), y + 5 * rank),
+        ("widths", perceptron(8 + rank), y),
+    ):
+        try:
+            YDrop(model).step(x, labels)
+        except ConfigurationError as error:
+            cases[name] = str(error)
+    STRATEGIES["tensor parallel"] = lambda n: ModelParallelStrategy(1, n, process_group_backend="gloo")
+    try:
+        fit(Net(), "tensor parallel", 1, [YDropCallback()])
+    except ConfigurationError as error:
+        cases["tensor parallel"] = str(error)
+    return cases
+
+
+def main(folder: Path, *cases: str) -> None:
+    """Run the cases, each named as strategy/accumulation/mode or otherwise."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for case in cases:
+        if case == "engine":
+            ended: Any = engine_cases()
+        elif case.startswith("resumed/"):
+            ended = resumed(case.split("/")[1], folder)
+        else:
+            strategy, accumulate, mode = case.split("/")
+            ended = trained(strategy, int(accumulate), mode)
+        torch.save(ended, folder / f"{case.replace('/', ' ')} {dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,477 @@
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.ops import StochasticDepth
+
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConfigurationError,
+    ConversionReport,
+    YDrop,
+    convert_dropout,
+    restore_dropout,
+)
+
+Build = Callable[[], nn.Module]
+
+
+class HouseDropout(nn.Dropout):
+    """A subclass, which may drop in a way of its own."""
+
+
+class Thinning(nn.Dropout):
+    """Another, whose name does not say that it drops."""
+
+
+def conv_net() -> nn.Sequential:
+    """Dropout2d behind a convolution, Dropout behind its activation, and another behind features."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.Dropout2d(0.3),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 8),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(8, 3),
+    )
+
+
+def small_vit() -> nn.Module:
+    """Torchvision's, on (B, 3, 16, 16), with a head that is not zero: it would leave nothing to measure."""
+    vit = models.VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, dropout=0.1, num_classes=5
+    )
+    nn.init.normal_(vit.heads.head.weight)
+    return vit
+
+
+def alexnet_classifier() -> nn.Module:
+    """The part of AlexNet that drops, at its real width, on (B, 9216)."""
+    return models.alexnet(num_classes=3).classifier
+
+
+RUNNABLE: dict[str, tuple[Build, tuple[int, ...]]] = {
+    "alexnet_classifier": (alexnet_classifier, (4, 9216)),
+    "conv_net": (conv_net, (4, 2, 6, 6)),
+    "small_vit": (small_vit, (4, 3, 16, 16)),
+}
+
+
+def without_values(build: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
+    """Build a large network where it costs nothing."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialising nothing
+        return build(**kwargs)
+
+
+def layers_of(model: nn.Module) -> dict[str, ConductanceDropout]:
+    """Every ConductanceDropout, by every name that it has."""
+    named = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in named if isinstance(module, ConductanceDropout)}
+
+
+def dims_of(model: nn.Module) -> dict[str, tuple[int, bool]]:
+    return {name: (layer.unit_dim, layer.elementwise) for name, layer in layers_of(model).items()}
+
+
+def same_seed(model: nn.Module, x: Tensor) -> Tensor:
+    torch.manual_seed(11)
+    y: Tensor = model(x)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("build", "kwargs", "expected"),
+    [
+        (models.alexnet, {}, {"classifier.0": -1, "classifier.3": -1}),
+        (models.vgg11, {}, {"classifier.2": -1, "classifier.5": -1}),
+        (models.mobilenet_v3_small, {}, {"classifier.2": -1}),
+        (models.googlenet, {"init_weights": False}, {"aux1.dropout": -1, "aux2.dropout": -1, "dropout": 1}),
+        # It classifies by a convolution, so its dropout stands between feature maps.
+        (models.squeezenet1_1, {}, {"classifier.0": 1}),
+        (models.segmentation.fcn_resnet50, {"weights_backbone": None}, {"classifier.3": 1}),
+        (models.resnet18, {}, {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_networks_of_torchvision_convert(
+    build: Callable[..., nn.Module], kwargs: dict[str, Any], expected: dict[str, int]
+) -> None:
+    model = without_values(build, **kwargs)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    report = convert_dropout(model)
+    assert dims_of(model) == {name: (dim, True) for name, dim in expected.items()}
+    assert list(report.converted) == list(expected)
+    assert report.left == {}
+    assert {name: layer.p for name, layer in layers_of(model).items()} == rates
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    # Three in each of 12 blocks, and one behind the positions; two in each of swin's 2 + 2 + 6 + 2 blocks.
+    [(models.vit_b_16, 37), (models.swin_t, 24)],
+)
+def test_transformers_have_their_features_last(build: Callable[..., nn.Module], count: int) -> None:
+    model = without_values(build)
+    drops = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
+    report = convert_dropout(model)
+    assert len(drops) == count
+    assert dims_of(model) == dict.fromkeys(drops, (-1, True))
+    assert list(report.converted) == drops
+
+
+def test_units_lie_where_the_layers_around_put_them() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.lstm = nn.Embedding(9, 4), nn.LSTM(4, 8, batch_first=True)
+            self.drop = nn.Dropout(0.4)
+            self.alone = nn.Sequential(nn.Dropout())
+
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            "tagger": Tagger(),
+            "embedded": nn.Sequential(nn.Embedding(9, 4), nn.Dropout()),
+            "maps": nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Dropout()),
+            "flat": nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Dropout(), nn.Linear(4, 2)),
+            "first": nn.Sequential(nn.Dropout(), nn.Conv1d(2, 4, 3)),
+            "channels": nn.Sequential(nn.Linear(2, 2), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d()),
+        }
+    )
+    report = convert_dropout(model)
+    dims = dims_of(model)
+    assert dims == {
+        **dict.fromkeys(["encoder.dropout", "encoder.dropout1", "encoder.dropout2"], (-1, True)),
+        **dict.fromkeys(["tagger.drop", "tagger.alone.0", "embedded.1"], (-1, True)),
+        "maps.2": (1, True),
+        "flat.2": (-1, True),
+        "first.0": (1, True),
+        **dict.fromkeys(["channels.1", "channels.2", "channels.3"], (1, False)),
+    }
+    reasons = {name: change.rpartition(", ")[2] for name, change in report.converted.items()}
+    assert reasons["tagger.drop"] == reasons["tagger.alone.0"] == "behind LSTM"
+    assert reasons["embedded.1"] == "behind Embedding"
+    assert reasons["maps.2"] == "behind Conv2d"
+    assert reasons["flat.2"] == "behind Flatten"
+    assert reasons["first.0"] == "before Conv1d"
+    assert reasons["channels.2"] == "its channels"
+
+
+def test_with_nothing_around_it_the_units_are_last() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Dropout())
+    assert convert_dropout(model).converted["1"].endswith(", with nothing around it that tells")
+    assert dims_of(model) == {"1": (-1, True)}
+
+
+@pytest.mark.parametrize("kind", RUNNABLE)
+def test_undriven_it_trains_and_evaluates_as_the_original(kind: str) -> None:
+    build, shape = RUNNABLE[kind]
+    original, x = build(), torch.randn(shape)
+    converted = copy.deepcopy(original)
+    assert len(convert_dropout(converted).converted) >= 2
+    trained, evaluated = same_seed(original, x), original.eval()(x)
+    assert torch.equal(same_seed(converted, x), trained)
+    assert torch.equal(converted.eval()(x), evaluated)
+    assert not torch.equal(trained, evaluated)
+
+
+@pytest.mark.parametrize("kind", RUNNABLE)
+def test_the_state_dict_stays_what_it_was(kind: str) -> None:
+    build, _ = RUNNABLE[kind]
+    original, converted = build(), build()
+    convert_dropout(converted)
+    assert list(converted.state_dict()) == list(original.state_dict())
+    converted.load_state_dict(original.state_dict(), strict=True)
+    for one, other in zip(original.parameters(), converted.parameters(), strict=True):
+        assert torch.equal(one, other)
+    original.load_state_dict(converted.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "units"),
+    [
+        ("alexnet_classifier", {"0": 9216, "3": 4096}),
+        ("conv_net", {"1": 4, "5": 6, "10": 8}),
+        (
+            "small_vit",
+            {"encoder.dropout": 16}
+            | {
+                f"encoder.layers.encoder_layer_{block}.{name}": size
+                for block in (0, 1)
+                for name, size in (("dropout", 16), ("mlp.2", 32), ("mlp.4", 16))
+            },
+        ),
+    ],
+)
+def test_the_engine_drives_every_layer(kind: str, units: dict[str, int]) -> None:
+    build, shape = RUNNABLE[kind]
+    model, x = build(), torch.randn(shape)
+    convert_dropout(model)
+    engine = YDrop(model, n_steps=2)
+    engine.step(x, torch.arange(len(x)) % 3)
+    assert {name: len(scores) for name, scores in engine.scores.items()} == units
+    assert {name: len(layer.drop_prob) for name, layer in layers_of(model).items()} == units
+    assert all(layer.active for layer in layers_of(model).values())
+    assert all(len(layer.drop_prob.unique()) == 2 for layer in layers_of(model).values())
+    # Where probabilities differ between units, the masks are no longer those of vanilla dropout.
+    driven = same_seed(model, x)
+    engine.deactivate()
+    assert not torch.equal(same_seed(model, x), driven)
+
+
+def test_rates_and_modes_are_kept() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout(0.25).eval(), nn.Dropout2d(0.75))
+    convert_dropout(model)
+    assert [(layer.p, layer.training) for layer in layers_of(model).values()] == [
+        (0.0, True),
+        (0.25, False),
+        (0.75, True),
+    ]
+
+
+def test_an_instance_at_several_places_stays_one() -> None:
+    drop = nn.Dropout(0.3)
+    model = nn.Sequential(nn.Linear(4, 4), drop, nn.Linear(4, 4), nn.Sequential(nn.ReLU(), drop))
+    report = convert_dropout(model)
+    assert list(report.converted) == ["1", "3.1"]
+    assert isinstance(model[1], ConductanceDropout)
+    assert model[1] is model.get_submodule("3.1")
+    assert list(restore_dropout(model).converted) == ["1", "3.1"]
+    assert all(model.get_submodule(name) is drop for name in ("1", "3.1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "converted", "left"),
+    [
+        ({"include": "5"}, ["5"], {"1": "not included", "10": "not included"}),
+        ({"include": ["1*"]}, ["1", "10"], {"5": "not included"}),
+        ({"include": []}, [], dict.fromkeys(["1", "5", "10"], "not included")),
+        ({"exclude": "1*"}, ["5"], {"1": "excluded", "10": "excluded"}),
+        ({"exclude": ["1", "5"]}, ["10"], {"1": "excluded", "5": "excluded"}),
+        ({"include": ["1", "5"], "exclude": "5"}, ["1"], {"5": "excluded", "10": "not included"}),
+    ],
+)
+def test_patterns_choose(arguments: dict[str, Any], converted: list[str], left: dict[str, str]) -> None:
+    model = conv_net()
+    report = convert_dropout(model, **arguments)
+    assert list(report.converted) == list(layers_of(model)) == converted
+    assert report.left == left
+
+
+def test_unit_dims_are_as_told_by_the_first_pattern_that_fits() -> None:
+    model = conv_net()
+    report = convert_dropout(model, unit_dim={"5": -2, "[5-9]": 3, "10": 1})
+    assert dims_of(model) == {"1": (1, False), "5": (-2, True), "10": (1, True)}
+    assert report.converted["5"].endswith(", as told")
+    assert report.converted["10"].endswith(", as told")
+    assert report.converted["1"].endswith(", its channels")
+
+
+@pytest.mark.xfail(strict=True, reason="`unit_dim` is said to be that of nn.Dropout, and moves channel dropout too")
+def test_channel_dropout_stays_as_it_was_whatever_unit_dim_says() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout2d(), nn.Dropout())
+    convert_dropout(model, unit_dim={"*": -1})
+    assert dims_of(model) == {"1": (1, False), "2": (-1, True)}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"include": "head.*"}, {"exclude": ["5", "head.*"]}, {"unit_dim": {"head.*": 1}}]
+)
+def test_a_pattern_that_fits_nothing_is_refused_before_anything_changes(arguments: dict[str, Any]) -> None:
+    model = conv_net()
+    with pytest.raises(ConfigurationError) as caught:
+        convert_dropout(model, **arguments)
+    assert str(caught.value) == (
+        "The pattern 'head.*' was given to convert Sequential. "
+        "A pattern fits the name of a module; those that drop are 1 (Dropout2d), 5 (Dropout), 10 (Dropout). "
+        'Pass, for example, include="classifier.*".'
+    )
+    assert layers_of(model) == {}
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d()])
+def test_a_model_that_is_a_dropout_itself_is_refused(drop: nn.Module) -> None:
+    with pytest.raises(ConfigurationError, match="A layer is replaced in the module that holds it"):
+        convert_dropout(drop)
+
+
+def with_hook(register: str) -> nn.Module:
+    drop = nn.Dropout()
+    getattr(drop, register)(lambda *args: None)
+    return drop
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        *(
+            (with_hook(register), "it has hooks, which a new layer would not have")
+            for register in (
+                *("register_forward_hook", "register_forward_pre_hook"),
+                *("register_full_backward_hook", "register_full_backward_pre_hook"),
+            )
+        ),
+        (nn.Dropout(1.0), "with p=1 it drops everything, and nothing is left to rescale"),
+        (HouseDropout(), "HouseDropout is none of nn.Dropout, 1d, 2d and 3d"),
+        pytest.param(
+            Thinning(),
+            "Thinning is none of nn.Dropout, 1d, 2d and 3d",
+            marks=pytest.mark.xfail(strict=True, reason="only classes with `drop` in their name are reported"),
+        ),
+        (nn.AlphaDropout(), "AlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
+        (nn.FeatureAlphaDropout(), "FeatureAlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
+        pytest.param(
+            StochasticDepth(0.1, "row"),
+            "StochasticDepth is none of nn.Dropout, 1d, 2d and 3d",
+            marks=pytest.mark.xfail(strict=True, reason="only classes with `drop` in their name are reported"),
+        ),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), "dropout of attention weights is no module"),
+        (nn.LSTM(4, 4, num_layers=2, dropout=0.2), "dropout between its recurrent layers is no module"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_cannot_be_converted_is_left_with_its_reason(module: nn.Module, reason: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), module, nn.Dropout())
+    report = convert_dropout(model)
+    assert model[1] is module
+    assert list(report.converted) == ["2"]
+    assert report.left == {"1": reason}
+
+
+@pytest.mark.parametrize("subclass", [HouseDropout, Thinning])
+def test_subclasses_are_never_converted(subclass: type[nn.Dropout]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), subclass(), nn.Dropout())
+    convert_dropout(model)
+    assert type(model[1]) is subclass
+    assert type(model[2]) is ConductanceDropout
+
+
+@pytest.mark.parametrize("quiet", [nn.MultiheadAttention(4, 2), nn.LSTM(4, 4, num_layers=2), StochasticDepth(0, "row")])
+def test_what_drops_nothing_is_not_reported(quiet: nn.Module) -> None:
+    assert convert_dropout(nn.Sequential(quiet)) == ConversionReport({}, {})
+
+
+def test_a_layer_of_the_users_own_is_neither_converted_nor_restored() -> None:
+    own = ConductanceDropout(0.2, unit_dim=-1)
+    model = nn.Sequential(nn.Linear(4, 4), own, nn.Dropout())
+    assert list(convert_dropout(model).converted) == ["2"]
+    assert model[1] is own
+    report = restore_dropout(model)
+    assert list(report.converted) == ["2"]
+    assert report.left == {"1": "it was not made by convert_dropout"}
+    assert model[1] is own
+
+
+def test_a_second_call_converts_what_was_added_alone() -> None:
+    model = conv_net()
+    convert_dropout(model)
+    before = layers_of(model)
+    assert convert_dropout(model) == ConversionReport({}, {})
+    assert {name: id(layer) for name, layer in layers_of(model).items()} == {
+        name: id(layer) for name, layer in before.items()
+    }
+    model.append(nn.Dropout(0.1))
+    assert list(convert_dropout(model).converted) == ["12"]
+
+
+def test_restoring_brings_back_the_very_modules_in_todays_mode() -> None:
+    model = conv_net()
+    originals = dict(model.named_children())
+    convert_dropout(model)
+    model.eval()
+    report = restore_dropout(model)
+    assert list(report.converted) == ["1", "5", "10"]
+    assert dict(model.named_children()) == originals
+    assert not any(module.training for module in model.modules())
+    assert restore_dropout(model) == ConversionReport({}, {})
+    convert_dropout(model)
+    model.train()
+    restore_dropout(model)
+    assert all(originals[name].training for name in ("1", "5", "10"))
+
+
+def test_what_was_replaced_is_no_part_of_the_model() -> None:
+    model = conv_net()
+    originals = [module for module in model.modules() if "Dropout" in type(module).__name__]
+    convert_dropout(model)
+    assert len(originals) == 3
+    assert not {id(module) for module in model.modules()} & {id(module) for module in originals}
+    assert all(not list(layer.children()) for layer in layers_of(model).values())
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "save"])
+def test_a_converted_model_can_be_copied_and_saved_as_a_whole(way: str) -> None:
+    model, x = conv_net(), torch.randn(4, 2, 6, 6)
+    convert_dropout(model)
+    YDrop(model, n_steps=2).step(x, torch.arange(4) % 3)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    twin = copy.deepcopy(model) if way == "deepcopy" else torch.load(file, weights_only=False)
+    assert torch.equal(same_seed(twin, x), same_seed(model, x))
+    assert all(layer.active for layer in layers_of(twin).values())
+    restore_dropout(twin)
+    assert [type(twin[place]) for place in (1, 5, 10)] == [nn.Dropout2d, nn.Dropout, nn.Dropout]
+    # Restoring one leaves the other alone: they share no modules.
+    assert list(layers_of(model)) == ["1", "5", "10"]
+
+
+def test_names_are_those_before_compilation() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4))
+    compiled: Any = torch.compile(inner, backend="eager")
+    model = nn.Sequential(compiled, nn.Dropout())
+    report = convert_dropout(model, include="0.*", unit_dim={"0.1": 1})
+    assert list(report.converted) == ["0.1"]
+    assert report.left == {"1": "not included"}
+    assert dims_of(inner) == {"1": (1, True)}
+    assert list(restore_dropout(model).converted) == ["0.1"]
+    assert type(inner[1]) is nn.Dropout
+
+
+def test_a_compiled_model_is_converted_inside() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4))
+    compiled: Any = torch.compile(inner, backend="eager")
+    report = convert_dropout(compiled)
+    assert list(report.converted) == ["1"]
+    assert list(layers_of(inner)) == ["1"]
+
+
+def test_a_report_says_it_all() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.Dropout2d(0.3),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+        nn.Dropout(0.2),
+        nn.AlphaDropout(),
+        nn.Dropout(1.0),
+    )
+    report = convert_dropout(model)
+    assert str(report) == (
+        "2 dropout layer(s) converted, 2 left.\n"
+        "  1: Dropout2d(p=0.3) -> ConductanceDropout(p=0.3, unit_dim=1, elementwise=False), its channels\n"
+        "  4: Dropout(p=0.2) -> ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True), behind Linear\n"
+        "  5: left, AlphaDropout is none of nn.Dropout, 1d, 2d and 3d\n"
+        "  6: left, with p=1 it drops everything, and nothing is left to rescale\n"
+        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+    )
+    assert str(restore_dropout(model)) == (
+        "2 dropout layer(s) converted, 0 left.\n"
+        "  1: ConductanceDropout(p=0.3, unit_dim=1, elementwise=False) -> Dropout2d(p=0.3, inplace=False)\n"
+        "  4: ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True) -> Dropout(p=0.2, inplace=False)\n"
+        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+    )
