@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+TORCH_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 class ConfigurationError(ValueError):
     """A setting, a batch or a model that Y-Drop cannot work with, found before the first optimiser step.
@@ -119,10 +121,45 @@ def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) ->
         )
 
 
+def check_flag(owner: str, name: str, value: bool) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            f"`{name}` is True or False.",
+            f"Pass, for example, {name}=True.",
+        )
+
+
+def check_module(owner: str, model: object) -> None:
+    """Refuse what is no module of torch.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"{owner}({describe(model)}) was given.",
+            "A model is an instance of torch.nn.Module.",
+            "Pass the model itself.",
+        )
+
+
+def is_dropout_like(module: nn.Module) -> bool:
+    """Tell whether a module drops something, by its class or the name of its class."""
+    kind = type(module).__name__.lower()
+    return isinstance(module, TORCH_DROPOUTS) or "drop" in kind or "stochasticdepth" in kind
+
+
 def dropout_like_modules(model: nn.Module) -> list[str]:
-    """Every module of the model that drops something, by its class name, as `name (Class)`."""
-    kinds = ((name, type(module).__name__) for name, module in model.named_modules())
-    return [f"{name} ({kind})" for name, kind in kinds if "drop" in kind.lower()]
+    """Every module of the model that drops something, as `name (Class)`."""
+    return [f"{name} ({type(module).__name__})" for name, module in model.named_modules() if is_dropout_like(module)]
 
 
 def is_real(value: object) -> bool:

@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, check_flag, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.layers import convert_dropout
+from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.phase1.engine import YDrop, check_settings, driven_layers
 from lightning_ydrop.phase1.inputs import Inputs
@@ -115,6 +116,9 @@ class YDropCallback(Callback):
         check_settings("YDropCallback", **self._settings)
         self._schedule = Schedule(annealing_epochs, annealing_steps, transition, every_n_batches)
         check_adapter("YDropCallback", adapter)
+        check_flag("YDropCallback", "convert", convert)
+        check_patterns("YDropCallback", "include", include)
+        check_patterns("YDropCallback", "exclude", exclude)
         if not convert and (include is not None or exclude is not None):
             raise ConfigurationError(
                 f"YDropCallback(convert={convert}, include={describe(include)}, exclude={describe(exclude)}) was "
@@ -215,16 +219,16 @@ class YDropCallback(Callback):
     def _read(self, pl_module: LightningModule, batch: Any) -> tuple[Inputs, Target]:
         """Take inputs and target out of a batch."""
         own: Any = getattr(pl_module, "ydrop_inputs", None)
-        if own is None:
-            return self.adapter.read(batch)
-        read = own(batch)
+        read: Any = self.adapter.read(batch) if own is None else own(batch)
         if not (isinstance(read, tuple) and len(read) == 2):
+            reader = f"{self.adapter!r}.read" if own is None else f"{type(pl_module).__name__}.ydrop_inputs"
             raise ConfigurationError(
-                f"{type(pl_module).__name__}.ydrop_inputs returned {describe(read)}.",
+                f"{reader} returned {describe(read)}.",
                 "It returns a pair (inputs, target).",
                 "Return, for example, (batch['image'], batch['label']), or (x, None) without a target.",
             )
-        return read
+        inputs, target = read
+        return inputs, target
 
     def _convert(self, pl_module: LightningModule) -> None:
         if self.convert:

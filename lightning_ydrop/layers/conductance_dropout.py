@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_rate, describe
+from lightning_ydrop.errors import ConfigurationError, check_flag, check_rate, describe
 from lightning_ydrop.functional.masking import unit_dropout, vanilla_dropout
 
 
@@ -49,10 +49,11 @@ class ConductanceDropout(nn.Module):
                 "`unit_dim` is the dimension of the units, any but 0, which is the batch.",
                 "Pass 1 for (B, U) and (B, C, H, W), or -1 for (B, T, U).",
             )
+        check_flag("ConductanceDropout", "elementwise", elementwise)
         self.p = p
         self.unit_dim = unit_dim
         self.elementwise = elementwise
-        # The layer of torch's in whose place `convert_dropout` has put this one: in a tuple, so as not to be a submodule.
+        # The layer of torch's in whose place `convert_dropout` has put this one; in a tuple it is no submodule.
         self.replaced: tuple[nn.Module, ...] = ()
         self.reset()
 

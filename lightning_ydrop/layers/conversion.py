@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_ydrop.errors import ConfigurationError, describe, dropout_like_modules
+from lightning_ydrop.errors import ConfigurationError, check_module, describe, dropout_like_modules, is_dropout_like
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 
 Patterns = str | Sequence[str] | None
@@ -85,6 +85,15 @@ def convert_dropout(
         Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.
 
     """
+    check_module("convert_dropout", model)
+    check_patterns("convert_dropout", "include", include)
+    check_patterns("convert_dropout", "exclude", exclude)
+    if unit_dim is not None and not isinstance(unit_dim, Mapping):
+        raise ConfigurationError(
+            f"convert_dropout(unit_dim={describe(unit_dim)}) was given.",
+            "`unit_dim` is a mapping from patterns of names to dimensions.",
+            'Pass, for example, unit_dim={"encoder.*": -1}.',
+        )
     if type(model) in CONVERTED:
         raise ConfigurationError(
             f"convert_dropout({model}) was given.",
@@ -103,8 +112,9 @@ def convert_dropout(
             left[_reported(name)] = reason
         if type(module) not in CONVERTED or reason:
             continue
-        dim, why = _unit_dim(model, name, module, placed)
+        why = "as before, where it is the same layer"
         if id(module) not in made:
+            dim, why = _unit_dim(model, name, module, placed)
             made[id(module)] = _twin(module, dim)
         _replace(model, name, made[id(module)])
         converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {made[id(module)]!r}, {why}"
@@ -132,6 +142,24 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
                 _replace(model, name, original)
                 converted[_reported(name)] = f"{module!r} -> {original!r}"
     return ConversionReport(converted, left)
+
+
+def check_patterns(owner: str, name: str, patterns: object) -> None:
+    """Refuse what are no patterns of names.
+
+    Raises:
+        ConfigurationError: If it is neither None, nor a word, nor a list of words.
+
+    """
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if patterns is not None and not (
+        isinstance(listed, (list, tuple)) and all(isinstance(each, str) for each in listed)
+    ):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(patterns)}) was given.",
+            f"`{name}` holds patterns of the names of modules.",
+            f'Pass, for example, {name}="classifier.*".',
+        )
 
 
 def _named(model: nn.Module) -> dict[str, nn.Module]:
@@ -183,19 +211,18 @@ def _reason_of_another_kind(module: nn.Module) -> str | None:
         return "dropout of attention weights is no module"
     if isinstance(module, nn.RNNBase) and module.dropout > 0:
         return "dropout between its recurrent layers is no module"
-    drops = "drop" in type(module).__name__.lower() and not list(module.children())
-    if drops and not isinstance(module, ConductanceDropout):
+    if is_dropout_like(module) and not list(module.children()) and not isinstance(module, ConductanceDropout):
         return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
     return None
 
 
 def _unit_dim(model: nn.Module, name: str, module: nn.Module, placed: Mapping[str, int]) -> tuple[int, str]:
     """Find the dimension of the units, and say why it is that one."""
+    if isinstance(module, CHANNEL_DROPOUTS):
+        return 1, "its channels"
     for pattern, dim in placed.items():
         if _fits(name, pattern):
             return dim, "as told"
-    if isinstance(module, CHANNEL_DROPOUTS):
-        return 1, "its channels"
     path = name.split(".")
     for depth in reversed(range(len(path))):
         children = dict(model.get_submodule(".".join(path[:depth])).named_children())

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, check_flag, describe
 from lightning_ydrop.phase1.objectives import Target
 
 INPUT_NAMES = (
@@ -85,6 +85,7 @@ class KeyAdapter(Adapter):
         self, inputs: str | list[str] = "pixel_values", target: str | None = "labels", keywords: bool = False
     ) -> None:
         _check_places("KeyAdapter", inputs, target, str, example='KeyAdapter(inputs="image", target="label")')
+        check_flag("KeyAdapter", "keywords", keywords)
         self.inputs = inputs
         self.target = target
         self.keywords = keywords

@@ -82,8 +82,21 @@ class Phase1:
         return output
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
-        """Give F of any number of rows: shape (rows,)."""
-        return self.objective(self.output(inputs, carried), target)
+        """Give F of any number of rows: shape (rows,).
+
+        Raises:
+            ConfigurationError: If the objective gives something else.
+
+        """
+        output = self.output(inputs, carried)
+        value: Any = self.objective(output, target)
+        if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
+            raise ConfigurationError(
+                f"{self.objective!r} gave {describe(value)} for {len(output)} rows.",
+                "An objective gives one number for each row.",
+                "Sum the values of each row, and of no two rows.",
+            )
+        return value
 
     def take(self, rows: Tensor) -> "Phase1":
         """Keep the samples of these row numbers alone."""

@@ -14,6 +14,7 @@ from lightning_ydrop.errors import (
     check_choice,
     check_count,
     check_fraction,
+    check_module,
     check_rate,
     describe,
 )
@@ -114,6 +115,13 @@ class YDrop:
             path_from=path_from,
             seed=seed,
         )
+        check_module(type(self).__name__, model)
+        if forward is not None and not callable(forward):
+            raise ConfigurationError(
+                f"{type(self).__name__}(forward={describe(forward)}) was given.",
+                "`forward` is called instead of the model.",
+                "Pass, for example, forward=model.predict.",
+            )
         self.model = model
         self.elasticity = elasticity
         self.buckets = buckets
@@ -289,15 +297,23 @@ class YDrop:
         num_units = {}
         for name, calls in tape.items():
             layer = self.layers[name]
-            num_units[name] = count_units(name, layer, calls[0], layer.unit_dim, rows=len(output))
-            layer.prepare(num_units[name], calls[0].device)
+            for call in calls:
+                num_units[name] = count_units(name, layer, call, layer.unit_dim, rows=len(output))
+                layer.prepare(num_units[name], call.device)
         self.nonfinite = self.nonfinite.to(phase1.device)
-        scores = self._score(inputs, target)
+        scores: Any = self._score(inputs, target)
+        if not isinstance(scores, dict):
+            raise ConfigurationError(
+                f"{self.measure!r} gave {describe(scores)}.",
+                "A measure gives a dictionary of scores, by the name of the layer.",
+                "Return {name: scores} from Measure.score.",
+            )
         for name, values in scores.items():
-            if values.shape[1:] != (num_units.get(name),):
+            fits = isinstance(values, Tensor) and values.is_floating_point() and len(values) > 0
+            if not fits or values.shape[1:] != (num_units.get(name),):
                 raise ConfigurationError(
                     f"{self.measure!r} scored {name!r} with {describe(values)}.",
-                    f"A measure gives each layer (N, U) scores; {name!r} has {num_units.get(name)} units.",
+                    f"A measure gives each layer floating (N, U) scores; {name!r} has {num_units.get(name)} units.",
                     "Sum over positions in Measure.score, or set the layer's `unit_dim`.",
                 )
         self._warn_of_what_misleads(scores)
@@ -424,7 +440,7 @@ def check_settings(
     check_choice(owner, "quadrature", quadrature, QUADRATURES)
     check_measure(owner, measure)
     check_objective(owner, objective)
-    if path_from is not None and not isinstance(path_from, str):
+    if path_from is not None and not (isinstance(path_from, str) and path_from):
         raise ConfigurationError(
             f"{owner}(path_from={describe(path_from)}) was given.",
             "`path_from` is the name of a module, or None where the path lies between inputs.",

@@ -86,6 +86,12 @@ def arrange(
             "All floating inputs have the same number of samples, at least one, in their first dimension.",
             "Give every input the batch as its first dimension; keep what all samples share in a buffer of the model.",
         )
+    if walk and isinstance(baseline, (list, tuple)) and len(baseline) != len(floating):
+        raise ConfigurationError(
+            f"baseline={describe(baseline)} was given for {len(floating)} floating input(s).",
+            "A list of baselines has one for each floating input.",
+            "Pass as many baselines as inputs, or a single number for all of them.",
+        )
     unwalked = [start is None for start in baseline] if isinstance(baseline, (list, tuple)) else []
     order = iter(unwalked)
     roles = []
@@ -137,7 +143,7 @@ def check_baseline(owner: str, baseline: Baseline) -> None:
 
     """
     listed = isinstance(baseline, (list, tuple))
-    for item in baseline if isinstance(baseline, (list, tuple)) else (baseline,):
+    for item in (baseline or ("empty",)) if isinstance(baseline, (list, tuple)) else (baseline,):
         fits = bool(item.isfinite().all()) if isinstance(item, Tensor) else is_real(item) or (listed and item is None)
         if not fits:
             raise ConfigurationError(
@@ -169,8 +175,8 @@ def start_points(walked: Tensors, baseline: Baseline) -> Tensors:
         listed = [baseline] * len(walked)
     if len(listed) != len(walked) or not walked:
         raise ConfigurationError(
-            f"baseline={describe(baseline)} was given for {len(walked)} floating input(s).",
-            "A list of baselines has one for each floating input, not all of them None.",
+            f"baseline={describe(baseline)} was given for paths to {len(walked)} tensor(s).",
+            "A list of baselines has one for each tensor that is walked to, not all of them None.",
             "Pass as many baselines as inputs, or a single number for all of them.",
         )
     starts = [_start(item, start) for item, start in zip(walked, listed, strict=True)]

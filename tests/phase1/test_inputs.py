@@ -125,7 +125,7 @@ def test_starts_are_shared_until_one_is_not() -> None:
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        ([0.0, 0.0], r"baseline=list\(0.0, 0.0\) was given for 1 floating input"),
+        ([0.0, 0.0], r"baseline=list\(0.0, 0.0\) was given for paths to 1 tensor"),
         ([], r"baseline=list\(\)"),
         (torch.zeros(2), r"shape=\(2,\)"),
         (torch.zeros(5, 3), "shape of one sample or of the whole input"),
