@@ -136,7 +136,7 @@ class YDropCallback(Callback):
         self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what would train wrongly, and convert a model that is built by now."""
+        """Refuse what would train wrongly."""
         if stage == "fit":
             check_strategy(trainer)
             if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -145,11 +145,13 @@ class YDropCallback(Callback):
                     "Phase 1 runs on a batch before the training step does.",
                     "Write training_step(batch, batch_idx).",
                 )
-            self._convert(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: by now `setup` and `configure_model` have built them."""
-        self._convert(pl_module)
+        if self.convert:
+            report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
+            if report.converted:
+                rank_zero_info(str(report))
         layers = driven_layers(pl_module)
         if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):
             forward = getattr(pl_module, "ydrop_forward", None)
@@ -161,7 +163,7 @@ class YDropCallback(Callback):
         if self._state_to_load:
             self.engine.load_state_dict(self._state_to_load)
             self._state_to_load = {}
-        elif trainer.ckpt_path is not None:
+        elif trainer.ckpt_path is not None and trainer.global_step > 0:  # finders leave a path, and no steps
             rank_zero_warn(
                 "The checkpoint holds no state of YDropCallback: it holds weights alone, or comes from training "
                 "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
@@ -220,7 +222,7 @@ class YDropCallback(Callback):
         """Take inputs and target out of a batch."""
         own: Any = getattr(pl_module, "ydrop_inputs", None)
         read: Any = self.adapter.read(batch) if own is None else own(batch)
-        if not (isinstance(read, tuple) and len(read) == 2):
+        if not (isinstance(read, (tuple, list)) and len(read) == 2):
             reader = f"{self.adapter!r}.read" if own is None else f"{type(pl_module).__name__}.ydrop_inputs"
             raise ConfigurationError(
                 f"{reader} returned {describe(read)}.",
@@ -229,12 +231,6 @@ class YDropCallback(Callback):
             )
         inputs, target = read
         return inputs, target
-
-    def _convert(self, pl_module: LightningModule) -> None:
-        if self.convert:
-            report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
-            if report.converted:
-                rank_zero_info(str(report))
 
     def _log(self, pl_module: LightningModule) -> None:
         assert self.engine is not None
