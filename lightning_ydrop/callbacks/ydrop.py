@@ -175,7 +175,7 @@ class YDropCallback(Callback):
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
         share = self._schedule.share(trainer, batch_idx)
-        if share == 0:
+        if share == 0 and self.engine.active:
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
         due = share > 0 and (self._schedule.is_due(batch_idx) or not self.engine.active)
         if due or not self._rehearsed:

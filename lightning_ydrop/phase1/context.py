@@ -155,6 +155,8 @@ def phase1_of(
 
 def settled(phase1: Phase1, path_from: str | None, baseline: Baseline) -> Phase1:
     """Settle what needs the model to be run: where the path starts, and the target."""
+    if path_from is None and type(phase1.objective).settle is Objective.settle:
+        return phase1  # nothing does, so leave the model alone
     with borrowed(phase1.model, phase1.device), torch.no_grad():
         if path_from is not None:
             phase1 = _walk_from(phase1, path_from, baseline)

@@ -309,8 +309,8 @@ class YDrop:
                 "Return {name: scores} from Measure.score.",
             )
         for name, values in scores.items():
-            fits = isinstance(values, Tensor) and values.is_floating_point() and len(values) > 0
-            if not fits or values.shape[1:] != (num_units.get(name),):
+            fits = isinstance(values, Tensor) and values.is_floating_point() and values.ndim == 2 and len(values) > 0
+            if not fits or values.shape[1] != num_units.get(name):
                 raise ConfigurationError(
                     f"{self.measure!r} scored {name!r} with {describe(values)}.",
                     f"A measure gives each layer floating (N, U) scores; {name!r} has {num_units.get(name)} units.",
@@ -320,8 +320,8 @@ class YDrop:
         return {name: num_units[name] for name in scores}
 
     def _warn_of_what_misleads(self, scores: dict[str, Tensor]) -> None:
-        alike = [name for name, values in scores.items() if values.shape[1] > 1 and not values.mean(0).std() > 0]
-        if alike:
+        means = {name: values.mean(0) for name, values in scores.items() if values.shape[1] > 1}
+        if alike := [name for name, mean in means.items() if mean.std() == 0]:
             warnings.warn(
                 f"All units of {', '.join(map(repr, alike))} have the same score in the first batch: units that do not "
                 "differ are ranked by their position. The objective may not depend on these layers, or they run under "

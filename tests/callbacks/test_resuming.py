@@ -35,6 +35,11 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[int, int | None]]] = {
     "at the end of an epoch of Y-Drop": (STEP, 1, (2, None)),
     "between two runs of phase 1": (STEP | {"every_n_batches": 4}, 1, (2, 3)),
     "in a linear transition": ({"annealing_steps": 15, "transition": "linear"}, 1, (1, 4)),
+    "between two runs in a linear transition": (
+        {"annealing_steps": 20, "transition": "linear", "every_n_batches": 4},
+        1,
+        (1, 3),
+    ),
     "under accumulation": ({"annealing_steps": 4}, 2, (2, 4)),
 }
 
