@@ -1,5 +1,6 @@
 """What a user can get wrong, and that it ends in words of ours before anything is trained."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ X = torch.randn(B, 12, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(B) % 5
 TOKENS = torch.arange(B * 6).reshape(B, 6) % 9
 FLOAT_NAN = float("nan")
+# Newer releases of Lightning say so where nobody has chosen; older ones have no such choice.
+LOADING: Any = {"weights_only": False} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 
 def check_sentences(error: ConfigurationError) -> None:
@@ -538,7 +541,6 @@ FITS = [
     wrong("own inputs without target", "Reading.ydrop_inputs returned Tensor(shape=(16, 12)", net=lambda: reading(X)),
     wrong("own inputs are nothing", "Reading.ydrop_inputs returned None.", net=lambda: reading(None)),
     wrong("own inputs are three", "Reading.ydrop_inputs returned tuple(", net=lambda: reading((X, Y, Y))),
-    wrong("own inputs are a list", "Reading.ydrop_inputs returned list(", net=lambda: reading([X, Y])),
     # Targets
     wrong(
         "labels too high",
@@ -754,7 +756,7 @@ def check_untouched(model: LightningModule, before: dict[str, Tensor]) -> None:
 
 def check_good_fit(callback: YDropCallback, ckpt_path: Path | None = None) -> None:
     model = Net()
-    trainer_of(callback).fit(model, Batches((X, Y), (X, Y)), ckpt_path=ckpt_path, weights_only=False)
+    trainer_of(callback).fit(model, Batches((X, Y), (X, Y)), ckpt_path=ckpt_path, **LOADING)
     assert model.training_steps == (4 if ckpt_path is None else 2)
     assert callback.engine is not None
     assert callback.engine.state_dict()["steps_taken"] == 4
@@ -812,9 +814,7 @@ def turned() -> Net:
 def test_the_state_of_another_network_is_refused(build: Callable[[], Net], text: str, saved: Path) -> None:
     model = build()
     with pytest.raises(ConfigurationError) as caught:
-        trainer_of(YDropCallback(annealing_epochs=0)).fit(
-            model, Batches((X, Y), (X, Y)), ckpt_path=saved, weights_only=False
-        )
+        trainer_of(YDropCallback(annealing_epochs=0)).fit(model, Batches((X, Y), (X, Y)), ckpt_path=saved, **LOADING)
     assert text in str(caught.value)
     check_sentences(caught.value)
     check_untouched(model, torch.load(saved, weights_only=False)["state_dict"])
@@ -831,7 +831,7 @@ def test_the_state_of_layers_of_another_width_is_refused(saved: Path, tmp_path: 
     model = Net()
     with pytest.raises(ConfigurationError) as caught:
         trainer_of(YDropCallback(annealing_epochs=0)).fit(
-            model, Batches((X, Y), (X, Y)), ckpt_path=tmp_path / "narrow.ckpt", weights_only=False
+            model, Batches((X, Y), (X, Y)), ckpt_path=tmp_path / "narrow.ckpt", **LOADING
         )
     assert "A ConductanceDropout of 9 units was given probabilities for 16." in str(caught.value)
     check_sentences(caught.value)

@@ -64,3 +64,13 @@ def test_no_weak_unit_scores_above_a_strong_one(values: list[float], fraction: f
     assert strong.sum() == strong_count(len(values), fraction)
     if strong.any() and not strong.all():
         assert scores[strong].min() >= scores[~strong].max()
+
+
+def test_draws_do_not_depend_on_the_default_dtype() -> None:
+    rate = HalfNormalRate(0.1, 0.2, 0.9)
+    expected = draw_rates(rate, 100, torch.Generator().manual_seed(1))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(draw_rates(rate, 100, torch.Generator().manual_seed(1)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
