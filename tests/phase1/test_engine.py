@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ydrop import (
     Buckets,
@@ -17,6 +18,7 @@ from lightning_ydrop import (
     Measure,
     NegativeLoss,
     NoEffectWarning,
+    Objective,
     OutputSum,
     Phase1,
     PredictedLogit,
@@ -539,3 +541,29 @@ def test_a_loss_counts_as_the_paths_say() -> None:
     model.eval()
     change = loss(model(torch.zeros_like(x)), y) - loss(model(x), y)
     assert torch.allclose(scores["0"].sum(1), change, atol=1e-3)  # the whole fall of the loss flows through the layer
+
+
+class Unread(TorchDispatchMode):
+    """Lets nobody look at a value: on a GPU, looking is waiting."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "objective", [TargetLogit(), PredictedLogit(), OutputSum(), NegativeLoss(nn.CrossEntropyLoss(reduction="none"))]
+)
+@pytest.mark.parametrize("quadrature", ["right", "left"])
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_step_looks_at_no_value(objective: Objective, quadrature: Quadrature, bad: bool) -> None:
+    engine = YDrop(perceptron(), objective=objective, quadrature=quadrature)
+    engine.step(*batch_of())
+    x, y = batch_of()
+    x = x * float("inf") if bad else x
+    with Unread():
+        engine.step(x, y, share=0.5)
+        engine.step(x, y)
+    assert engine.nonfinite.item() == (4 if bad else 0)
+    with pytest.raises(AssertionError), Unread():
+        bool(x.sum() > 0)  # it would have been seen
