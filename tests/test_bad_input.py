@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -36,6 +36,7 @@ from lightning_ydrop import (
     YDropCallback,
     convert_dropout,
 )
+from tests.callbacks.test_ydrop import trainer_of
 from tests.networks import perceptron
 
 B = 16
@@ -720,18 +721,6 @@ STRATEGIES_OF_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 FITS_OF_OTHERS = [wrong(name, text, **kwargs) for name, (text, kwargs) in STRATEGIES_OF_OTHERS.items()]
 
 
-def trainer_of(*callbacks: Callback, **kwargs: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_epochs": 2,
-    }
-    return Trainer(callbacks=list(callbacks), **(quiet | kwargs))
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a good fit of one epoch."""
@@ -756,7 +745,7 @@ def check_untouched(model: LightningModule, before: dict[str, Tensor]) -> None:
 
 def check_good_fit(callback: YDropCallback, ckpt_path: Path | None = None) -> None:
     model = Net()
-    trainer_of(callback).fit(model, Batches((X, Y), (X, Y)), ckpt_path=ckpt_path, **LOADING)
+    trainer_of(callback, max_epochs=2).fit(model, Batches((X, Y), (X, Y)), ckpt_path=ckpt_path, **LOADING)
     assert model.training_steps == (4 if ckpt_path is None else 2)
     assert callback.engine is not None
     assert callback.engine.state_dict()["steps_taken"] == 4

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from lightning_ydrop import YDropCallback
 from tests.callbacks.killed import BATCHES, Net, train
 from tests.callbacks.test_ydrop import Net as Small
 from tests.callbacks.test_ydrop import Probe, loader, trainer_of
+from tests.sameness import assert_same
 
 ROOT = Path(__file__).parent.parent.parent
 STEP: dict[str, Any] = {"annealing_epochs": 2}
@@ -65,17 +64,6 @@ def final(trainer: Trainer, net: Net, ydrop: YDropCallback) -> dict[str, Any]:
         "ydrop": ydrop.engine.state_dict(),
         "scores": ydrop.engine.scores,
     }
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 @pytest.fixture(scope="module")

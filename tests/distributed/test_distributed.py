@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_ydrop import ConfigurationError, YDrop, YDropCallback
 from tests.callbacks.test_ydrop import Net, loader, trainer_of
 from tests.distributed.train import STRATEGIES, perceptron
+from tests.sameness import assert_same
 
 ROOT = Path(__file__).parent.parent.parent
 RESUMED = [strategy for strategy in ("default", "fsdp2") if strategy in STRATEGIES]
@@ -66,17 +67,6 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def results(request: pytest.FixtureRequest) -> Results:
     found: Results = request.getfixturevalue(request.param)
     return found
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def parameters(ended: dict[str, Any]) -> dict[str, Tensor]:

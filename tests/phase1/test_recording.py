@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
 from lightning_ydrop.phase1.recording import borrowed, recording
+from tests.sameness import assert_same
 
 
 class Awkward(nn.Module):
@@ -50,21 +51,6 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         "grad_enabled": torch.is_grad_enabled(),
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
     }
-
-
-def assert_same(before: Any, after: Any) -> None:
-    if isinstance(before, Tensor):
-        assert torch.equal(before, after)
-    elif isinstance(before, dict):
-        assert before.keys() == after.keys()
-        for key in before:
-            assert_same(before[key], after[key])
-    elif isinstance(before, list):
-        assert len(before) == len(after)
-        for one, other in zip(before, after, strict=True):
-            assert_same(one, other)
-    else:
-        assert before == after
 
 
 @pytest.fixture
