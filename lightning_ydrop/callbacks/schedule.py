@@ -1,4 +1,4 @@
-"""When phase 1 runs, and how much its probabilities count."""
+"""When Y-Drop takes over from vanilla dropout, and how."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,7 +22,6 @@ class Schedule:
         annealing_epochs: Epochs of vanilla dropout, at least 0; 2 where `annealing_steps` is not given either.
         annealing_steps: Optimiser steps of vanilla dropout instead, at least 0.
         transition: "step" from vanilla dropout to Y-Drop at the end of annealing, or "linear" over it.
-        every_n_batches: Phase 1 runs on every so-manyth batch of an epoch, at least 1.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -32,7 +31,6 @@ class Schedule:
     annealing_epochs: int | None = None
     annealing_steps: int | None = None
     transition: Transition = "step"
-    every_n_batches: int = 1
 
     def __post_init__(self) -> None:
         if self.annealing_epochs is not None and self.annealing_steps is not None:
@@ -47,7 +45,6 @@ class Schedule:
         if self.annealing_steps is not None:
             check_count("YDropCallback", "annealing_steps", self.annealing_steps, minimum=0, example=1000)
         check_choice("YDropCallback", "transition", self.transition, get_args(Transition))
-        check_count("YDropCallback", "every_n_batches", self.every_n_batches, minimum=1, example=1)
 
     def share(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
@@ -62,7 +59,3 @@ class Schedule:
         if done >= length:
             return 1.0
         return done / length if self.transition == "linear" else 0.0
-
-    def is_due(self, batch_idx: int) -> bool:
-        """Tell whether it is the turn of this batch of an epoch."""
-        return batch_idx % self.every_n_batches == 0

@@ -21,6 +21,7 @@ from lightning_ydrop.phase1.engine import YDrop, check_settings, driven_layers
 from lightning_ydrop.phase1.inputs import Inputs
 from lightning_ydrop.phase1.measures import Conductance, Measure
 from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit
+from lightning_ydrop.phase1.recording import all_modules
 
 
 class YDropCallback(Callback):
@@ -59,8 +60,8 @@ class YDropCallback(Callback):
             vanilla dropout before Y-Drop, at least 0.
         transition: "step" changes from vanilla dropout to Y-Drop at the end of annealing; "linear" runs phase 1 from
             the start, and moves in a line from the vanilla rate to the buckets' while annealing.
-        every_n_batches: Phase 1 runs on every so-manyth batch of an epoch, at least 1; its probabilities serve until
-            the next.
+        every_n_batches: Phase 1 runs on every so-manyth batch, at least 1; its probabilities serve until the next, and
+            the running mean moves as far as in so many updates.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
         objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
         path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs: for
@@ -111,10 +112,11 @@ class YDropCallback(Callback):
             "objective": objective,
             "path_from": path_from,
             "seed": seed,
+            "every_n_batches": every_n_batches,
         }
         # Now, though the engine checks them too: a bad YAML file should fail when it is parsed.
         check_settings("YDropCallback", **self._settings)
-        self._schedule = Schedule(annealing_epochs, annealing_steps, transition, every_n_batches)
+        self._schedule = Schedule(annealing_epochs, annealing_steps, transition)
         check_adapter("YDropCallback", adapter)
         check_flag("YDropCallback", "convert", convert)
         check_patterns("YDropCallback", "include", include)
@@ -177,7 +179,7 @@ class YDropCallback(Callback):
         share = self._schedule.share(trainer, batch_idx)
         if share == 0 and self.engine.active:
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
-        due = share > 0 and (self._schedule.is_due(batch_idx) or not self.engine.active)
+        due = share > 0 and self.engine.is_due
         if due or not self._rehearsed:
             inputs, target = self._read(pl_module, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
@@ -187,6 +189,8 @@ class YDropCallback(Callback):
                     self._rehearsed = True
                 if due:
                     self.engine.step(inputs, target, share=share)
+        if share > 0 and not due:
+            self.engine.skip(share=share)
         if share > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
             self._log(pl_module)
 
@@ -259,7 +263,7 @@ class YDropCallback(Callback):
 @contextmanager
 def _logging_muted(pl_module: LightningModule) -> Iterator[None]:
     """Keep what a model logs in its forward pass out of the logs: phase 1 is no training step."""
-    modules = [module for module in pl_module.modules() if isinstance(module, LightningModule)]
+    modules = [module for module in all_modules(pl_module) if isinstance(module, LightningModule)]
     # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
     own = [module.__dict__.get("log") for module in modules]
     try:

@@ -2,9 +2,8 @@
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
-
-from lightning_ydrop.functional.path import split_path
 
 Quadrature = Literal["right", "left", "trapezoid"]
 QUADRATURES: tuple[str, ...] = get_args(Quadrature)
@@ -26,16 +25,17 @@ def path_conductance(
         Shape (B, *), in float32 or, for float64 activations, float64.
 
     """
-    path = split_path(_at_least_float32(activations), num_samples)  # (S + 1, B, *)
-    slopes = split_path(_at_least_float32(gradients), num_samples)
-    increments = path[1:] - path[:-1]
+    path, slopes = _at_least_float32(activations), _at_least_float32(gradients)
+    # S*B rows follow the start, so what is left over after whole groups of B is the one shared row, if there is one.
+    start_rows = len(path) % num_samples or num_samples
+    increments = path[start_rows:] - _one_step_back(path, start_rows, num_samples)
     if quadrature == "right":
-        slopes = slopes[1:]
+        slopes = slopes[start_rows:]
     elif quadrature == "left":
-        slopes = slopes[:-1]
+        slopes = _one_step_back(slopes, start_rows, num_samples)
     else:
-        slopes = (slopes[1:] + slopes[:-1]) / 2
-    return (slopes * increments).sum(0)
+        slopes = (slopes[start_rows:] + _one_step_back(slopes, start_rows, num_samples)) / 2
+    return (slopes * increments).view(-1, num_samples, *path.shape[1:]).sum(0)
 
 
 def sum_to_units(values: Tensor, unit_dim: int) -> Tensor:
@@ -58,6 +58,15 @@ def top_share(scores: Tensor, fraction: float = 0.2) -> Tensor:
     positive = scores.clamp(min=0).sort(descending=True).values
     count = max(1, round(fraction * len(scores)))
     return positive[:count].sum() / positive.sum()
+
+
+def _one_step_back(rows: Tensor, start_rows: int, num_samples: int) -> Tensor:
+    """Give to each point behind the start the row of the point before it, in a shape that broadcasts to (S*B, *)."""
+    if start_rows == num_samples:
+        return rows[:-num_samples]
+    if len(rows) == 1 + num_samples:
+        return rows[:1]  # one step: the shared start is what all of them come from
+    return torch.cat([rows[:1].expand(num_samples, *rows.shape[1:]), rows[1:-num_samples]])
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -21,20 +21,3 @@ def path_points(start: Tensor, inputs: Tensor, n_steps: int) -> Tensor:
     weights = weights.view(-1, *[1] * inputs.ndim)
     steps = torch.lerp(start, inputs, weights)  # (S, B, *)
     return torch.cat([start, steps.flatten(0, 1)])
-
-
-def split_path(rows: Tensor, num_samples: int) -> Tensor:
-    """Undo the layout of `path_points`, giving every sample its own start.
-
-    Args:
-        rows: Shape (1 + S*B, *) or (B + S*B, *).
-        num_samples: B.
-
-    Returns:
-        Shape (S + 1, B, *).
-
-    """
-    # S*B rows follow the start, so what is left over after whole groups of B is the one shared row, if there is one.
-    start_rows = rows.shape[0] % num_samples or num_samples
-    start = rows[:start_rows].expand(num_samples, *rows.shape[1:])
-    return torch.cat([start, rows[start_rows:]]).view(-1, num_samples, *rows.shape[1:])

@@ -94,21 +94,22 @@ def strong_count(num_units: int, strong_fraction: float) -> int:
     return math.ceil(strong_fraction * num_units - 1e-9)
 
 
-def bucket_probabilities(scores: Tensor, low: float, high: float, strong_fraction: float) -> Tensor:
+def bucket_probabilities(scores: Tensor, low: float | Tensor, high: float | Tensor, strong_fraction: float) -> Tensor:
     """Drop the units with the highest scores at `high`, the others at `low` (Eq. 5).
 
     Args:
-        scores: Shape (U,), signed, ranked as they are. Of equal scores, the unit with the lower index counts as higher.
-        low: Drop probability of the weak bucket.
-        high: Drop probability of the strong bucket.
+        scores: Shape (U,), or (L, U) for L layers at once; signed, ranked as they are. Of equal scores, the unit with
+            the lower index counts as higher.
+        low: Drop probability of the weak bucket, for all layers or, with shape (L, 1), for each.
+        high: Drop probability of the strong bucket, likewise.
         strong_fraction: Share of the units that are strong.
 
     Returns:
-        Shape (U,), float32, on the device of `scores`.
+        Shape of `scores`, float32, on their device.
 
     """
     # A stable sort, not topk: the same scores must give the same buckets on every rank and after a restart.
-    ranking = scores.sort(descending=True, stable=True).indices
-    strong = ranking[: strong_count(len(scores), strong_fraction)]
-    drop_prob = torch.full_like(scores, low, dtype=torch.float32)
-    return drop_prob.index_fill_(0, strong, high)
+    ranking = scores.sort(dim=-1, descending=True, stable=True).indices
+    top = ranking[..., : strong_count(scores.shape[-1], strong_fraction)]
+    strong = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
+    return torch.where(strong, high, low).float()

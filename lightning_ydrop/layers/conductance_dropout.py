@@ -1,6 +1,6 @@
 """The layer that Y-Drop drives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,19 +125,14 @@ class ConductanceDropout(nn.Module):
             ConfigurationError: If the layer had another number of units before.
 
         """
-        self.prepare(len(drop_prob), drop_prob.device)
-        if len(self.drop_prob) == 0:
-            with torch.inference_mode(False):
-                self.drop_prob = torch.full_like(self._applied_drop_prob, initial_drop_prob)
-                self.mean_drop_prob = self.drop_prob.clone()
-        mean_drop_prob = self.mean_drop_prob.lerp(drop_prob, elasticity)
-        if accept is not None:
-            drop_prob = torch.where(accept, drop_prob, self.drop_prob)
-            mean_drop_prob = torch.where(accept, mean_drop_prob, self.mean_drop_prob)
-        # In place, so that compiled code keeps reading the same tensors.
-        self.drop_prob.copy_(drop_prob)
-        self.mean_drop_prob.copy_(mean_drop_prob)
-        self.activate(share)
+        update_layers(
+            [self],
+            drop_prob.unsqueeze(0),
+            elasticity=elasticity,
+            initial_drop_prob=initial_drop_prob,
+            share=share,
+            accept=accept,
+        )
 
     def activate(self, share: float = 1.0) -> None:
         """Use the probabilities of the last update.
@@ -146,12 +141,7 @@ class ConductanceDropout(nn.Module):
             share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
 
         """
-        for applied, driven in (
-            (self._applied_drop_prob, self.drop_prob),
-            (self._applied_mean, self.mean_drop_prob),
-        ):
-            applied.copy_(driven if share == 1.0 else torch.full_like(driven, self.p).lerp_(driven, share))
-        self.active = True
+        activate_layers([self], share)
 
     def restore(self, drop_prob: Tensor, mean_drop_prob: Tensor) -> None:
         """Take back what another layer's attributes of these names held, both of shape (U,), float32, on its device."""
@@ -184,6 +174,68 @@ class ConductanceDropout(nn.Module):
         self._applied_drop_prob = _on_the_device_that(fn, self._applied_drop_prob)
         self._applied_mean = _on_the_device_that(fn, self._applied_mean)
         return self
+
+
+def update_layers(
+    layers: Sequence[ConductanceDropout],
+    drop_prob: Tensor,
+    *,
+    elasticity: float,
+    initial_drop_prob: float,
+    share: float = 1.0,
+    accept: Tensor | None = None,
+) -> None:
+    """Update L layers of as many units on one device at once, each as `ConductanceDropout.update` would.
+
+    The number of operations, which on a GPU are launches, does not depend on L.
+
+    Args:
+        layers: The layers.
+        drop_prob: `g`, shape (L, U).
+        elasticity: As for one layer.
+        initial_drop_prob: As for one layer.
+        share: As for one layer.
+        accept: Booleans of shape (L, 1), or a single one for all of them.
+
+    Raises:
+        ConfigurationError: If a layer had another number of units before.
+
+    """
+    for layer in layers:
+        layer.prepare(drop_prob.shape[1], drop_prob.device)
+        if len(layer.drop_prob) == 0:
+            with torch.inference_mode(False):
+                layer.drop_prob = torch.full_like(layer._applied_drop_prob, initial_drop_prob)
+                layer.mean_drop_prob = layer.drop_prob.clone()
+    former_mean = torch.stack([layer.mean_drop_prob for layer in layers])
+    mean_drop_prob = former_mean.lerp(drop_prob, elasticity)
+    if accept is not None:
+        drop_prob = torch.where(accept, drop_prob, torch.stack([layer.drop_prob for layer in layers]))
+        mean_drop_prob = torch.where(accept, mean_drop_prob, former_mean)
+    # In place, so that compiled code keeps reading the same tensors.
+    torch._foreach_copy_(
+        [*(layer.drop_prob for layer in layers), *(layer.mean_drop_prob for layer in layers)],
+        [*drop_prob.unbind(), *mean_drop_prob.unbind()],
+    )
+    activate_layers(layers, share)
+
+
+def activate_layers(layers: Sequence[ConductanceDropout], share: float) -> None:
+    """Let layers use the probabilities of their last update.
+
+    Args:
+        layers: Layers that have been updated.
+        share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+
+    """
+    applied = [tensor for layer in layers for tensor in (layer._applied_drop_prob, layer._applied_mean)]
+    driven = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
+    if share != 1.0:
+        vanilla = [layer.p for layer in layers for _ in range(2)]
+        driven = [torch.full_like(each, p).lerp_(each, share) for each, p in zip(driven, vanilla, strict=True)]
+    torch._foreach_copy_(applied, driven)
+    for layer in layers:
+        layer.active = True
 
 
 def _on_the_device_that(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ class Phase1:
 def phase1_of(
     model: nn.Module,
     forward: Callable[..., Any],
+    signature: inspect.Signature,
     layers: Mapping[str, nn.Module],
     unit_dims: Mapping[str, int],
     inputs: Inputs,
@@ -133,7 +134,6 @@ def phase1_of(
         ConfigurationError: If inputs, target and baseline do not fit to each other or to the model.
 
     """
-    signature = inspect.signature(model.forward if forward is model else forward)
     call, walked, carried = arrange(forward, signature, inputs, baseline, walk=path_from is None)
     phase1 = Phase1(
         model=model,
@@ -151,6 +151,11 @@ def phase1_of(
     )
     check_pairs(phase1.target, phase1.num_samples)
     return phase1
+
+
+def signature_of(model: nn.Module, forward: Callable[..., Any]) -> inspect.Signature:
+    """Tell how `forward`, which may be the model itself, is called."""
+    return inspect.signature(model.forward if forward is model else forward)
 
 
 def settled(phase1: Phase1, path_from: str | None, baseline: Baseline) -> Phase1:

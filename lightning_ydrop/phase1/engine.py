@@ -21,8 +21,9 @@ from lightning_ydrop.errors import (
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
 from lightning_ydrop.phase1.attribution import count_units, select_layers
-from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
+from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled, signature_of
 from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
 from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
 from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
@@ -65,6 +66,8 @@ class YDrop:
         path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
+        every_n_batches: Phase 1 runs in every so-manyth `step`, at least 1; its probabilities serve until the next, and
+            the running mean moves as far as in so many updates.
 
     Attributes:
         layers: The layers driven, by name.
@@ -100,6 +103,7 @@ class YDrop:
         path_from: str | None = None,
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
+        every_n_batches: int = 1,
     ) -> None:
         check_settings(
             type(self).__name__,
@@ -114,6 +118,7 @@ class YDrop:
             objective=objective,
             path_from=path_from,
             seed=seed,
+            every_n_batches=every_n_batches,
         )
         check_module(type(self).__name__, model)
         if forward is not None and not callable(forward):
@@ -135,7 +140,11 @@ class YDrop:
         self.path_from = path_from
         self.forward = model if forward is None else forward
         self.seed = seed
+        self.every_n_batches = every_n_batches
+        # One update stands for so many towards the same rates, so that elasticity means the same whatever n is.
+        self._elasticity_of_an_update = elasticity if every_n_batches == 1 else 1 - (1 - elasticity) ** every_n_batches
         self.layers = driven_layers(model)
+        self._unit_dims = {name: layer.unit_dim for name, layer in self.layers.items()}
         for layer in self.layers.values():
             layer.reset()
         if path_from is not None:
@@ -147,12 +156,17 @@ class YDrop:
         self._num_units: dict[str, int] = {}
 
     @property
+    def is_due(self) -> bool:
+        """Whether the next step runs phase 1."""
+        return self._steps_taken % self.every_n_batches == 0 or not self.active
+
+    @property
     def active(self) -> bool:
         """Whether any layer is driven."""
         return any(layer.active for layer in self.layers.values())
 
     def step(self, inputs: Inputs, target: Target = None, *, share: float = 1.0) -> None:
-        """Run phase 1 on a batch, update the layers' probabilities and make them active.
+        """Run phase 1 on a batch, where it is due, update the layers' probabilities and make them active.
 
         The first step rehearses first. A layer that the forward pass does not call stays as it was, and so does one
         whose scores are not all finite.
@@ -169,23 +183,46 @@ class YDrop:
         """
         if not self._num_units:
             self.rehearse(inputs, target)
+        if not self.is_due:
+            self.skip(share=share)
+            return
         generator = self._generator("rates")
-        low = draw_rates(self.buckets.low, len(self.layers), generator).tolist()
-        high = draw_rates(self.buckets.high, len(self.layers), generator).tolist()
-        rates = dict(zip(self.layers, zip(low, high, strict=True), strict=True))
+        low = draw_rates(self.buckets.low, len(self.layers), generator)
+        high = draw_rates(self.buckets.high, len(self.layers), generator)
         self.scores = self._average(self._score(inputs, target))
         self._steps_taken += 1
         self._share = share
-        for name, scores in self.scores.items():
-            finite = scores.isfinite().all()
-            self.nonfinite += (~finite).to(self.nonfinite.device)
-            self.layers[name].update(
-                bucket_probabilities(scores, *rates[name], self.buckets.strong_fraction),
-                elasticity=self.elasticity,
+        # Layers of as many units on one device are updated as one.
+        alike: dict[tuple[int, torch.device], list[int]] = {}
+        for place, name in enumerate(self.layers):
+            if name in self.scores:
+                alike.setdefault((len(self.scores[name]), self.scores[name].device), []).append(place)
+        names = list(self.layers)
+        for (_, device), places in alike.items():
+            scores = torch.stack([self.scores[names[place]] for place in places])
+            finite = scores.isfinite().all(1, keepdim=True)
+            self.nonfinite += (~finite).sum().to(self.nonfinite.device)
+            low_here, high_here = (rate[places].unsqueeze(1).to(device, non_blocking=True) for rate in (low, high))
+            update_layers(
+                [self.layers[names[place]] for place in places],
+                bucket_probabilities(scores, low_here, high_here, self.buckets.strong_fraction),
+                elasticity=self._elasticity_of_an_update,
                 initial_drop_prob=self.initial_drop_prob,
                 share=share,
                 accept=finite,
             )
+
+    def skip(self, *, share: float = 1.0) -> None:
+        """Take a step without phase 1, as `step` does where it is not due: probabilities stay what they are.
+
+        Args:
+            share: As for `step`.
+
+        """
+        if share != self._share and self.scores:
+            activate_layers([self.layers[name] for name in self.scores], share)
+        self._steps_taken += 1
+        self._share = share
 
     def rehearse(self, inputs: Inputs, target: Target = None) -> None:
         """Run phase 1 on a batch, check everything on the way, and throw the scores away.
@@ -200,6 +237,8 @@ class YDrop:
             ConfigurationError: If inputs, target or measure do not fit to the model.
 
         """
+        # Kept, since finding it takes longer than a small network's forward pass.
+        self._signature = signature_of(self.model, self.forward)
         raised: Exception | None = None
         num_units: dict[str, int] = {}
         try:
@@ -346,8 +385,9 @@ class YDrop:
         return phase1_of(
             self.model,
             self.forward,
+            self._signature,
             self.layers,
-            {name: layer.unit_dim for name, layer in self.layers.items()},
+            self._unit_dims,
             inputs,
             target,
             baseline=self.baseline,
@@ -418,6 +458,7 @@ def check_settings(
     objective: Objective,
     path_from: str | None,
     seed: int,
+    every_n_batches: int,
 ) -> None:
     """Check the settings that the engine and what stands above it share.
 
@@ -447,3 +488,4 @@ def check_settings(
             'Pass, for example, path_from="embedding".',
         )
     check_count(owner, "seed", seed, minimum=0, example=0)
+    check_count(owner, "every_n_batches", every_n_batches, minimum=1, example=8)

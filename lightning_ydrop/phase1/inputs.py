@@ -42,7 +42,9 @@ class Call:
             role = next(roles)
             return tensor if role == "fixed" else next(rows[role])
 
-        positional, keywords = apply_to_collection((self.positional, dict(self.keywords)), Tensor, replace)
+        # One after the other: both are flat as a rule, and the library is quick with what is.
+        positional = apply_to_collection(list(self.positional), Tensor, replace)
+        keywords = apply_to_collection(dict(self.keywords), Tensor, replace)
         return self.model(*positional, **keywords)
 
 
@@ -68,7 +70,8 @@ def arrange(
     """
     positional, keywords = _arguments(signature, inputs)
     tensors: list[Tensor] = []
-    apply_to_collection((positional, keywords), Tensor, tensors.append)
+    apply_to_collection(list(positional), Tensor, tensors.append)
+    apply_to_collection(keywords, Tensor, tensors.append)
     floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 0]
     candidates = floating if walk else [tensor for tensor in tensors if tensor.ndim > 0]
     if not candidates:

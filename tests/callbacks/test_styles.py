@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ydrop import (
+    Conductance,
     ConductanceDropout,
     IndexAdapter,
     KeyAdapter,
     NegativeLoss,
     NoEffectWarning,
     OutputSum,
+    Phase1,
     PredictedLogit,
     TargetLogit,
     YDropCallback,
@@ -162,19 +164,18 @@ def test_annealing_steps_are_those_of_optimisers() -> None:
     assert [active for _, active in probe.active] == [False] * 4 + [True] * 4
 
 
-def test_phase_1_runs_on_every_so_manyth_batch_and_at_the_switch() -> None:
-    ran: list[tuple[int, int]] = []
+def test_phase_1_runs_on_every_so_manyth_batch_from_the_switch_on() -> None:
+    ran: list[int] = []
 
-    class Noting(YDropCallback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            before = 0 if self.engine is None else steps(self)
-            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            if steps(self) > before:
-                ran.append((trainer.current_epoch, batch_idx))
+    class Noting(Conductance):
+        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+            ran.append(len(probe.active))
+            return super().score(phase1)
 
     probe = Probe()
-    trainer_of(Noting(annealing_steps=5, every_n_batches=3), probe, max_epochs=4).fit(Net(), data())
-    assert ran == [(1, 1), (1, 3), (2, 0), (2, 3), (3, 0), (3, 3)]
+    callback = YDropCallback(annealing_steps=5, every_n_batches=3, measure=Noting())
+    trainer_of(callback, probe, max_epochs=4).fit(Net(), data())
+    assert ran == [0, 5, 8, 11, 14]  # the first is the rehearsal
     assert [active for _, active in probe.active] == [False] * 5 + [True] * 11
 
 

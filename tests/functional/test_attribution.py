@@ -1,9 +1,10 @@
+import itertools
 import math
 
 import pytest
 import torch
 
-from lightning_ydrop.functional.attribution import path_conductance, sum_to_units, top_share
+from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units, top_share
 
 
 def test_one_sample_by_hand() -> None:
@@ -11,6 +12,23 @@ def test_one_sample_by_hand() -> None:
     activations, gradients = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[5.0], [2.0], [7.0]])
     for quadrature, expected in (("right", 2 * 1 + 7 * 2), ("left", 5 * 1 + 2 * 2), ("trapezoid", 3.5 * 1 + 4.5 * 2)):
         assert path_conductance(activations, gradients, 1, quadrature).item() == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quadrature", QUADRATURES)
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+@pytest.mark.parametrize(("num_starts", "num_samples"), [(1, 4), (4, 4), (1, 1)])
+def test_each_sample_has_its_own_path(num_starts: int, num_samples: int, n_steps: int, quadrature: Quadrature) -> None:
+    activations = torch.randn(num_starts + n_steps * num_samples, 3, 2, dtype=torch.float64)
+    gradients = torch.randn_like(activations)
+    expected = torch.zeros(num_samples, 3, 2, dtype=torch.float64)
+    for sample in range(num_samples):
+        rows = [sample % num_starts, *(num_starts + step * num_samples + sample for step in range(n_steps))]
+        for here, there in itertools.pairwise(rows):
+            slope = {"right": gradients[there], "left": gradients[here]}.get(
+                quadrature, (gradients[here] + gradients[there]) / 2
+            )
+            expected[sample] += slope * (activations[there] - activations[here])
+    assert torch.allclose(path_conductance(activations, gradients, num_samples, quadrature), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -74,3 +74,12 @@ def test_draws_do_not_depend_on_the_default_dtype() -> None:
         assert torch.equal(draw_rates(rate, 100, torch.Generator().manual_seed(1)), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_layers_are_ranked_each_by_itself() -> None:
+    scores, low, high = torch.randn(3, 7), torch.rand(3, 1) / 2, 0.5 + torch.rand(3, 1) / 2
+    together = bucket_probabilities(scores, low, high, 0.3)
+    for layer in range(3):
+        alone = bucket_probabilities(scores[layer], low[layer], high[layer], 0.3)
+        assert torch.equal(together[layer], alone)
+        assert (alone == high[layer]).sum() == 3

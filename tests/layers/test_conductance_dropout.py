@@ -1,12 +1,14 @@
 import copy
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError
+from lightning_ydrop.layers.conductance_dropout import update_layers
 from tests.oracles import running_mean
 
 
@@ -253,3 +255,25 @@ def test_it_can_be_reset_and_restored() -> None:
     twin.reset()
     assert len(twin.drop_prob) == 0
     twin.update(torch.rand(3), elasticity=0.5, initial_drop_prob=0.35)  # of another width
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_layers_updated_together_are_updated_each_by_itself(share: float) -> None:
+    rates = [0.3, 0.4, 0.5]
+    together, alone = [ConductanceDropout(p) for p in rates], [ConductanceDropout(p) for p in rates]
+    settings: dict[str, Any] = {"elasticity": 0.3, "initial_drop_prob": 0.35, "share": share}
+    for _ in range(3):
+        drop_prob, accept = torch.rand(3, 8), torch.tensor([[True], [False], [True]])
+        update_layers(together, drop_prob, **settings, accept=accept)
+        for layer, row, accepted in zip(alone, drop_prob, accept, strict=True):
+            layer.update(row, **settings, accept=accepted)
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.drop_prob, other.drop_prob)
+        assert torch.equal(one.mean_drop_prob, other.mean_drop_prob)
+        x = torch.ones(50, 8)
+        torch.manual_seed(1)
+        expected = other(x)
+        torch.manual_seed(1)
+        assert torch.equal(one(x), expected)
+        assert one.active
+    assert len({layer.mean_drop_prob[0].item() for layer in together}) == 3

@@ -183,6 +183,49 @@ def test_deactivated_layers_are_vanilla_and_keep_their_mean() -> None:
     assert torch.allclose(engine.layers["1"].mean_drop_prob, (mean + engine.layers["1"].drop_prob) / 2)
 
 
+def test_phase_1_runs_in_every_so_manyth_step() -> None:
+    measure = Watching()
+    engine = YDrop(perceptron(), measure=measure, every_n_batches=3)
+    seen: list[int] = []
+    probabilities: list[Tensor] = []
+    for _ in range(8):
+        assert engine.is_due is (len(seen) % 3 == 0)
+        engine.step(*batch_of())
+        seen.append(len(measure.seen))
+        probabilities.append(engine.layers["1"].drop_prob.clone())
+    assert seen == [2, 2, 2, 3, 3, 3, 4, 4]  # the first step rehearses too
+    for number, values in enumerate(probabilities):
+        assert torch.equal(values, probabilities[number // 3 * 3])
+    assert not torch.equal(probabilities[0], probabilities[3])
+
+
+def test_a_rare_phase_1_moves_the_running_mean_as_far_as_frequent_ones() -> None:
+    rates = buckets_of(0.1, 0.6)
+    engine = YDrop(perceptron(), elasticity=0.1, every_n_batches=4, buckets=rates, initial_drop_prob=0.2)
+    engine.step(*batch_of())
+    layer = engine.layers["1"]
+    for drop_prob, mean in zip(layer.drop_prob.tolist(), layer.mean_drop_prob.tolist(), strict=True):
+        assert mean == pytest.approx(running_mean([drop_prob] * 4, 0.2, 0.1), abs=1e-6)
+
+
+def test_a_share_moves_on_where_phase_1_is_not_due() -> None:
+    engine = YDrop(perceptron(), every_n_batches=4, buckets=buckets_of(0.1, 0.6, 1.0))
+    engine.step(*batch_of(), share=0.0)
+    engine.step(*batch_of(), share=0.5)
+    x = torch.ones(20_000, 16)
+    assert ((engine.layers["1"](x) == 0).float().mean() - 0.55).abs() < 0.01  # from 0.5 halfway to 0.6
+    engine.skip()
+    assert ((engine.layers["1"](x) == 0).float().mean() - 0.6).abs() < 0.01
+
+
+def test_deactivated_layers_are_due() -> None:
+    engine = YDrop(perceptron(), every_n_batches=10)
+    engine.step(*batch_of())
+    engine.deactivate()
+    engine.step(*batch_of())
+    assert engine.active
+
+
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"n_steps": 4}, {"num_samples": 5}, {"baseline": 1.0}])
 @pytest.mark.parametrize("quadrature", ["right"])
 def test_every_setting_counts(changed: dict[str, Any], quadrature: Quadrature) -> None:

@@ -22,6 +22,7 @@ from lightning_ydrop import (
     layer_conductance,
 )
 from lightning_ydrop.phase1.context import phase1_of as arranged
+from lightning_ydrop.phase1.context import signature_of
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [
@@ -56,6 +57,7 @@ def phase1_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kw
     return arranged(
         model,
         model,
+        signature_of(model, model),
         layers,
         {name: layer.unit_dim for name, layer in layers.items()},
         x,
