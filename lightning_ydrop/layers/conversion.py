@@ -1,12 +1,18 @@
 """From nn.Dropout to ConductanceDropout, in a model that is built, and back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_ydrop.errors import ConfigurationError, check_module, describe, dropout_like_modules, is_dropout_like
+from lightning_ydrop.errors import (
+    TORCH_DROPOUTS,
+    ConfigurationError,
+    check_module,
+    describe,
+    is_dropout_like,
+)
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 
 Patterns = str | Sequence[str] | None
@@ -19,11 +25,15 @@ FEATURES_LAST = (
 )
 CHANNELS_SECOND = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.GroupNorm),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
 )
+COMPILED_ALONE = "compiled by itself, it would be called even when another stood there"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -41,9 +51,10 @@ class ConversionReport:
     left: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.converted)} dropout layer(s) converted, {len(self.left)} left."]
+        why = "" if self.converted or self.left else ": the model holds none to change"
+        lines = [f"{len(self.converted)} dropout layer(s) converted, {len(self.left)} left{why}."]
         lines += [f"  {name}: {change}" for name, change in self.converted.items()]
-        lines += [f"  {name}: left, {reason}" for name, reason in self.left.items()]
+        lines += [f"  {name or 'the model itself'}: left, {reason}" for name, reason in self.left.items()]
         lines.append("Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.")
         return "\n".join(lines)
 
@@ -57,8 +68,9 @@ def convert_dropout(
 ) -> ConversionReport:
     """Put a ConductanceDropout where every nn.Dropout, 1d, 2d and 3d of a model stands.
 
-    Undriven, the new layers drop as the old ones did, bit for bit. What is called by the same instance at several
-    places is so afterwards. A second call converts what has been added. `restore_dropout` undoes it.
+    Undriven, the new layers drop as the old ones did, bit for bit, but never in place. One instance at several places
+    becomes one new layer there, and a pattern that fits one of its names fits it at all of them. A second call converts
+    what has been added. `restore_dropout` undoes it.
 
     The units of nn.Dropout1d, 2d and 3d are the channels. Those of nn.Dropout lie where the layers around it put them:
     in dimension 1 behind convolutions and what goes with them, in the last one behind linear layers, layer norms,
@@ -67,7 +79,8 @@ def convert_dropout(
 
     Args:
         model: The model, which is changed.
-        include: Names of the modules to convert, as patterns of fnmatch such as "classifier.*". None: all.
+        include: Names of the modules to convert, as patterns of fnmatch such as "classifier.*", each of which fits
+            something that drops. None: all.
         exclude: Names of those to leave.
         unit_dim: Patterns of names, and the `unit_dim` of nn.Dropout there, where the report shows a wrong one.
 
@@ -75,7 +88,8 @@ def convert_dropout(
         What was converted, and what was left and why.
 
     Raises:
-        ConfigurationError: If the model itself is a dropout, or a pattern fits no module.
+        ConfigurationError: If the model itself is a dropout, a pattern fits no module or, to include, none that drops,
+            or a `unit_dim` is out of range. The model is then as it was.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
@@ -95,29 +109,33 @@ def convert_dropout(
             'Pass, for example, unit_dim={"encoder.*": -1}.',
         )
     if type(model) in CONVERTED:
-        raise ConfigurationError(
-            f"convert_dropout({model}) was given.",
-            "A layer is replaced in the module that holds it.",
-            "Pass that module, or put ConductanceDropout where this layer is made.",
-        )
+        raise _not_by_itself("convert_dropout", model)
     modules = _named(model)
     included, excluded, placed = _as_list(include), _as_list(exclude), dict(unit_dim or {})
     for pattern in [*(included or []), *(excluded or []), *placed]:
-        _check_pattern(model, modules, pattern)
+        _check_pattern(model, pattern, modules, "A pattern fits the name of a module")
+    dropping = _dropping(modules)
+    for pattern in included or []:
+        _check_pattern(model, pattern, dropping, "A pattern to include fits the name of a module that drops")
+    all_names = _all_names(modules)
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
-    made: dict[int, ConductanceDropout] = {}
+    twins: dict[int, ConductanceDropout] = {}
     for name, module in modules.items():
-        if reason := _reason_to_leave(name, module, included, excluded):
+        names = all_names[id(module)]
+        if reason := _reason_to_leave(names, module, included, excluded):
             left[_reported(name)] = reason
-        if type(module) not in CONVERTED or reason:
-            continue
-        why = "as before, where it is the same layer"
-        if id(module) not in made:
-            dim, why = _unit_dim(model, name, module, placed)
-            made[id(module)] = _twin(module, dim)
-        _replace(model, name, made[id(module)])
-        converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {made[id(module)]!r}, {why}"
+        elif type(module) in CONVERTED:
+            why = "as before, where it is the same layer"
+            if id(module) not in twins:
+                dim, why = _unit_dim(model, names, module, placed)
+                twins[id(module)] = _twin(module, dim)
+            why += ", no longer in place" if module.inplace else ""
+            converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {twins[id(module)]!r}, {why}"
+    # Put in place when all are made, so that a `unit_dim` that is refused leaves the model as it was.
+    for name, module in modules.items():
+        if id(module) in twins:
+            _replace(model, name, twins[id(module)])
     return ConversionReport(converted, left)
 
 
@@ -130,13 +148,34 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
     Returns:
         What was restored, and which ConductanceDropout was left, since it was there from the beginning.
 
+    Raises:
+        ConfigurationError: If the model itself is a layer that `convert_dropout` made.
+
+    Example:
+        >>> drop = nn.Dropout(0.2)
+        >>> model = nn.Sequential(nn.Linear(4, 8), drop)
+        >>> report = convert_dropout(model)
+        >>> print(restore_dropout(model).converted)
+        {'1': 'ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True) -> Dropout(p=0.2, inplace=False)'}
+        >>> model[1] is drop
+        True
+
     """
+    check_module("restore_dropout", model)
+    if isinstance(model, ConductanceDropout) and model.replaced:
+        raise _not_by_itself("restore_dropout", model)
+    modules = _named(model)
+    all_names = _all_names(modules)
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
-    for name, module in _named(model).items():
-        if isinstance(module, ConductanceDropout):
-            if not module.replaced:
-                left[_reported(name)] = "it was not made by convert_dropout"
+    for name, module in modules.items():
+        if not isinstance(module, ConductanceDropout):
+            continue
+        if not module.replaced:
+            left[_reported(name)] = "it was not made by convert_dropout"
+        elif _is_compiled_alone(all_names[id(module)]):
+            left[_reported(name)] = COMPILED_ALONE
+        else:
             for original in module.replaced:
                 original.training = module.training
                 _replace(model, name, original)
@@ -162,45 +201,83 @@ def check_patterns(owner: str, name: str, patterns: object) -> None:
         )
 
 
+def _not_by_itself(owner: str, layer: nn.Module) -> ConfigurationError:
+    return ConfigurationError(
+        f"{owner}({layer}) was given.",
+        "A layer is replaced in the module that holds it.",
+        "Pass that module.",
+    )
+
+
 def _named(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by every name that it has."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
+def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    """All names of each instance, by its id."""
+    names: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout)):
+        return True
+    # What is called after dropout but holds other modules, such as a network, is judged by these.
+    return is_dropout_like(module) and not list(module.children())
+
+
+def _dropping(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that drop."""
+    return {name: module for name, module in modules.items() if _drops(module)}
+
+
 def _reported(name: str) -> str:
     """Take out of a name what compilation adds."""
-    return name.replace("_orig_mod.", "")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _is_compiled_alone(names: Sequence[str]) -> bool:
+    return any(name.rpartition(".")[2] == "_orig_mod" for name in names)
 
 
 def _as_list(patterns: Patterns) -> list[str] | None:
     return [patterns] if isinstance(patterns, str) else None if patterns is None else list(patterns)
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(_reported(name), pattern)
+def _fits(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(_reported(name), pattern) for name in names)
 
 
-def _check_pattern(model: nn.Module, modules: Mapping[str, nn.Module], pattern: object) -> None:
-    if not isinstance(pattern, str) or not any(_fits(name, pattern) for name in modules):
+def _check_pattern(model: nn.Module, pattern: object, names: Iterable[str], rule: str) -> None:
+    """Refuse a pattern that fits none of the names, as `rule` says that it should."""
+    if not isinstance(pattern, str) or not _fits(names, pattern):
+        there = ", ".join(
+            f"{_reported(name)} ({type(module).__name__})" for name, module in _dropping(_named(model)).items()
+        )
         raise ConfigurationError(
             f"The pattern {describe(pattern)} was given to convert {type(model).__name__}.",
-            f"A pattern fits the name of a module; those that drop are {', '.join(dropout_like_modules(model))}.",
+            f"{rule}; those that drop are {there or 'none'}.",
             'Pass, for example, include="classifier.*".',
         )
 
 
 def _reason_to_leave(
-    name: str, module: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None
+    names: Sequence[str], module: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> str | None:
     """Say why something that drops is not converted: None for what is, and for what does not drop."""
     if type(module) not in CONVERTED:
         return _reason_of_another_kind(module)
-    if include is not None and not any(_fits(name, pattern) for pattern in include):
+    if include is not None and not any(_fits(names, pattern) for pattern in include):
         return "not included"
-    if exclude is not None and any(_fits(name, pattern) for pattern in exclude):
+    if exclude is not None and any(_fits(names, pattern) for pattern in exclude):
         return "excluded"
     if any(getattr(module, hooks) for hooks in HOOKS):
         return "it has hooks, which a new layer would not have"
+    if _is_compiled_alone(names):
+        return COMPILED_ALONE
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
     return None
@@ -211,35 +288,37 @@ def _reason_of_another_kind(module: nn.Module) -> str | None:
         return "dropout of attention weights is no module"
     if isinstance(module, nn.RNNBase) and module.dropout > 0:
         return "dropout between its recurrent layers is no module"
-    if is_dropout_like(module) and not list(module.children()) and not isinstance(module, ConductanceDropout):
+    if _drops(module) and not isinstance(module, ConductanceDropout):
         return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
     return None
 
 
-def _unit_dim(model: nn.Module, name: str, module: nn.Module, placed: Mapping[str, int]) -> tuple[int, str]:
+def _unit_dim(model: nn.Module, names: Sequence[str], module: nn.Module, placed: Mapping[str, int]) -> tuple[int, str]:
     """Find the dimension of the units, and say why it is that one."""
     if isinstance(module, CHANNEL_DROPOUTS):
         return 1, "its channels"
     for pattern, dim in placed.items():
-        if _fits(name, pattern):
+        if _fits(names, pattern):
             return dim, "as told"
-    path = name.split(".")
+    path = names[0].split(".")
     for depth in reversed(range(len(path))):
-        children = dict(model.get_submodule(".".join(path[:depth])).named_children())
-        names = list(children)
-        position = names.index(path[depth])
-        for neighbour in reversed(names[:position]):
-            for behind in reversed(list(_deciding(children[neighbour]))):
+        # Not named_children(), which passes over what the container holds a second time.
+        around = model.get_submodule(".".join(path[:depth]))._modules
+        position = list(around).index(path[depth])
+        siblings = list(around.values())
+        for neighbour in reversed(siblings[:position]):
+            for behind in reversed(_deciding(neighbour)):
                 return _dim_around(behind), f"behind {type(behind).__name__}"
-        for neighbour in names[position + 1 :]:
-            for before in _deciding(children[neighbour]):
+        for neighbour in siblings[position + 1 :]:
+            for before in _deciding(neighbour):
                 return _dim_around(before), f"before {type(before).__name__}"
     return -1, "with nothing around it that tells"
 
 
-def _deciding(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what tells where units are, in the order of definition."""
-    return (part for part in module.modules() if isinstance(part, FEATURES_LAST + CHANNELS_SECOND))
+def _deciding(module: nn.Module | None) -> list[nn.Module]:
+    """List what tells where units are, in the order of definition."""
+    parts = [] if module is None else _named(module).values()
+    return [part for part in parts if isinstance(part, FEATURES_LAST + CHANNELS_SECOND)]
 
 
 def _dim_around(module: nn.Module) -> int:

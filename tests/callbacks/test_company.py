@@ -1,6 +1,8 @@
-"""Beside Lightning's other callbacks, in either order."""
+"""Beside Lightning's other callbacks, in either order: both do their work, and phase 1 takes nothing from the other."""
 
+import csv
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ydrop import ConductanceDropout, YDropCallback
-from tests.callbacks.test_ydrop import Observing, Probe, X, Y, trainer_of
+from tests.callbacks.test_ydrop import Observing, X, Y, trainer_of
 from tests.networks import perceptron
 
 EPOCHS = 4
+BATCH_SIZE = 8
+BATCHES = len(X) // BATCH_SIZE
+LR = 0.1
 
 
 class Net(LightningModule):
@@ -26,7 +32,7 @@ class Net(LightningModule):
         super().__init__()
         body = perceptron(dropout=dropout)
         self.backbone, self.head = body[:3], body[3:]
-        self.lr, self.batch_size = 0.1, 8
+        self.lr, self.batch_size = LR, BATCH_SIZE
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.backbone(x))
@@ -44,90 +50,282 @@ class Net(LightningModule):
         return DataLoader(TensorDataset(X, Y), batch_size=self.batch_size)
 
 
-class Unfreezing(lightnings.BackboneFinetuning):
-    """Unfreezes the backbone after one epoch, which LightningModules without a schedule can take."""
+class Normalised(Net):
+    """The same with BatchNorm, for which weight averaging passes over the data once more."""
+
+    def __init__(self, dropout: type[nn.Module] = ConductanceDropout) -> None:
+        super().__init__(dropout)
+        self.head.add_module("norm", nn.BatchNorm1d(5))  # append() would name it "4", which is the dropout
+
+
+class Watch(Callback):
+    """Notes, last in each batch, what is true of the layers and the weights."""
 
     def __init__(self) -> None:
-        super().__init__(unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0, verbose=False)
+        self.epochs: list[int] = []
+        self.active: list[bool] = []
+        self.trainable: list[bool] = []
+        self.weights: list[list[Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.epochs.append(trainer.current_epoch)
+        states = {module.active for module in pl_module.modules() if isinstance(module, ConductanceDropout)}
+        assert states != {True, False}
+        self.active.append(True in states)
+        self.trainable.append(pl_module.backbone[0].weight.requires_grad)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.weights.append([parameter.detach().clone() for parameter in pl_module.parameters()])
 
 
-def averaging(name: str) -> Callable[[Path], Callback]:
+@dataclass
+class Fitted:
+    """All that is left of a fit."""
+
+    folder: Path
+    other: Any
+    net: Net
+    trainer: Any
+    watch: Watch
+    printed: str = ""
+    weights: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = [parameter.detach().clone() for parameter in self.net.parameters()]
+
+
+def assert_close(weights: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(weights, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def mean_of(states: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(each).mean(0) for each in zip(*states, strict=True)]
+
+
+def wrote_our_state(fitted: Fitted) -> None:
+    files = {int(file.stem.removeprefix("step=")): file for file in (fitted.folder / "kept").glob("*.ckpt")}
+    assert sorted(files) == [6, 12, 18, 24, 30]
+    for step, file in files.items():
+        ours = torch.load(file, weights_only=True)["callbacks"]["YDropCallback"]
+        assert ours["steps_taken"] == max(0, step - BATCHES)
+
+
+def stopped(fitted: Fitted) -> None:
+    assert fitted.other.stopped_epoch == 1
+    assert set(fitted.watch.epochs) == {0, 1}
+
+
+def averaged_epochs(fitted: Fitted) -> None:
+    ends = fitted.watch.weights[BATCHES - 1 :: BATCHES]
+    assert_close(fitted.weights, mean_of(ends[:3]))  # it averages at the start of epochs 1, 2 and 3
+
+
+def averaged_epochs_and_their_statistics(fitted: Fitted) -> None:
+    ends = fitted.watch.weights[BATCHES - 1 :: BATCHES]
+    # In the last batch of the pass for the statistics, Lightning steps with the gradients of training once more.
+    assert_close(fitted.watch.weights[-2], mean_of(ends[:3]))
+    norm = fitted.net.head.get_submodule("norm")
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.num_batches_tracked == BATCHES  # of that pass: phase 1 adds none
+
+
+def averaged_steps(fitted: Fitted) -> None:
+    assert_close(fitted.weights, mean_of(fitted.watch.weights))
+
+
+def averaged_exponentially(fitted: Fitted) -> None:
+    average, *steps = fitted.watch.weights
+    for weights in steps:
+        average = [0.8 * one + 0.2 * other for one, other in zip(average, weights, strict=True)]
+    assert_close(fitted.weights, average)
+
+
+def accumulated(fitted: Fitted) -> None:
+    assert fitted.trainer.global_step == BATCHES + BATCHES + 3 + 3  # of eight batches: three, three, and two
+
+
+def found_a_learning_rate(fitted: Fitted) -> None:
+    assert fitted.net.lr == fitted.other.optimal_lr.suggestion() != LR
+
+
+def found_a_batch_size(fitted: Fitted) -> None:
+    assert fitted.net.batch_size == fitted.other.optimal_batch_size != BATCH_SIZE
+    assert len(fitted.watch.epochs) == EPOCHS * len(X) // fitted.net.batch_size
+
+
+def monitored(fitted: Fitted) -> None:
+    with (fitted.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {int(row["step"]): float(row["lr-SGD"]) for row in rows if row["lr-SGD"]}
+    assert logged == dict.fromkeys(range(1, EPOCHS * BATCHES, 2), LR)
+    ours = [int(row["step"]) for row in rows if row["ydrop/nonfinite"]]
+    assert ours == [step for step in logged if step >= BATCHES]
+
+
+def showed_progress(fitted: Fitted) -> None:
+    assert f"Epoch {EPOCHS - 1}/{EPOCHS - 1}" in fitted.printed
+
+
+def pruned(fitted: Fitted) -> None:
+    weights = torch.cat([each.flatten() for each in fitted.weights])
+    left = weights.count_nonzero() / len(weights)
+    assert left == pytest.approx(0.9**EPOCHS, abs=0.01)
+
+
+def unfroze(fitted: Fitted) -> None:
+    assert fitted.watch.trainable == [epoch >= 1 for epoch in fitted.watch.epochs]
+    first, *_, last = (weights[0] for weights in fitted.watch.weights[:BATCHES])
+    assert torch.equal(first, last)
+    assert not torch.equal(first, fitted.weights[0])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Another callback.
+
+    Attributes:
+        make: Builds it, given a folder of its own.
+        did: Asserts that it has done its own work.
+        said: What Lightning warns of where it is used.
+        epochs: How many there are with it.
+        net: What is trained.
+
+    """
+
+    make: Callable[[Path], Callback]
+    did: Callable[[Fitted], None]
+    said: tuple[str, ...] = ()
+    epochs: int = EPOCHS
+    net: type[Net] = Net
+
+
+def made_where_there_is(name: str, **kwargs: Any) -> Callable[[Path], Callback]:
     def make(folder: Path) -> Callback:
-        kind = getattr(lightnings, name, None)
+        kind: Any = getattr(lightnings, name, None)
         if kind is None:
             pytest.skip(f"this Lightning has no {name}")
-        callback: Callback = kind()
+        callback: Callback = kind(**kwargs)
         return callback
 
     return make
 
 
-OTHERS: dict[str, Callable[[Path], Callback]] = {
-    "ModelCheckpoint": lambda folder: lightnings.ModelCheckpoint(folder, every_n_train_steps=3),
-    "EarlyStopping": lambda folder: lightnings.EarlyStopping("loss", patience=9, check_on_train_epoch_end=True),
-    "StochasticWeightAveraging": lambda folder: lightnings.StochasticWeightAveraging(0.05, swa_epoch_start=2),
-    "WeightAveraging": averaging("WeightAveraging"),
-    "EMAWeightAveraging": averaging("EMAWeightAveraging"),
-    "GradientAccumulationScheduler": lambda folder: lightnings.GradientAccumulationScheduler({0: 1, 2: 3}),
-    "LearningRateFinder": lambda folder: lightnings.LearningRateFinder(num_training_steps=30),
-    "BatchSizeFinder": lambda folder: lightnings.BatchSizeFinder("power", steps_per_trial=1, max_trials=1),
-    "LearningRateMonitor": lambda folder: lightnings.LearningRateMonitor(),
-    "RichProgressBar": lambda folder: lightnings.RichProgressBar(),
-    "ModelPruning": lambda folder: lightnings.ModelPruning("l1_unstructured", amount=0.1),
-    "BackboneFinetuning": lambda folder: Unfreezing(),
+def unfreezing(folder: Path) -> Callback:
+    # Lightning's own rate multiplier doubles each epoch; these few steps would diverge.
+    return lightnings.BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0)
+
+
+SWA_SAYS = ("ignore:Detected call of `lr_scheduler.step", "ignore:Swapping scheduler")
+CASES: dict[str, Case] = {
+    "ModelCheckpoint": Case(
+        lambda folder: lightnings.ModelCheckpoint(folder, "{step}", every_n_train_steps=6, save_top_k=-1),
+        wrote_our_state,
+    ),
+    "EarlyStopping": Case(
+        # No epoch is better than the first by so much.
+        lambda folder: lightnings.EarlyStopping("loss", 99.0, patience=1, check_on_train_epoch_end=True),
+        stopped,
+        epochs=2,
+    ),
+    "StochasticWeightAveraging": Case(
+        lambda folder: lightnings.StochasticWeightAveraging(0.05, swa_epoch_start=2), averaged_epochs, SWA_SAYS
+    ),
+    "StochasticWeightAveraging with BatchNorm": Case(
+        lambda folder: lightnings.StochasticWeightAveraging(0.05, swa_epoch_start=2),
+        averaged_epochs_and_their_statistics,
+        SWA_SAYS,
+        epochs=EPOCHS + 1,
+        net=Normalised,
+    ),
+    "WeightAveraging": Case(made_where_there_is("WeightAveraging"), averaged_steps),
+    "EMAWeightAveraging": Case(made_where_there_is("EMAWeightAveraging", decay=0.8), averaged_exponentially),
+    "GradientAccumulationScheduler": Case(
+        lambda folder: lightnings.GradientAccumulationScheduler({0: 1, 2: 3}), accumulated
+    ),
+    "LearningRateFinder": Case(
+        lambda folder: lightnings.LearningRateFinder(num_training_steps=30), found_a_learning_rate
+    ),
+    "BatchSizeFinder": Case(
+        lambda folder: lightnings.BatchSizeFinder(steps_per_trial=1, max_trials=1), found_a_batch_size
+    ),
+    "LearningRateMonitor": Case(lambda folder: lightnings.LearningRateMonitor("step"), monitored),
+    "RichProgressBar": Case(lambda folder: lightnings.RichProgressBar(), showed_progress),
+    "ModelPruning": Case(lambda folder: lightnings.ModelPruning("l1_unstructured", amount=0.1), pruned),
+    "BackboneFinetuning": Case(unfreezing, unfroze),
 }
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:.*Metric `loss`"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
-    pytest.mark.filterwarnings("ignore:Swapping scheduler"),
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
-    pytest.mark.filterwarnings("ignore:The `lr_scheduler.step"),
-]
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.filterwarnings(said) for said in case.said])
+        for name, case in CASES.items()
+    ],
+)
 
 
-def fit(folder: Path, other: Callback, dropout: type[nn.Module], *ours: Callback, first: bool) -> tuple[Net, Trainer]:
+def fit(folder: Path, case: Case, dropout: type[nn.Module], *ours: Callback, first: bool) -> Fitted:
     torch.manual_seed(0)
-    net = Net(dropout)
-    callbacks = [*ours, other] if first else [other, *ours]
-    bar = isinstance(other, lightnings.RichProgressBar)
+    folder.mkdir()
+    net, other, watch = case.net(dropout), case.make(folder / "kept"), Watch()
+    if isinstance(other, lightnings.RichProgressBar):
+        pytest.importorskip("rich")
     trainer = trainer_of(
-        *callbacks, max_epochs=EPOCHS, logger=CSVLogger(folder), enable_progress_bar=bar,
+        *([*ours, other, watch] if first else [other, *ours, watch]),
+        max_epochs=EPOCHS,
+        logger=CSVLogger(folder, "", ""),
+        enable_progress_bar=isinstance(other, lightnings.RichProgressBar),
         enable_checkpointing=isinstance(other, lightnings.ModelCheckpoint),
-    )  # fmt: skip
+        default_root_dir=folder,
+    )
     trainer.fit(net)
-    return net, trainer
+    return Fitted(folder, other, net, trainer, watch)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-@pytest.mark.parametrize("name", list(OTHERS))
-def test_both_do_their_work(name: str, first: bool, tmp_path: Path) -> None:
-    other, ydrop, probe = OTHERS[name](tmp_path / "kept"), YDropCallback(annealing_epochs=1), Probe()
-    net, trainer = fit(tmp_path, other, ConductanceDropout, ydrop, probe, first=first)
-    assert {epoch for epoch, _ in probe.active} == set(range(EPOCHS))
-    assert all(active is (epoch >= 1) for epoch, active in probe.active)
+@every_case
+def test_both_do_their_work(case: Case, first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ydrop = YDropCallback(annealing_epochs=1)
+    fitted = fit(tmp_path / "fit", case, ConductanceDropout, ydrop, first=first)
+    fitted.printed = capsys.readouterr().out
+    assert fitted.watch.active == [epoch >= 1 for epoch in fitted.watch.epochs]
+    assert set(fitted.watch.epochs) == set(range(case.epochs))
     assert ydrop.engine is not None
-    driven = sum(active for _, active in probe.active)
-    assert ydrop.engine.state_dict()["steps_taken"] == driven  # no trial of a finder counts
-    if name == "ModelCheckpoint":
-        assert list((tmp_path / "kept").glob("*.ckpt"))
-    if name == "LearningRateFinder":
-        assert net.lr != 0.1
-    if name == "BatchSizeFinder":
-        assert net.batch_size != 8
-    if name == "ModelPruning":
-        assert torch.count_nonzero(net.backbone[0].weight) < net.backbone[0].weight.numel()  # type: ignore[arg-type, operator]
-    if name == "GradientAccumulationScheduler":
-        assert trainer.global_step < len(probe.active)
+    assert ydrop.engine.state_dict()["steps_taken"] == sum(fitted.watch.active)  # no trial of a finder counts
+    assert not ydrop.engine.active
+    case.did(fitted)
+
+
+@every_case
+def test_observing_beside_them_changes_no_weight(case: Case, tmp_path: Path) -> None:
+    plain = fit(tmp_path / "plain", case, nn.Dropout, first=True)
+    for first in (True, False):
+        observing = Observing(annealing_epochs=0)
+        observed = fit(tmp_path / f"{first}", case, ConductanceDropout, observing, first=first)
+        assert observing.state_dict()["steps_taken"] == len(observed.watch.epochs)
+        assert len(observed.watch.weights) == len(plain.watch.weights)
+        ends = (list(fitted.net.state_dict().values()) for fitted in (plain, observed))
+        for one, other in zip(*ends, strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-@pytest.mark.parametrize("name", list(OTHERS))
-def test_observing_beside_them_changes_no_weight(name: str, first: bool, tmp_path: Path) -> None:
-    ends = []
-    for dropout, ours in ((nn.Dropout, []), (ConductanceDropout, [Observing(annealing_epochs=0)])):
-        net, _ = fit(tmp_path, OTHERS[name](tmp_path / "kept"), dropout, *ours, first=first)
-        ends.append(list(net.state_dict().values()))
-    for one, other in zip(*ends, strict=True):
-        assert torch.equal(one, other)
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
+def test_what_is_converted_can_be_tried_out_first(name: str, first: bool, tmp_path: Path) -> None:
+    ydrop = YDropCallback(annealing_epochs=1, convert=True)
+    fitted = fit(tmp_path / "fit", CASES[name], nn.Dropout, ydrop, first=first)
+    CASES[name].did(fitted)
+    assert ydrop.engine is not None
+    assert list(ydrop.engine.layers) == ["backbone.1", "head.4"]
+    assert ydrop.state_dict()["steps_taken"] == sum(fitted.watch.active) > 0
+
+
+def test_a_tuner_leaves_the_callback_as_it_was() -> None:
+    net, ydrop, watch = Net(), YDropCallback(annealing_epochs=1), Watch()
+    trainer = trainer_of(ydrop, watch, max_epochs=EPOCHS)
+    found = Tuner(trainer).lr_find(net, num_training=20)
+    assert found is not None
+    assert net.lr == found.suggestion() != LR
+    assert watch.epochs == []
+    trainer.fit(net)
+    assert watch.active == [epoch >= 1 for epoch in watch.epochs]
+    assert ydrop.state_dict()["steps_taken"] == (EPOCHS - 1) * BATCHES

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
@@ -171,6 +172,34 @@ def test_units_lie_where_the_layers_around_put_them() -> None:
     assert reasons["channels.2"] == "its channels"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(nn.SyncBatchNorm, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+        *(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
+    ],
+)
+def test_rarer_layers_between_feature_maps_tell_too(kind: type[nn.Module]) -> None:
+    arguments = {nn.SyncBatchNorm: (4,), nn.FractionalMaxPool2d: (2, 2), nn.FractionalMaxPool3d: (2, 2)}
+    if "LPPool" in kind.__name__:
+        arguments[kind] = (2, 2)
+    model = nn.Sequential(nn.Linear(4, 4), kind(*arguments.get(kind, (2,))), nn.Dropout())
+    report = convert_dropout(model)
+    assert report.converted["2"].endswith(f", behind {kind.__name__}")
+    assert dims_of(model) == {"2": (1, True)}
+
+
+def test_a_neighbour_that_stands_there_twice_tells_at_both_places() -> None:
+    conv = nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(
+        nn.Sequential(conv, nn.LayerNorm(4), conv, nn.Dropout()),
+        nn.Sequential(nn.Sequential(conv, nn.LayerNorm(4), conv), nn.Dropout()),
+        nn.Sequential(nn.Dropout(), conv, conv),
+    )
+    convert_dropout(model)
+    assert dims_of(model) == dict.fromkeys(["0.3", "1.1", "2.0"], (1, True))
+
+
 def test_with_nothing_around_it_the_units_are_last() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Dropout())
     assert convert_dropout(model).converted["1"].endswith(", with nothing around it that tells")
@@ -255,6 +284,29 @@ def test_an_instance_at_several_places_stays_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "converted", "left", "dim"),
+    [
+        ({"include": "1"}, ["1", "3.1"], {}, -1),
+        ({"include": "3.*"}, ["1", "3.1"], {}, -1),
+        ({"exclude": "1"}, [], {"1": "excluded", "3.1": "excluded"}, None),
+        ({"exclude": "3.*"}, [], {"1": "excluded", "3.1": "excluded"}, None),
+        ({"unit_dim": {"1": 1}}, ["1", "3.1"], {}, 1),
+        ({"unit_dim": {"3.*": 1}}, ["1", "3.1"], {}, 1),
+    ],
+)
+def test_a_pattern_that_fits_one_name_of_an_instance_fits_it_at_all(
+    arguments: dict[str, Any], converted: list[str], left: dict[str, str], dim: int | None
+) -> None:
+    drop = nn.Dropout(0.3)
+    model = nn.Sequential(nn.Linear(4, 4), drop, nn.Linear(4, 4), nn.Sequential(nn.ReLU(), drop))
+    report = convert_dropout(model, **arguments)
+    assert dims_of(model) == dict.fromkeys(converted, (dim, True))
+    assert list(report.converted) == converted
+    assert report.left == left
+    assert model[1] is model.get_submodule("3.1")
+
+
+@pytest.mark.parametrize(
     ("arguments", "converted", "left"),
     [
         ({"include": "5"}, ["5"], {"1": "not included", "10": "not included"}),
@@ -302,10 +354,77 @@ def test_a_pattern_that_fits_nothing_is_refused_before_anything_changes(argument
     assert layers_of(model) == {}
 
 
+@pytest.mark.parametrize("include", ["0", ["1", "0"]])
+def test_a_pattern_to_include_has_to_fit_something_that_drops(include: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Sequential(nn.AlphaDropout()))
+    with pytest.raises(ConfigurationError) as caught:
+        convert_dropout(model, include=include)
+    assert str(caught.value) == (
+        "The pattern '0' was given to convert Sequential. "
+        "A pattern to include fits the name of a module that drops; those that drop are "
+        "1 (Dropout), 2.0 (AlphaDropout). "
+        'Pass, for example, include="classifier.*".'
+    )
+    assert layers_of(model) == {}
+
+
+def test_where_nothing_drops_no_pattern_to_include_fits() -> None:
+    with pytest.raises(ConfigurationError, match="those that drop are none"):
+        convert_dropout(nn.Sequential(nn.Linear(4, 4)), include="*")
+
+
+def test_a_second_call_may_include_what_the_first_converted() -> None:
+    model = conv_net()
+    assert list(convert_dropout(model, include=["5", "10"]).converted) == ["5", "10"]
+    assert convert_dropout(model, include=["5", "10"]) == ConversionReport({}, {"1": "not included"})
+
+
+@pytest.mark.parametrize("arguments", [{"unit_dim": {"10": 0}}, {"unit_dim": {"10": "x"}}, {"unit_dim": "x"}])
+def test_a_unit_dim_that_is_refused_leaves_the_model_as_it_was(arguments: dict[str, Any]) -> None:
+    model = conv_net()
+    before = dict(model.named_modules())
+    with pytest.raises(ConfigurationError):
+        convert_dropout(model, **arguments)
+    assert dict(model.named_modules()) == before
+
+
 @pytest.mark.parametrize("drop", [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d()])
 def test_a_model_that_is_a_dropout_itself_is_refused(drop: nn.Module) -> None:
     with pytest.raises(ConfigurationError, match="A layer is replaced in the module that holds it"):
         convert_dropout(drop)
+
+
+def test_restoring_a_layer_by_itself_is_refused() -> None:
+    model = nn.Sequential(nn.Dropout(0.2))
+    convert_dropout(model)
+    with pytest.raises(ConfigurationError) as caught:
+        restore_dropout(model[0])
+    assert str(caught.value) == (
+        "restore_dropout(ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True)) was given. "
+        "A layer is replaced in the module that holds it. "
+        "Pass that module."
+    )
+
+
+def test_restoring_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        restore_dropout("net")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "restore_dropout('net') was given. A model is an instance of torch.nn.Module. Pass the model itself."
+    )
+
+
+class Same(nn.Module):
+    """A parametrization that changes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def parametrized(drop: nn.Module) -> nn.Module:
+    """Give a dropout a parametrization: it is then of a subclass, and holds a module."""
+    drop.register_buffer("scale", torch.ones(1))
+    return parametrize.register_parametrization(drop, "scale", Same())
 
 
 def with_hook(register: str) -> nn.Module:
@@ -327,6 +446,7 @@ def with_hook(register: str) -> nn.Module:
         (nn.Dropout(1.0), "with p=1 it drops everything, and nothing is left to rescale"),
         (HouseDropout(), "HouseDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (Thinning(), "Thinning is none of nn.Dropout, 1d, 2d and 3d"),
+        (parametrized(nn.Dropout()), "ParametrizedDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.AlphaDropout(), "AlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.FeatureAlphaDropout(), "FeatureAlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (StochasticDepth(0.1, "row"), "StochasticDepth is none of nn.Dropout, 1d, 2d and 3d"),
@@ -439,6 +559,52 @@ def test_a_compiled_model_is_converted_inside() -> None:
     report = convert_dropout(compiled)
     assert list(report.converted) == ["1"]
     assert list(layers_of(inner)) == ["1"]
+
+
+def test_what_is_compiled_by_itself_is_left() -> None:
+    drop: Any = torch.compile(nn.Dropout(), backend="eager")
+    model = nn.Sequential(nn.Linear(4, 4), drop, nn.Dropout())
+    reason = "compiled by itself, it would be called even when another stood there"
+    report = convert_dropout(model)
+    assert list(report.converted) == ["2"]
+    assert report.left == {"1": reason}
+    assert model[1] is drop
+    layer = model[2]
+    compiled: Any = torch.compile(layer, backend="eager")
+    model[2] = compiled
+    assert restore_dropout(model) == ConversionReport({}, {"2": reason})
+    assert model[2] is compiled
+    model[2] = layer
+    assert list(restore_dropout(model).converted) == ["2"]
+
+
+def test_a_model_that_is_a_compiled_dropout_is_left() -> None:
+    drop: Any = torch.compile(nn.Dropout(), backend="eager")
+    assert str(convert_dropout(drop)).splitlines()[:2] == [
+        "0 dropout layer(s) converted, 1 left.",
+        "  the model itself: left, compiled by itself, it would be called even when another stood there",
+    ]
+
+
+def test_an_empty_report_says_so() -> None:
+    expected = (
+        "0 dropout layer(s) converted, 0 left: the model holds none to change.\n"
+        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+    )
+    model = nn.Sequential(nn.Linear(4, 4))
+    assert str(convert_dropout(model)) == str(restore_dropout(model)) == expected
+
+
+def test_a_report_says_what_is_no_longer_in_place() -> None:
+    drop = nn.Dropout(0.2, inplace=True)
+    model = nn.Sequential(nn.Linear(4, 4), drop, drop, nn.Dropout2d(inplace=True), nn.Dropout(0.2))
+    changes = convert_dropout(model).converted
+    assert {name: change.partition("), ")[2] for name, change in changes.items()} == {
+        "1": "behind Linear, no longer in place",
+        "2": "as before, where it is the same layer, no longer in place",
+        "3": "its channels, no longer in place",
+        "4": "behind Linear",
+    }
 
 
 def test_a_report_says_it_all() -> None:
