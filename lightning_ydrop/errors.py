@@ -90,7 +90,7 @@ def check_fraction(owner: str, name: str, value: float, *, example: float) -> No
         )
 
 
-def check_count(owner: str, name: str, value: int, *, minimum: int, example: int) -> None:
+def check_count(owner: str, name: str, value: object, *, minimum: int, example: int) -> None:
     """Refuse what is not a whole number of at least `minimum`.
 
     Raises:

@@ -17,7 +17,7 @@ from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.phase1.engine import YDrop, check_settings, driven_layers
+from lightning_ydrop.phase1.engine import NumSamples, YDrop, check_settings, driven_layers
 from lightning_ydrop.phase1.inputs import Inputs
 from lightning_ydrop.phase1.measures import Conductance, Measure
 from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit
@@ -48,9 +48,9 @@ class YDropCallback(Callback):
         buckets: Rates and sizes of the two buckets, the weak and the strong units (Eq. 5 and 8).
         initial_drop_prob: `p_0`, where the running mean of every unit starts, in [0, 1).
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
-        num_samples: `B_c`, samples drawn from each batch of B to measure importance (Eq. 9), at least 1. By default
-            as many as the batch has rows for: max(1, (B - 1) // n_steps), which is 12 for 64 and 6 for 32; see `YDrop`
-            for when it is fewer.
+        num_samples: `B_c`, samples drawn from each batch of B to measure importance (Eq. 9), at least 1, or "all". By
+            default as many as the batch has rows for: max(1, (B - 1) // n_steps), which is 12 for 64 and 6 for 32; see
+            `YDrop` for when it is fewer, and for what happens to more.
         baseline: Where the path starts, in the model's input space, that is after normalisation: a number, or a list of
             one for each floating input, null for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
@@ -85,7 +85,7 @@ class YDropCallback(Callback):
         buckets: Buckets = Buckets(),
         initial_drop_prob: float = 0.35,
         n_steps: int = 5,
-        num_samples: int | None = None,
+        num_samples: NumSamples = None,
         baseline: float | list[float | None] = 0.0,
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),

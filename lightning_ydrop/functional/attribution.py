@@ -27,15 +27,15 @@ def path_conductance(
     """
     path, slopes = _at_least_float32(activations), _at_least_float32(gradients)
     # S*B rows follow the start, so what is left over after whole groups of B is the one shared row, if there is one.
-    start_rows = len(path) % num_samples or num_samples
-    increments = path[start_rows:] - _one_step_back(path, start_rows, num_samples)
+    start_rows = path.shape[0] % num_samples or num_samples
     if quadrature == "right":
         slopes = slopes[start_rows:]
     elif quadrature == "left":
         slopes = _one_step_back(slopes, start_rows, num_samples)
     else:
         slopes = (slopes[start_rows:] + _one_step_back(slopes, start_rows, num_samples)) / 2
-    return (slopes * increments).view(-1, num_samples, *path.shape[1:]).sum(0)
+    summands = _increments(path, start_rows, num_samples).mul_(slopes)
+    return summands.view(-1, num_samples, *path.shape[1:]).sum(0)
 
 
 def sum_to_units(values: Tensor, unit_dim: int) -> Tensor:
@@ -60,12 +60,21 @@ def top_share(scores: Tensor, fraction: float = 0.2) -> Tensor:
     return positive[:count].sum() / positive.sum()
 
 
+def _increments(path: Tensor, start_rows: int, num_samples: int) -> Tensor:
+    """Take from each point behind the start the one before it: shape (S*B, *)."""
+    if start_rows == num_samples:
+        return path[num_samples:] - path[:-num_samples]
+    # Into one tensor: to give each sample the start first would be another pass over memory.
+    increments = torch.empty_like(path[1:])
+    torch.sub(path[1 : 1 + num_samples], path[:1], out=increments[:num_samples])
+    torch.sub(path[1 + num_samples :], path[1:-num_samples], out=increments[num_samples:])
+    return increments
+
+
 def _one_step_back(rows: Tensor, start_rows: int, num_samples: int) -> Tensor:
-    """Give to each point behind the start the row of the point before it, in a shape that broadcasts to (S*B, *)."""
+    """Give to each point behind the start the row of the point before it: shape (S*B, *)."""
     if start_rows == num_samples:
         return rows[:-num_samples]
-    if len(rows) == 1 + num_samples:
-        return rows[:1]  # one step: the shared start is what all of them come from
     return torch.cat([rows[:1].expand(num_samples, *rows.shape[1:]), rows[1:-num_samples]])
 
 

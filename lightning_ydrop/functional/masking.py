@@ -41,10 +41,12 @@ def unit_dropout(
 
     """
     unit_dim = unit_dim % x.ndim
+    elementwise = elementwise or x.ndim <= 2
     per_unit = [-1 if dim == unit_dim else 1 for dim in range(x.ndim)]
     drawn = x.shape if elementwise else [size if dim in (0, unit_dim) else 1 for dim, size in enumerate(x.shape)]
     # Drawn in float32 whatever `x` and the default are: in half precision uniform numbers fall on a grid as coarse as
     # the rates.
     keep = torch.rand(drawn, dtype=torch.float32, device=x.device) >= drop_prob.view(per_unit)
     scale = (1 - mean_drop_prob).reciprocal().view(per_unit).to(x.dtype)
-    return x * keep * scale
+    # For the backward pass a mask of x's size is kept in bytes; a smaller one joins the scale, and x is read once.
+    return x * keep * scale if elementwise else x * (keep * scale)

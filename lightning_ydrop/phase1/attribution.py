@@ -1,5 +1,6 @@
 """The conductance of many layers in one forward and one backward pass."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.phase1.context import Phase1, phase1_of, settled, signature_of
 from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
 from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 LayerChoice = str | type[nn.Module]
 
@@ -58,7 +59,8 @@ def layer_conductance(
             It takes one more forward pass of the samples.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
         max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
-            number splits the samples, and where that does not do each path, into as many passes as needed.
+            number splits the samples, and where that does not do each path, into as many passes as needed, which give
+            the same.
 
     Returns:
         For each layer, by name, its conductance (B, U), on the device of its output, in float32 or, for float64
@@ -99,8 +101,8 @@ def layer_conductance(
     )
     if for_all is not None:
         phase1 = replace(phase1, target=torch.full((phase1.num_samples,), for_all, device=phase1.device))
-    phase1 = settled(phase1, path_from, baseline)
-    scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)), max_rows=max_rows)
+    phase1 = settled(replace(phase1, max_rows=max_rows), path_from, baseline)
+    scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)))
     if missed := [name for name in chosen if name not in scores]:
         raise ConfigurationError(
             f"layer_conductance(layers=...) chose {', '.join(map(repr, missed))}.",
@@ -167,14 +169,13 @@ def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] 
     return {name: module for name, module in modules.items() if name in found}
 
 
-def conductance(phase1: Phase1, *, max_rows: int | None = None) -> dict[str, Tensor]:
+def conductance(phase1: Phase1) -> dict[str, Tensor]:
     """Measure conductance, as `layer_conductance`, of what was checked before.
 
     It never looks at a value, so that on a GPU the host does not wait.
 
     Args:
         phase1: The model, its layers, and the samples.
-        max_rows: At most so many rows at once.
 
     Returns:
         For each layer that the forward pass called, by name, (B, U).
@@ -185,36 +186,42 @@ def conductance(phase1: Phase1, *, max_rows: int | None = None) -> dict[str, Ten
         # What the start leads to is another thing for each sample: no row serves two.
         starts = tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True))
         phase1 = replace(phase1, starts=starts)
-    num_samples, n_steps = phase1.num_samples, phase1.n_steps
-    if max_rows is None or len(phase1.starts[0]) + n_steps * num_samples <= max_rows:
-        return _one_pass(phase1)
+    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape:
+        return _in_parts(phase1, tape)
+
+
+def _in_parts(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
+    """Measure conductance in as many passes as it takes with `max_rows`."""
+    num_samples, num_starts, n_steps = phase1.num_samples, len(phase1.starts[0]), phase1.n_steps
+    if phase1.max_rows is None or num_starts + n_steps * num_samples <= phase1.max_rows:
+        return _one_pass(phase1, tape)
     if num_samples > 1:
-        halves = torch.arange(num_samples, device=phase1.device).tensor_split(2)
-        parts = [conductance(phase1.take(half), max_rows=max_rows) for half in halves]
+        at_once = (phase1.max_rows - 1) // n_steps if num_starts == 1 else phase1.max_rows // (n_steps + 1)
+        passes = math.ceil(num_samples / max(1, at_once))
+        samples = torch.arange(num_samples, device=phase1.device)
+        parts = [_in_parts(phase1.take(part), tape) for part in samples.tensor_split(passes)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # Part of a straight path is a straight path, and the sum over its steps is the sum over the steps of its parts.
     steps = n_steps // 2
     middle = tuple(
         torch.lerp(start, item, steps / n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True)
     )
-    near = conductance(replace(phase1, inputs=middle, n_steps=steps), max_rows=max_rows)
-    far = conductance(replace(phase1, starts=middle, n_steps=n_steps - steps), max_rows=max_rows)
+    near = _in_parts(replace(phase1, inputs=middle, n_steps=steps), tape)
+    far = _in_parts(replace(phase1, starts=middle, n_steps=n_steps - steps), tape)
     return {name: near[name] + far[name] for name in near}
 
 
-def _one_pass(phase1: Phase1) -> dict[str, Tensor]:
+def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
     """Measure conductance in one forward and one backward pass."""
     num_starts, n_steps = len(phase1.starts[0]), phase1.n_steps
-    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape:
-        points = tuple(
-            path_points(start, item, n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True)
-        )
-        carried = tuple(_along_the_path(rows, num_starts, n_steps) for rows in phase1.carried)
-        target = None if phase1.target is None else _along_the_path(phase1.target, num_starts, n_steps)
-        value = phase1.value(points, carried, target)
-        # Listed before the backward pass, in which activation checkpoints call their layers once more.
-        recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
-        gradients = _gradients(value, [activation for _, activation in recorded])
+    points = tuple(path_points(start, item, n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True))
+    carried = tuple(_along_the_path(rows, num_starts, n_steps) for rows in phase1.carried)
+    target = None if phase1.target is None else _along_the_path(phase1.target, num_starts, n_steps)
+    tape.clear()
+    value = phase1.value(points, carried, target)
+    # Listed before the backward pass, in which activation checkpoints call their layers once more.
+    recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
+    gradients = _gradients(value, [activation for _, activation in recorded])
     scores: dict[str, Tensor] = {}
     for name, activation in recorded:
         layer = phase1.layers[name]

@@ -35,6 +35,7 @@ class Phase1:
         quadrature: Where on each step the gradient is taken.
         generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
         forward: Calls the model with rows of `inputs` and of `carried`.
+        max_rows: At most so many rows should pass through the model at once: the training batch has as many.
 
     """
 
@@ -50,6 +51,7 @@ class Phase1:
     quadrature: Quadrature
     generator: torch.Generator
     forward: Forward
+    max_rows: int | None = None
 
     @property
     def num_samples(self) -> int:

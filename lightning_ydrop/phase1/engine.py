@@ -3,7 +3,8 @@
 import hashlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, ch
 from lightning_ydrop.phase1.ranks import add_over_ranks, gather_over_ranks, rank, world_size
 from lightning_ydrop.phase1.recording import borrowed, recording
 
+NumSamples = int | Literal["all"] | None
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -44,7 +47,8 @@ class YDrop:
 
     It has `n_steps * num_samples + 1` rows where one start serves all samples: as long as `quadrature` is "right",
     `baseline` is the same for all samples, and nothing is carried along the path beside the floating inputs. Otherwise
-    each sample has a start of its own, and there are `(n_steps + 1) * num_samples` rows.
+    each sample has a start of its own, and there are `(n_steps + 1) * num_samples` rows. Where these are more than the
+    rows of the batch, they pass through the model in several parts, so that phase 1 needs no more memory than training.
 
     Where torch.distributed is at work, scores are averaged over all ranks: all of them hold the same probabilities,
     draw samples and masks of their own, and have to call `step` alike.
@@ -55,9 +59,9 @@ class YDrop:
         buckets: The two buckets' rates and sizes (Eq. 5 and 8).
         initial_drop_prob: `p_0`, where the running mean starts, in [0, 1).
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
-        num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or all where the batch has fewer. None
-            takes as many as the batch of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32,
-            or `max(1, B // (n_steps + 1))` where each sample has a start of its own whatever the quadrature.
+        num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or "all". None takes as many as the batch
+            of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32, or
+            `max(1, B // (n_steps + 1))` where each sample has a start of its own whatever the quadrature.
         baseline: Where the paths start, in the model's input space: a number, a tensor of the shape of one sample, or a
             list of one for each floating input, None for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
@@ -95,7 +99,7 @@ class YDrop:
         buckets: Buckets = Buckets(),
         initial_drop_prob: float = 0.35,
         n_steps: int = 5,
-        num_samples: int | None = None,
+        num_samples: NumSamples = None,
         baseline: Baseline = 0.0,
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),
@@ -406,9 +410,13 @@ class YDrop:
         if wanted is None:
             shared = not phase1.carried and all(len(start) == 1 for start in phase1.starts)
             wanted = max(1, (batch_size - 1) // self.n_steps if shared else batch_size // (self.n_steps + 1))
+        elif wanted == "all":
+            wanted = batch_size
         if wanted < batch_size:
             drawn = torch.randperm(batch_size, generator=self._generator(f"samples of rank {rank()}"))[:wanted]
             phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
+        # More memory than training needs should not be needed here; where one path has more rows it has to be.
+        phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1))
         return self.measure.score(settled(phase1, self.path_from, self.baseline))
 
     def _average(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -451,7 +459,7 @@ def check_settings(
     buckets: Buckets,
     initial_drop_prob: float,
     n_steps: int,
-    num_samples: int | None,
+    num_samples: NumSamples,
     baseline: Baseline,
     quadrature: str,
     measure: Measure,
@@ -475,7 +483,7 @@ def check_settings(
         )
     check_rate(owner, "initial_drop_prob", initial_drop_prob)
     check_count(owner, "n_steps", n_steps, minimum=1, example=5)
-    if num_samples is not None:
+    if num_samples not in (None, "all"):
         check_count(owner, "num_samples", num_samples, minimum=1, example=12)
     check_baseline(owner, baseline)
     check_choice(owner, "quadrature", quadrature, QUADRATURES)

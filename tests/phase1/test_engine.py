@@ -398,7 +398,19 @@ def test_units_behind_positions_are_driven(elementwise: bool) -> None:
 def test_other_quadratures_have_a_start_for_each_sample(quadrature: Quadrature) -> None:
     counting = Counting(perceptron())
     YDrop(counting, quadrature=quadrature).step(*batch_of(64))
-    assert counting.rows[-1] == 72  # as the README says: more rows than the batch
+    assert counting.rows[-2:] == [36, 36]  # as the README says: 72 rows, in two parts that the batch has rows for
+
+
+def test_the_whole_batch_goes_in_parts_no_larger_than_the_batch() -> None:
+    model, (x, y) = perceptron(), batch_of(64)
+    counting = Counting(model)
+    engine = YDrop(counting, num_samples="all")
+    engine.step(x, y)
+    # 64 samples in six parts, with 5 rows for each sample and one for the start.
+    parts = [56, 56, 56, 56, 51, 51]
+    assert counting.rows == [64, *parts, *parts]  # the rehearsal's look at the outputs, its phase 1, and the step's
+    for name, scores in layer_conductance(model, x, y, n_steps=5).items():
+        assert torch.allclose(engine.scores[f"model.{name}"], scores.mean(0), atol=1e-6)
 
 
 def test_a_new_engine_starts_anew() -> None:

@@ -1,6 +1,6 @@
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.phase1.recording import all_modules, borrowed, recording
 from tests.sameness import assert_same
 
 
@@ -149,6 +149,30 @@ class Counter(Metric):
 
     def compute(self) -> Tensor:
         return self.total
+
+
+def test_modules_that_mind_their_attributes_hear_of_the_change() -> None:
+    class Minding(nn.Module):
+        heard: ClassVar[list[Any]] = []
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            self.heard.append((name, value))
+
+    model = nn.Sequential(nn.Linear(2, 2), Minding())
+    Minding.heard.clear()
+    with borrowed(model, torch.device("cpu")):
+        assert not any(module.training for module in model.modules() if module is not model)
+    assert Minding.heard == [("training", False), ("training", True)]
+
+
+def test_all_modules_are_found_once() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"one": nn.Sequential(shared, nn.ReLU()), "other": nn.ModuleList([shared])})
+    model["one"].register_module("missing", None)
+    found = all_modules(model)
+    assert len(found) == len(set(found)) == 5
+    assert set(found) == set(model.modules())
 
 
 def test_metrics_that_update_in_place_are_kept() -> None:

@@ -1,0 +1,181 @@
+"""What it costs to average scores over processes, against the same steps in the same processes without that.
+
+A round counts as long as its slowest process takes, since the others wait for that one in training anyway.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.measuring import interleaved, quartiles, ratios
+from benchmarks.memory import CASES
+from benchmarks.report import write_report
+from lightning_ydrop import ConductanceDropout, YDrop
+from lightning_ydrop.phase1 import engine, ranks
+
+NETWORKS = ("FC_1", "FC_2", "Transformer")
+Row = dict[str, Any]
+
+
+def main(
+    device: str = "cpu",
+    threads: int = 1,
+    rounds: int = 60,
+    processes: Sequence[int] = (2, 4),
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Start so many processes, and measure every network in them.
+
+    Args:
+        device: Where: "cpu", or "cuda" with a GPU for each process.
+        threads: Of the CPU, in each process.
+        rounds: How often each alternative is timed.
+        processes: How many.
+        batch_size: Samples in the batch of each process.
+        seed: Of weights and batches.
+
+    """
+    settings = dict(locals())
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    if where.type == "cuda" and torch.cuda.device_count() < max(processes):
+        raise SystemExit(f"{max(processes)} processes take as many GPUs; here are {torch.cuda.device_count()}.")
+    rows: list[Row] = []
+    for count in processes:
+        with tempfile.TemporaryDirectory() as folder:
+            # Through a file: of a process that fails, a queue would wait for an answer for ever.
+            spawn(_process, (count, Path(folder), where.type, threads, rounds, batch_size, seed), nprocs=count)
+            rows += json.loads((Path(folder) / "rows.json").read_text())
+    write_report("ranks", where, settings, rows)
+
+
+def _process(
+    rank: int, count: int, folder: Path, device_type: str, threads: int, rounds: int, batch_size: int, seed: int
+) -> None:
+    torch.set_num_threads(threads)
+    where = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, f"file://{folder / 'meeting'}", rank=rank, world_size=count)
+    try:
+        rows = [_measure(name, where, rounds, batch_size, seed) for name in NETWORKS]
+    finally:
+        dist.destroy_process_group()
+    if rank == 0:
+        (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed: int) -> Row:
+    case = CASES[name]
+    torch.manual_seed(seed)
+    model = case.make(lambda: ConductanceDropout(0.5, unit_dim=case.unit_dim)).to(where)
+    torch.manual_seed(seed + dist.get_rank())
+    x, y = torch.randn(batch_size, *case.shape, device=where), torch.randint(10, (batch_size,), device=where)
+    ydrop = YDrop(model)
+    ydrop.rehearse(x, y)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def synchronised() -> None:
+        ydrop.step(x, y)
+
+    def without_exchange() -> None:
+        with _replaced("add_over_ranks", _ignore):
+            ydrop.step(x, y)
+
+    def alone() -> None:
+        # Also without what is done to the scores for the sake of one message.
+        with _replaced("world_size", _one):
+            ydrop.step(x, y)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(x), y).backward()
+        optimizer.step()
+
+    size = _bytes_exchanged(synchronised)
+    message = torch.zeros(size, dtype=torch.uint8, device=where).view(torch.float32)
+
+    def exchange() -> None:
+        dist.all_reduce(message)
+
+    runs: dict[str, Callable[[], object]] = {}
+    for run in (synchronised, without_exchange, alone, exchange, train):
+        # So that no process is timed while it waits for what another had left to do.
+        runs[f"meet before {run.__name__}"] = dist.barrier
+        runs[run.__name__] = run
+    seconds = _slowest(interleaved(runs, rounds=rounds, device=where))
+    micro = {run: 1e6 * statistics.median(values) for run, values in seconds.items()}
+    synchronisation = micro["synchronised"] - micro["alone"]
+    return {
+        "network": name,
+        "processes": dist.get_world_size(),
+        "with against without": ratios(seconds, "alone")["synchronised"],
+        "quartiles": quartiles(seconds, "synchronised", "alone"),
+        "synchronisation us": round(synchronisation),
+        "of which exchange us": round(micro["synchronised"] - micro["without_exchange"]),
+        "exchange by itself us": round(micro["exchange"]),
+        "bytes": size,
+        "step ms": micro["synchronised"] / 1e3,
+        "DDP training step ms": micro["train"] / 1e3,
+        "synchronisation against DDP training step": synchronisation / micro["train"],
+    }
+
+
+def _slowest(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Give for every round the seconds of the process that took longest."""
+    all_seconds: list[dict[str, list[float]]] = [seconds] * dist.get_world_size()
+    dist.all_gather_object(all_seconds, seconds)
+    return {
+        name: [max(each) for each in zip(*(theirs[name] for theirs in all_seconds), strict=True)] for name in seconds
+    }
+
+
+def _bytes_exchanged(step: Callable[[], None]) -> int:
+    sizes: list[int] = []
+
+    def note(values: Tensor) -> None:
+        sizes.append(values.numel() * values.itemsize)
+
+    with _replaced("add_over_ranks", note):
+        step()
+    return sum(sizes)
+
+
+@contextmanager
+def _replaced(name: str, function: Callable[..., object]) -> Iterator[None]:
+    """Let the engine, and what it calls, use another function of `ranks`."""
+    modules = (engine, ranks)
+    former = getattr(ranks, name)
+    try:
+        for module in modules:
+            setattr(module, name, function)
+        yield
+    finally:
+        for module in modules:
+            setattr(module, name, former)
+
+
+def _ignore(values: Tensor) -> None:
+    """Leave the scores of this process what they are."""
+
+
+def _one() -> int:
+    return 1
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,117 @@
+"""The benchmarks run, and measure what they say."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import fidelity, mask, report, step, trade
+from benchmarks.measuring import interleaved, quartiles, ratios
+from benchmarks.networks import ACTIVATIONS
+from lightning_ydrop import ConductanceDropout
+
+
+@pytest.fixture(autouse=True)
+def settings_kept() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    found = json.loads(file.read_text())
+    assert found["hardware"]["cpu"]
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
+
+
+def test_runs_are_timed_in_turn() -> None:
+    order: list[str] = []
+
+    def run(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    runs = {"short": lambda: run("short", 0.01), "long": lambda: run("long", 0.03)}
+    seconds = interleaved(runs, rounds=5, device=torch.device("cpu"), warm_up=1)
+    assert [len(values) for values in seconds.values()] == [5, 5]
+    assert {tuple(sorted(order[at : at + 2])) for at in range(0, 12, 2)} == {("long", "short")}
+    assert order.count("long") == 6
+    found = ratios(seconds, "short")
+    assert found["short"] == 1
+    assert found["long"] > 1.2
+    low, high = quartiles(seconds, "long", "short")
+    assert 1.2 < low <= high
+
+
+def test_the_layer_keeps_a_byte_of_each_element(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: module)
+    mask.main(rounds=2, shapes=((64, 128), (4, 8, 6, 6)))
+    features, positions, channels = rows_of(results / "mask-cpu.json")
+    assert [row["against"] for row in (features, positions, channels)] == ["Dropout", "Dropout", "Dropout2d"]
+    assert features["bytes kept"] == 1 + 4 / 64  # a byte of mask, and a scale for each unit
+    assert positions["bytes kept"] == pytest.approx(1 + 4 / 4 / 36)
+    assert channels["bytes kept"] == pytest.approx(4 / 36)
+    assert all(row["eager"] > 0 for row in (features, positions, channels))
+
+
+@pytest.mark.parametrize("loop", ["bare", "trainer"])
+def test_steps_are_compared(loop: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = step.Case(lambda dropout: nn.Sequential(nn.Linear(12, 16), dropout(), nn.ReLU(), nn.Linear(16, 10)), (12,))
+    monkeypatch.setitem(step.CASES, "small", small)
+    step.main(networks=["small"], loops=[loop], seconds_for_each=0.1)
+    (row,) = rows_of(results / "step-cpu.json")
+    # 61 rows of both products forward, and of the second one's inputs backward; against 64 rows, the inputs and weights
+    # of the second product backward and the weights of the first.
+    phase1, training = 61 * (12 * 16 + 2 * 16 * 10), 64 * (2 * 12 * 16 + 3 * 16 * 10)
+    assert row["floor"] == pytest.approx(1 + phase1 / training)
+    assert row["paper/captum"] == row["paper"] / row["captum"]
+    assert min(row["none"], row["cheap"], row["dropout ms"]) > 0
+
+
+def test_an_exact_setting_finds_all_and_chance_half(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "EPOCHS", {"digits": 3})
+    monkeypatch.setattr(fidelity, "COMPARED", 2)
+    rows = fidelity.compare("digits", "FC_1", "relu", None, ("start", "end"), 0)
+    assert [row["moment"] for row in rows] == ["start", "end"]
+    for row in rows:
+        assert row["5x64"] > 0.9
+        assert 0.6 < row["5x12"] < row["5x64"]
+        assert row["5x12 /8"] < row["5x12"]
+
+
+def test_all_networks_have_layers_to_drive() -> None:
+    images = torch.randn(64, 1, 8, 8)
+    for network in fidelity.NETWORKS:
+        for activation in ACTIVATIONS.values():
+            model = fidelity.build(network, activation, images)
+            assert sum(isinstance(module, ConductanceDropout) for module in model.modules()) >= 2
+            assert model(images).shape == (64, 10)
+
+
+def test_the_trade_is_drawn_from_what_fidelity_found(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {str(setting): 0.5 + number / 100 for number, setting in enumerate(fidelity.SETTINGS)}
+    report.write_report("fidelity", torch.device("cpu"), {}, [{"moment": "start"} | found])
+    small = step.Case(lambda dropout: nn.Sequential(nn.Linear(12, 16), dropout(), nn.ReLU(), nn.Linear(16, 10)), (12,))
+    monkeypatch.setitem(step.CASES, "small", small)
+    trade.main(network="small", rounds=2, plot=tmp_path / "cost.png")
+    rows = rows_of(results / "trade-cpu.json")
+    assert {row["setting"]: row["share found"] for row in rows} == pytest.approx(found)
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert (tmp_path / "cost.png").stat().st_size > 10_000
