@@ -1,17 +1,14 @@
-"""What phase 1 costs as more layers are driven, against one handwritten forward and backward pass over the same rows.
+"""What phase 1 costs as more layers are driven, against one handwritten forward and backward pass of the same rows."""
 
-A second report, "host", has what a small network, or a GPU, waits for: time beside the passes, and operators called.
-"""
-
+import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import perceptron
@@ -20,7 +17,6 @@ from lightning_ydrop import ConductanceDropout, YDrop
 
 NUM_CLASSES = 10
 N_STEPS = 5
-EVERY = 8
 Step = Callable[[], None]
 Row = dict[str, Any]
 
@@ -33,24 +29,18 @@ def main(
     depth: int = 32,
     width: int = 512,
     batch_size: int = 64,
-    host_rounds: int = 500,
-    host_depths: Sequence[int] = (1, 2, 4, 8),
-    host_width: int = 32,
     seed: int = 0,
 ) -> None:
-    """Measure a deep network with some of its hidden layers driven, then small ones with all of them.
+    """Measure a deep network with some of its hidden layers driven.
 
     Args:
         device: Where.
         threads: Of the CPU.
-        rounds: How often each alternative is timed on the deep network.
-        counts: How many of its hidden layers are driven.
-        depth: How many hidden layers it has.
+        rounds: How often each alternative is timed.
+        counts: How many hidden layers are driven.
+        depth: How many there are.
         width: Of its layers and inputs.
         batch_size: Samples in the batch, of which phase 1 draws as many as the paper does.
-        host_rounds: How often each alternative is timed on the small networks.
-        host_depths: How many hidden layers they have.
-        host_width: Of their layers and inputs.
         seed: Of weights and batch.
 
     """
@@ -59,9 +49,6 @@ def main(
     torch.manual_seed(seed)
     where = torch.device(device)
     write_report("layers", where, settings, _deep(where, rounds, counts, depth, width, batch_size))
-    print()
-    small = [_small(where, host_rounds, layers, host_width, batch_size) for layers in host_depths]
-    write_report("host", where, settings, small)
 
 
 def _deep(
@@ -69,13 +56,13 @@ def _deep(
 ) -> list[Row]:
     """Time all placements against each other."""
     network = perceptron(width, [width] * depth, NUM_CLASSES, nn.Identity).to(where)
-    x, y = _batch(where, batch_size, width)
+    x, y = batch_of(where, batch_size, width)
     runs: dict[str, Step] = {}
     placements = [(placement, count) for placement in ("last", "spread") for count in counts]
     for placement, count in placements:
         hidden = _last(depth, count) if placement == "last" else _spread(depth, count)
-        runs[f"{placement} {count}"] = _step(YDrop(_with_layers(network, hidden)), x, y)
-        runs[f"{placement} {count} bare"] = _bare(network, hidden, *_rows_on_the_path(x, y, N_STEPS))
+        runs[f"{placement} {count}"] = partial(YDrop(_with_layers(network, hidden)).step, x, y)
+        runs[f"{placement} {count} bare"] = bare_pass(network, hidden, *paths(x, y, num_samples_of(batch_size)))
     seconds = interleaved(runs, rounds=rounds, device=where)
     rows: list[Row] = []
     for placement, count in placements:
@@ -94,38 +81,8 @@ def _deep(
     return rows
 
 
-def _small(where: torch.device, rounds: int, depth: int, width: int, batch_size: int) -> Row:
-    """Time what is left when a bare pass is taken away, and count operators."""
-    network = perceptron(width, [width] * depth, NUM_CLASSES, nn.Identity).to(where)
-    hidden = range(depth)
-    x, y = _batch(where, batch_size, width)
-    seldom = YDrop(_with_layers(network, hidden), n_steps=1, every_n_batches=EVERY)
-    runs: dict[str, Step] = {
-        "step": _step(YDrop(_with_layers(network, hidden)), x, y),
-        "bare": _bare(network, hidden, *_rows_on_the_path(x, y, N_STEPS)),
-        "eight steps": _step(seldom, x, y, times=EVERY),
-        "bare, one step of the path": _bare(network, hidden, *_rows_on_the_path(x, y, 1)),
-    }
-    seconds = interleaved(runs, rounds=rounds, device=where)
-    micro = {name: round(1e6 * statistics.median(values)) for name, values in seconds.items()}
-    counted = {name: _count_operators(runs[name], where) for name in ("step", "bare")}
-    host_of_eight = micro["eight steps"] - micro["bare, one step of the path"]
-    return {
-        "layers": depth,
-        "against bare": ratios(seconds, "bare")["step"],
-        "quartiles": quartiles(seconds, "step", "bare"),
-        "step us": micro["step"],
-        "bare us": micro["bare"],
-        "host work us": micro["step"] - micro["bare"],
-        f"host work us, n_steps=1, every_n_batches={EVERY}": round(host_of_eight / EVERY),
-        "operators": counted["step"][0],
-        "operators, bare": counted["bare"][0],
-        "kernels": counted["step"][1],
-        "kernels, bare": counted["bare"][1],
-    }
-
-
-def _batch(where: torch.device, batch_size: int, width: int) -> tuple[Tensor, Tensor]:
+def batch_of(where: torch.device, batch_size: int, width: int) -> tuple[Tensor, Tensor]:
+    """Make a batch for a perceptron of one width."""
     return torch.randn(batch_size, width, device=where), torch.randint(NUM_CLASSES, (batch_size,), device=where)
 
 
@@ -150,23 +107,19 @@ def _with_layers(network: nn.Sequential, hidden: Collection[int]) -> nn.Sequenti
     return nn.Sequential(*[ConductanceDropout() if i in places else module for i, module in enumerate(network)])
 
 
-def _rows_on_the_path(x: Tensor, y: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Give as many rows as phase 1 has, and their targets: those of the baseline and of each step to some samples."""
-    num_samples = (len(x) - 1) // n_steps
-    samples, labels = x[:num_samples], y[:num_samples]
-    steps = [samples * step / n_steps for step in range(1, n_steps + 1)]
-    return torch.cat([torch.zeros_like(x[:1]), *steps]), torch.cat([labels[:1], labels.repeat(n_steps)])
+def num_samples_of(batch_size: int) -> int:
+    """Say for how many samples a batch has rows."""
+    return (batch_size - 1) // N_STEPS
 
 
-def _step(ydrop: YDrop, x: Tensor, y: Tensor, times: int = 1) -> Step:
-    def step() -> None:
-        for _ in range(times):
-            ydrop.step(x, y)
+def paths(x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Give the rows of the first samples' paths from a baseline of zeros, and the target of each row."""
+    x, y = x[:num_samples], y[:num_samples]
+    steps = [x * step / N_STEPS for step in range(1, N_STEPS + 1)]
+    return torch.cat([torch.zeros_like(x[:1]), *steps]), torch.cat([y[:1], y.repeat(N_STEPS)])
 
-    return step
 
-
-def _bare(network: nn.Sequential, hidden: Collection[int], rows: Tensor, target: Tensor) -> Step:
+def bare_pass(network: nn.Sequential, hidden: Collection[int], rows: Tensor, target: Tensor) -> Step:
     """Do what no conductance of these layers can do without, and nothing else."""
     places, index = _places(hidden), target.unsqueeze(1)
 
@@ -181,32 +134,19 @@ def _bare(network: nn.Sequential, hidden: Collection[int], rows: Tensor, target:
     return bare
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators, and those that are a kernel on a GPU: no views, and nothing that the host draws.
+def bare_in_parts(network: nn.Sequential, hidden: Collection[int], x: Tensor, y: Tensor) -> Step:
+    """Do so for all samples of a batch, in passes of no more rows than it has."""
+    passes = math.ceil(len(x) / num_samples_of(len(x)))
+    parts = [
+        bare_pass(network, hidden, *paths(samples, labels, len(samples)))
+        for samples, labels in zip(x.tensor_split(passes), y.tensor_split(passes), strict=True)
+    ]
 
-    Where the device is the CPU, what the host draws cannot be told apart, and counts.
-    """
+    def bare() -> None:
+        for part in parts:
+            part()
 
-    def __init__(self, where: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.where = where
-        self.all = 0
-        self.kernels = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        there = any(
-            isinstance(each, Tensor) and each.device.type == self.where.type for each in tree_leaves((args, result))
-        )
-        self.all += 1
-        self.kernels += there and not func.is_view
-        return result
-
-
-def _count_operators(run: Step, where: torch.device) -> tuple[int, int]:
-    with _Operators(where) as operators:
-        run()
-    return operators.all, operators.kernels
+    return bare
 
 
 if __name__ == "__main__":

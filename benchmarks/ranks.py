@@ -21,10 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.memory import CASES
 from benchmarks.report import write_report
-from lightning_ydrop import ConductanceDropout, YDrop
+from lightning_ydrop import YDrop
 from lightning_ydrop.phase1 import engine, ranks
 
-NETWORKS = ("FC_1", "FC_2", "Transformer")
 Row = dict[str, Any]
 
 
@@ -33,6 +32,7 @@ def main(
     threads: int = 1,
     rounds: int = 60,
     processes: Sequence[int] = (2, 4),
+    networks: Sequence[str] = ("FC_1", "FC_2", "Transformer"),
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
@@ -43,6 +43,7 @@ def main(
         threads: Of the CPU, in each process.
         rounds: How often each alternative is timed.
         processes: How many.
+        networks: Which of those of `memory`.
         batch_size: Samples in the batch of each process.
         seed: Of weights and batches.
 
@@ -56,22 +57,34 @@ def main(
     for count in processes:
         with tempfile.TemporaryDirectory() as folder:
             # Through a file: of a process that fails, a queue would wait for an answer for ever.
-            spawn(_process, (count, Path(folder), where.type, threads, rounds, batch_size, seed), nprocs=count)
+            arguments = (count, Path(folder), where.type, threads, rounds, networks, batch_size, seed)
+            spawn(_process, arguments, nprocs=count)
             rows += json.loads((Path(folder) / "rows.json").read_text())
     write_report("ranks", where, settings, rows)
 
 
 def _process(
-    rank: int, count: int, folder: Path, device_type: str, threads: int, rounds: int, batch_size: int, seed: int
+    rank: int,
+    count: int,
+    folder: Path,
+    device_type: str,
+    threads: int,
+    rounds: int,
+    networks: Sequence[str],
+    batch_size: int,
+    seed: int,
 ) -> None:
     torch.set_num_threads(threads)
-    where = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
-    if where.type == "cuda":
+    meeting = f"file://{folder / 'meeting'}"
+    if device_type == "cuda":
+        where = torch.device(device_type, rank)
         torch.cuda.set_device(where)
-    backend = "nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, f"file://{folder / 'meeting'}", rank=rank, world_size=count)
+        dist.init_process_group("nccl", meeting, rank=rank, world_size=count, device_id=where)
+    else:
+        where = torch.device(device_type)
+        dist.init_process_group("gloo", meeting, rank=rank, world_size=count)
     try:
-        rows = [_measure(name, where, rounds, batch_size, seed) for name in NETWORKS]
+        rows = [_measure(name, where, rounds, batch_size, seed) for name in networks]
     finally:
         dist.destroy_process_group()
     if rank == 0:
@@ -81,7 +94,7 @@ def _process(
 def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed: int) -> Row:
     case = CASES[name]
     torch.manual_seed(seed)
-    model = case.make(lambda: ConductanceDropout(0.5, unit_dim=case.unit_dim)).to(where)
+    model = case.model("paper").to(where)
     torch.manual_seed(seed + dist.get_rank())
     x, y = torch.randn(batch_size, *case.shape, device=where), torch.randint(10, (batch_size,), device=where)
     ydrop = YDrop(model)
@@ -119,6 +132,8 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
         runs[run.__name__] = run
     seconds = _slowest(interleaved(runs, rounds=rounds, device=where))
     micro = {run: 1e6 * statistics.median(values) for run, values in seconds.items()}
+    # Where other work competes for the cores, medians are those of waiting for one: so also the undisturbed rounds.
+    undisturbed = {run: 1e6 * statistics.quantiles(values, n=10)[0] for run, values in seconds.items()}
     synchronisation = micro["synchronised"] - micro["alone"]
     return {
         "network": name,
@@ -126,8 +141,10 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
         "with against without": ratios(seconds, "alone")["synchronised"],
         "quartiles": quartiles(seconds, "synchronised", "alone"),
         "synchronisation us": round(synchronisation),
+        "same, of the fastest tenth us": round(undisturbed["synchronised"] - undisturbed["alone"]),
         "of which exchange us": round(micro["synchronised"] - micro["without_exchange"]),
         "exchange by itself us": round(micro["exchange"]),
+        "same, fastest tenth us": round(undisturbed["exchange"]),
         "bytes": size,
         "step ms": micro["synchronised"] / 1e3,
         "DDP training step ms": micro["train"] / 1e3,

@@ -34,12 +34,13 @@ ALTERNATIVES: dict[str, Arguments] = {
     "dropout": None,
     "paper": {},
     "captum": {"measure": CaptumMeasure("LayerConductance")},
-    "cheap": RECOMMENDED,
+    # The two kinds of steps of the recommended settings: with phase 1, and with what the last one found.
+    "due": {**RECOMMENDED, "every_n_batches": 1},
+    "carried": {**RECOMMENDED, "every_n_batches": 1_000_000},
 }
-# What is done once in a while counts: each alternative is timed over so many steps.
-PERIOD: int = RECOMMENDED["every_n_batches"]
-# Batches of a fit before those that are timed: a period, so that as many of these run phase 1 as of any.
-WARM_UP = PERIOD
+# Batches of a fit before those that are timed, the first of which runs phase 1 whatever its period.
+WARM_UP = 2
+TIMED = 6
 
 
 @dataclass(frozen=True)
@@ -120,22 +121,27 @@ def measure(network: str, loop: str, device: torch.device, seconds_for_each: flo
     x, y = torch.randn(BATCH_SIZE, *case.shape, device=device), torch.randint(10, (BATCH_SIZE,), device=device)
     start = _start_bare if loop == "bare" else _start_trainers
     timed = {name: start(case.model(name).to(device), x, y, arguments) for name, arguments in ALTERNATIVES.items()}
-    trial = in_turn(timed, rounds=1, warm_up=1)
-    rounds = max(4, round(seconds_for_each / sum(took for (took,) in trial.values())))
-    seconds = in_turn(timed, rounds=rounds, warm_up=0)
+    began = time.perf_counter()
+    in_turn(timed, rounds=0, warm_up=1)
+    rounds = max(5, round(seconds_for_each / (time.perf_counter() - began)))
+    seconds = in_turn(timed, rounds=rounds, warm_up=1)
+    period = RECOMMENDED["every_n_batches"]
+    seconds["recommended"] = [
+        (due + (period - 1) * carried) / period for due, carried in zip(seconds["due"], seconds["carried"], strict=True)
+    ]
     found = ratios(seconds, "dropout")
     return {
         "network": network,
         "loop": loop,
-        "dropout ms": 1e3 * statistics.median(seconds["dropout"]) / PERIOD,
+        "dropout ms": 1e3 * statistics.median(seconds["dropout"]),
         "none": found["none"],
         "paper": found["paper"],
         "paper quartiles": quartiles(seconds, "paper", "dropout"),
         "floor": floor(case, x, y),
         "captum": found["captum"],
         "paper/captum": found["paper"] / found["captum"],
-        "cheap": found["cheap"],
-        "cheap quartiles": quartiles(seconds, "cheap", "dropout"),
+        "recommended": found["recommended"],
+        "recommended quartiles": quartiles(seconds, "recommended", "dropout"),
         "rounds": rounds,
     }
 
@@ -161,29 +167,37 @@ def floor(case: Case, x: Tensor, y: Tensor) -> float:
 
 
 def _start_bare(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments) -> Callable[[], float]:
-    """Make a training loop of one batch, of which each call runs and times PERIOD steps."""
+    """Make a training loop of one batch, of which each call runs and times some steps."""
     ydrop = None if arguments is None else YDrop(model, **arguments)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        if ydrop is not None:
+            ydrop.step(x, y)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    step()
+    began = time.perf_counter()
+    step()
+    times = max(1, round(0.05 / (time.perf_counter() - began)))
 
     def run() -> float:
         wait_for(x.device)
         start = time.perf_counter()
-        for _ in range(PERIOD):
-            if ydrop is not None:
-                ydrop.step(x, y)
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
+        for _ in range(times):
+            step()
         wait_for(x.device)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / times
 
     return run
 
 
 def _start_trainers(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments) -> Callable[[], float]:
-    """Make fits of which each call runs one and times its last PERIOD batches."""
-    module = _Module(model)
-    data = DataLoader(_Repeated(x.cpu(), y.cpu()), batch_size=None)
+    """Make fits of which each call runs one and times its last TIMED batches."""
+    module = Classifier(model)
+    data = DataLoader(Repeated(x.cpu(), y.cpu(), WARM_UP + TIMED), batch_size=None)
 
     def run() -> float:
         stopwatch = _Stopwatch(x.device)
@@ -200,13 +214,13 @@ def _start_trainers(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(module, data)
-        return stopwatch.seconds
+        return stopwatch.seconds / TIMED
 
     return run
 
 
 class _Stopwatch(Callback):
-    """Times the last PERIOD batches of a fit; as the first callback it starts before the others' work."""
+    """Times the last batches of a fit; as the first callback it starts before the others' work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -224,14 +238,15 @@ class _Stopwatch(Callback):
         self.seconds += time.perf_counter()
 
 
-class _Repeated(Dataset[list[Tensor]]):
-    """One batch, for as many batches as a fit has."""
+class Repeated(Dataset[list[Tensor]]):
+    """One batch, so many times."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, x: Tensor, y: Tensor, times: int) -> None:
         self.batch = [x, y]
+        self.times = times
 
     def __len__(self) -> int:
-        return WARM_UP + PERIOD
+        return self.times
 
     def __getitem__(self, index: int) -> list[Tensor]:
         if index >= len(self):
@@ -239,19 +254,24 @@ class _Repeated(Dataset[list[Tensor]]):
         return self.batch
 
 
-class _Module(L.LightningModule):
+class Classifier(L.LightningModule):
+    """Trains a network."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give the logits (B, C)."""
         logits: Tensor = self.network(x)
         return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch."""
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
 
 

@@ -1,0 +1,156 @@
+"""What the host does in a step beside the passes through the network: time, operators and kernels.
+
+Timed within the callback's hook in a Trainer, on networks so small that nothing hides it.
+"""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from benchmarks.layers import NUM_CLASSES, bare_in_parts, bare_pass, batch_of, num_samples_of, paths
+from benchmarks.measuring import interleaved, wait_for
+from benchmarks.networks import RECOMMENDED, perceptron
+from benchmarks.report import write_report
+from benchmarks.step import Classifier, Repeated
+from lightning_ydrop import ConductanceDropout, YDrop, YDropCallback
+
+
+def main(
+    device: str = "cpu",
+    threads: int = 1,
+    steps: int = 960,
+    depths: Sequence[int] = (1, 2, 4, 8),
+    width: int = 32,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Measure perceptrons of some depths.
+
+    Args:
+        device: Where.
+        threads: Of the CPU.
+        steps: How many are timed, a multiple of the recommended period.
+        depths: How many hidden layers, all of which are driven.
+        width: Of the layers and inputs.
+        batch_size: Samples in the batch.
+        seed: Of weights and batch.
+
+    """
+    settings = dict(locals())
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    where = torch.device(device)
+    write_report("host", where, settings, [measure(depth, where, steps, width, batch_size) for depth in depths])
+
+
+def measure(depth: int, where: torch.device, steps: int, width: int, batch_size: int) -> dict[str, Any]:
+    """Time the hook with the paper's and the recommended settings, and take away bare passes over as many rows."""
+    x, y = batch_of(where, batch_size, width)
+    driven = perceptron(width, [width] * depth, NUM_CLASSES, ConductanceDropout).to(where)
+    network = perceptron(width, [width] * depth, NUM_CLASSES, nn.Identity).to(where)
+    bare = bare_pass(network, range(depth), *paths(x, y, num_samples_of(batch_size)))
+    in_parts = bare_in_parts(network, range(depth), x, y)
+    bare_us, in_parts_us = (1e6 * statistics.median(_seconds_of(run, where, steps)) for run in (bare, in_parts))
+    paper_us = 1e6 * statistics.median(_seconds_in_hook(driven, x, y, steps, {}))
+    recommended_us = 1e6 * statistics.fmean(_seconds_in_hook(driven, x, y, steps, RECOMMENDED))
+    counted = {name: _count(run, where) for name, run in (("step", _step(driven, x, y)), ("bare", bare))}
+    return {
+        "layers": depth,
+        "bare pass us": bare_us,
+        "hook us, paper": paper_us,
+        "host work us, paper": paper_us - bare_us,
+        "hook us, recommended": recommended_us,
+        "host work us, recommended": recommended_us - in_parts_us / RECOMMENDED["every_n_batches"],
+        "operators": counted["step"][0],
+        "operators, bare": counted["bare"][0],
+        "kernels": counted["step"][1],
+        "kernels, bare": counted["bare"][1],
+    }
+
+
+def _seconds_of(run: Callable[[], object], where: torch.device, times: int) -> list[float]:
+    return interleaved({"run": run}, rounds=times, device=where)["run"]
+
+
+def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    engine = YDrop(model)
+    engine.step(x, y)
+    return lambda: engine.step(x, y)
+
+
+def _seconds_in_hook(model: nn.Module, x: Tensor, y: Tensor, steps: int, arguments: dict[str, Any]) -> list[float]:
+    """Fit, and give the seconds of each call of the callback's hook but the first ones."""
+    callback = _Timed(annealing_epochs=0, **arguments)
+    warm_up = 2 * RECOMMENDED["every_n_batches"]
+    L.Trainer(
+        accelerator="gpu" if x.is_cuda else "cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(Classifier(model), DataLoader(Repeated(x.cpu(), y.cpu(), warm_up + steps), batch_size=None))
+    return callback.seconds[warm_up:]
+
+
+class _Timed(YDropCallback):
+    """The callback, with a clock."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        start = time.perf_counter()
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        wait_for(batch[0].device)
+        self.seconds.append(time.perf_counter() - start)
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators, and those that are a kernel on a GPU: no views, and nothing that the host draws.
+
+    Where the device is the CPU, what the host draws cannot be told apart, and counts.
+    """
+
+    def __init__(self, where: torch.device) -> None:
+        super().__init__()
+        self.where = where
+        self.all = 0
+        self.kernels = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        there = any(
+            isinstance(each, Tensor) and each.device.type == self.where.type for each in tree_leaves((args, result))
+        )
+        self.all += 1
+        self.kernels += there and not func.is_view
+        return result
+
+
+def _count(run: Callable[[], object], where: torch.device) -> tuple[int, int]:
+    with _Operators(where) as operators:
+        run()
+    return operators.all, operators.kernels
+
+
+if __name__ == "__main__":
+    auto_cli(main)
