@@ -1,13 +1,16 @@
 """What it costs to average scores over processes, against the same steps in the same processes without that.
 
-A round counts as long as its slowest process takes, since the others wait for that one in training anyway.
+A round ends when its slowest process does, since the others wait for that one in training anyway. With fewer free cores
+than processes, what is measured is how long they wait for one.
 """
 
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measuring import interleaved, quartiles, ratios
+from benchmarks.measuring import in_turn, quartiles, ratios, wait_for
 from benchmarks.memory import CASES
 from benchmarks.report import write_report
 from lightning_ydrop import YDrop
@@ -125,15 +128,12 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
     def exchange() -> None:
         dist.all_reduce(message)
 
-    runs: dict[str, Callable[[], object]] = {}
-    for run in (synchronised, without_exchange, alone, exchange, train):
-        # So that no process is timed while it waits for what another had left to do.
-        runs[f"meet before {run.__name__}"] = dist.barrier
-        runs[run.__name__] = run
-    seconds = _slowest(interleaved(runs, rounds=rounds, device=where))
+    timed = {
+        run.__name__: partial(_seconds_of_all, run, where)
+        for run in (synchronised, without_exchange, alone, exchange, train)
+    }
+    seconds = in_turn(timed, rounds=rounds, warm_up=3)
     micro = {run: 1e6 * statistics.median(values) for run, values in seconds.items()}
-    # Where other work competes for the cores, medians are those of waiting for one: so also the undisturbed rounds.
-    undisturbed = {run: 1e6 * statistics.quantiles(values, n=10)[0] for run, values in seconds.items()}
     synchronisation = micro["synchronised"] - micro["alone"]
     return {
         "network": name,
@@ -141,10 +141,8 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
         "with against without": ratios(seconds, "alone")["synchronised"],
         "quartiles": quartiles(seconds, "synchronised", "alone"),
         "synchronisation us": round(synchronisation),
-        "same, of the fastest tenth us": round(undisturbed["synchronised"] - undisturbed["alone"]),
         "of which exchange us": round(micro["synchronised"] - micro["without_exchange"]),
         "exchange by itself us": round(micro["exchange"]),
-        "same, fastest tenth us": round(undisturbed["exchange"]),
         "bytes": size,
         "step ms": micro["synchronised"] / 1e3,
         "DDP training step ms": micro["train"] / 1e3,
@@ -152,13 +150,19 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
     }
 
 
-def _slowest(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Give for every round the seconds of the process that took longest."""
-    all_seconds: list[dict[str, list[float]]] = [seconds] * dist.get_world_size()
-    dist.all_gather_object(all_seconds, seconds)
-    return {
-        name: [max(each) for each in zip(*(theirs[name] for theirs in all_seconds), strict=True)] for name in seconds
-    }
+def _seconds_of_all(run: Callable[[], None], where: torch.device) -> float:
+    """Time from when the last process starts to when the last one ends; they share a machine, and so its clock.
+
+    What one of them waits for because another was late to start is no cost of what is timed.
+    """
+    wait_for(where)
+    dist.barrier()
+    start = time.perf_counter()
+    run()
+    wait_for(where)
+    spans = [(start, time.perf_counter())] * dist.get_world_size()
+    dist.all_gather_object(spans, spans[0])
+    return max(end for _, end in spans) - max(start for start, _ in spans)
 
 
 def _bytes_exchanged(step: Callable[[], None]) -> int:

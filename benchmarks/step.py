@@ -40,7 +40,7 @@ ALTERNATIVES: dict[str, Arguments] = {
 }
 # Batches of a fit before those that are timed, the first of which runs phase 1 whatever its period.
 WARM_UP = 2
-TIMED = 6
+TIMED = 3
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def measure(network: str, loop: str, device: torch.device, seconds_for_each: flo
     timed = {name: start(case.model(name).to(device), x, y, arguments) for name, arguments in ALTERNATIVES.items()}
     began = time.perf_counter()
     in_turn(timed, rounds=0, warm_up=1)
-    rounds = max(5, round(seconds_for_each / (time.perf_counter() - began)))
+    rounds = max(4, round(seconds_for_each / (time.perf_counter() - began)))
     seconds = in_turn(timed, rounds=rounds, warm_up=1)
     period = RECOMMENDED["every_n_batches"]
     seconds["recommended"] = [
