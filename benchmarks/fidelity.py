@@ -32,9 +32,10 @@ from lightning_ydrop.functional.rates import strong_count
 
 BATCH_SIZE = 64
 EXACT_STEPS = 100
-EPOCHS = {"digits": 30, "mnist": 3}
+EPOCHS = {"digits": 30, "mnist": 4}
+MNIST_IMAGES = 20_000
 # At each moment of training so many batches are compared with the exact ranking; so many before these can serve them.
-COMPARED, BEFORE = 8, 24
+COMPARED, BEFORE = 6, 24
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,40 @@ class Setting:
         return f"{self.n_steps}x{self.num_samples}{kind}{period}{decay}"
 
 
-PAPER = Setting(5, 12)
-CHEAP = Setting(5, BATCH_SIZE, period=RECOMMENDED["every_n_batches"])
-SETTINGS = (
+def fitting(n_steps: int, period: int = 1, decay: float = 0.0, quadrature: Quadrature = "right") -> Setting:
+    """Make a setting with as many samples as the batch has rows for."""
+    samples = (BATCH_SIZE - 1) // n_steps if quadrature == "right" else BATCH_SIZE // (n_steps + 1)
+    return Setting(n_steps, samples, period, decay, quadrature)
+
+
+PAPER = fitting(5)
+CHEAP = fitting(
+    RECOMMENDED["n_steps"],
+    RECOMMENDED["every_n_batches"],
+    RECOMMENDED["score_decay"],
+    RECOMMENDED["quadrature"],
+)
+ALL_SETTINGS = (
     PAPER,
     CHEAP,
-    *(Setting(1, samples) for samples in (12, 24, 63)),
-    *(Setting(2, samples) for samples in (12, 31)),
-    *(Setting(3, samples) for samples in (12, 21)),
-    *(Setting(2, 21, quadrature="trapezoid"), Setting(3, 15, quadrature="trapezoid")),
+    # Fewer steps, fewer samples, another quadrature.
+    *(Setting(n_steps, 12) for n_steps in (1, 2, 3)),
+    *(fitting(n_steps) for n_steps in (1, 2, 3)),
+    *(fitting(n_steps, quadrature="trapezoid") for n_steps in (1, 2, 3)),
     Setting(5, BATCH_SIZE),
-    *(Setting(5, 12, period) for period in (2, 4, 8)),
-    *(Setting(1, 63, period) for period in (4, 8, 16)),
-    *(Setting(3, BATCH_SIZE, 16), Setting(3, BATCH_SIZE, 20), Setting(5, 32, 12), Setting(5, BATCH_SIZE, 16)),
+    # What was found is carried over batches.
+    *(fitting(5, period) for period in (2, 4, 8)),
+    *(fitting(1, period) for period in (4, 8, 16)),
+    *(fitting(2, period, quadrature="trapezoid") for period in (2, 4, 5)),
+    *(Setting(5, BATCH_SIZE, period) for period in (16, 24)),
     *(Setting(2, BATCH_SIZE, 16, quadrature="trapezoid"), Setting(3, BATCH_SIZE, 20, quadrature="trapezoid")),
-    *(Setting(5, 12, 4, decay=decay) for decay in (0.5, 0.8)),
-    Setting(5, BATCH_SIZE, 12, decay=0.5),
+    # And a running mean of it.
+    *(fitting(5, 5, decay) for decay in (0.5, 0.7, 0.8)),
+    *(fitting(2, period, decay, "trapezoid") for period in (1, 4, 5, 6) for decay in (0.5, 0.7, 0.8)),
+    *(fitting(3, 5, decay, "trapezoid") for decay in (0.5, 0.7)),
+    *(Setting(2, BATCH_SIZE, 16, decay, "trapezoid") for decay in (0.3, 0.5)),
 )
+SETTINGS = tuple(dict.fromkeys(ALL_SETTINGS))
 NETWORKS = ("FC_1", "FC_2", "CNN", "Transformer")
 
 
@@ -165,7 +183,7 @@ class Ranked:
     """The conductance of all samples of one batch, by every rule that a setting may ask for, and exactly."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, exact: bool) -> None:
-        measure = partial(layer_conductance, model, x, y, max_rows=2048)
+        measure = partial(layer_conductance, model, x, y, max_rows=512)
         rules = {(setting.n_steps, setting.quadrature) for setting in SETTINGS}
         self.samples = {rule: measure(n_steps=rule[0], quadrature=rule[1]) for rule in sorted(rules)}
         self.exact: dict[str, set[int]] = {}
@@ -207,7 +225,7 @@ def load(data: str, mnist_root: Path | None) -> tuple[Tensor, Tensor]:
     """Give images (N, 1, H, W) of mean 0 and standard deviation 1, and their labels."""
     if data == "mnist":
         found = MNIST(str(mnist_root), download=False)
-        images, labels = found.data.float(), found.targets
+        images, labels = found.data[:MNIST_IMAGES].float(), found.targets[:MNIST_IMAGES]
     else:
         values, targets = load_digits(return_X_y=True)
         images, labels = torch.tensor(values, dtype=torch.float32).view(-1, 8, 8), torch.tensor(targets)

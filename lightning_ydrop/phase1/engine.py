@@ -18,6 +18,7 @@ from lightning_ydrop.errors import (
     check_module,
     check_rate,
     describe,
+    is_real,
 )
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
@@ -61,7 +62,7 @@ class YDrop:
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or "all". None takes as many as the batch
             of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32, or
-            `max(1, B // (n_steps + 1))` where each sample has a start of its own whatever the quadrature.
+            `max(1, B // (n_steps + 1))` where each sample has a start of its own.
         baseline: Where the paths start, in the model's input space: a number, a tensor of the shape of one sample, or a
             list of one for each floating input, None for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
@@ -71,11 +72,14 @@ class YDrop:
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
         every_n_batches: Phase 1 runs in every so-manyth `step`, at least 1; its probabilities serve until the next, and
-            the running mean moves as far as in so many updates.
+            their running mean moves as far as in so many updates.
+        score_decay: Units are ranked by a running mean of scores in which each phase 1 counts so many times as much as
+            the next, in [0, 1): 0, the paper's, ranks by the last one alone.
 
     Attributes:
         layers: The layers driven, by name.
-        scores: The last score of every layer by name, float32, shape (U,), on the device of its activations.
+        scores: The score of every layer by name, which its units are ranked by: float32, shape (U,), on the device of
+            its activations.
         nonfinite: How often a layer's scores were not finite and its probabilities stayed what they were: one whole
             number in a tensor on the training device.
 
@@ -108,6 +112,7 @@ class YDrop:
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
         every_n_batches: int = 1,
+        score_decay: float = 0.0,
     ) -> None:
         check_settings(
             type(self).__name__,
@@ -123,6 +128,7 @@ class YDrop:
             path_from=path_from,
             seed=seed,
             every_n_batches=every_n_batches,
+            score_decay=score_decay,
         )
         check_module(type(self).__name__, model)
         if forward is not None and not callable(forward):
@@ -145,6 +151,7 @@ class YDrop:
         self.forward = model if forward is None else forward
         self.seed = seed
         self.every_n_batches = every_n_batches
+        self.score_decay = score_decay
         # One update stands for so many towards the same rates, so that elasticity means the same whatever n is.
         self._elasticity_of_an_update = elasticity if every_n_batches == 1 else 1 - (1 - elasticity) ** every_n_batches
         self.layers = driven_layers(model)
@@ -156,6 +163,7 @@ class YDrop:
         self.scores: dict[str, Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64)
         self._steps_taken = 0
+        self._runs = 0
         self._share = 1.0
         self._num_units: dict[str, int] = {}
 
@@ -193,19 +201,22 @@ class YDrop:
         generator = self._generator("rates")
         low = draw_rates(self.buckets.low, len(self.layers), generator)
         high = draw_rates(self.buckets.high, len(self.layers), generator)
-        self.scores = self._average(self._score(inputs, target))
+        new = self._average(self._score(inputs, target))
         self._steps_taken += 1
+        self._runs += 1
         self._share = share
         # Layers of as many units on one device are updated as one.
         alike: dict[tuple[int, torch.device], list[int]] = {}
         for place, name in enumerate(self.layers):
-            if name in self.scores:
-                alike.setdefault((len(self.scores[name]), self.scores[name].device), []).append(place)
+            if name in new:
+                alike.setdefault((len(new[name]), new[name].device), []).append(place)
         names = list(self.layers)
         for (_, device), places in alike.items():
-            scores = torch.stack([self.scores[names[place]] for place in places])
+            scores = torch.stack([new[names[place]] for place in places])
             finite = scores.isfinite().all(1, keepdim=True)
             self.nonfinite += (~finite).sum().to(self.nonfinite.device)
+            scores = self._carried_on([names[place] for place in places], scores, finite)
+            self.scores.update({names[place]: row for place, row in zip(places, scores.unbind(), strict=True)})
             low_here, high_here = (rate[places].unsqueeze(1).to(device, non_blocking=True) for rate in (low, high))
             update_layers(
                 [self.layers[names[place]] for place in places],
@@ -286,6 +297,7 @@ class YDrop:
         """Hold all that resuming needs: tensors, numbers and dictionaries alone."""
         return {
             "steps_taken": self._steps_taken,
+            "runs": self._runs,
             "nonfinite": self.nonfinite.clone(),
             "share": self._share,
             "scores": {name: scores.clone() for name, scores in self.scores.items()},
@@ -315,6 +327,7 @@ class YDrop:
             )
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self._steps_taken = state["steps_taken"]
+        self._runs = state["runs"]
         self.nonfinite = state["nonfinite"].to(device, copy=True)
         self._share = state["share"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
@@ -408,8 +421,9 @@ class YDrop:
         batch_size = phase1.num_samples
         wanted = self.num_samples
         if wanted is None:
-            shared = not phase1.carried and all(len(start) == 1 for start in phase1.starts)
-            wanted = max(1, (batch_size - 1) // self.n_steps if shared else batch_size // (self.n_steps + 1))
+            # As many as there are rows for, where the start takes one row or one for each sample.
+            one_start = self.quadrature == "right" and not phase1.carried and all(len(s) == 1 for s in phase1.starts)
+            wanted = max(1, (batch_size - 1) // self.n_steps if one_start else batch_size // (self.n_steps + 1))
         elif wanted == "all":
             wanted = batch_size
         if wanted < batch_size:
@@ -433,6 +447,18 @@ class YDrop:
         add_over_ranks(flat)
         totals = iter(torch.split(flat, [length for size in self._num_units.values() for length in (size, 1)]))
         return {name: next(totals) / next(totals) for name in self._num_units}
+
+    def _carried_on(self, names: list[str], scores: Tensor, finite: Tensor) -> Tensor:
+        """Take the running mean of new scores (L, U) of some layers and those before, where `finite` (L, 1) says so."""
+        if self.score_decay == 0 or not self.scores:
+            return scores
+        former = torch.stack(
+            [self.scores.get(name, row).to(row.device) for name, row in zip(names, scores.unbind(), strict=True)]
+        )
+        # What the newest of so many weighs beside all before it, 1 for the first.
+        weight = (1 - self.score_decay) / (1 - self.score_decay**self._runs)
+        mean = torch.where(former.isfinite().all(1, keepdim=True), former.lerp(scores, weight), scores)
+        return torch.where(finite, mean, former)
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""
@@ -467,6 +493,7 @@ def check_settings(
     path_from: str | None,
     seed: int,
     every_n_batches: int,
+    score_decay: float,
 ) -> None:
     """Check the settings that the engine and what stands above it share.
 
@@ -496,4 +523,10 @@ def check_settings(
             'Pass, for example, path_from="embedding".',
         )
     check_count(owner, "seed", seed, minimum=0, example=0)
-    check_count(owner, "every_n_batches", every_n_batches, minimum=1, example=8)
+    check_count(owner, "every_n_batches", every_n_batches, minimum=1, example=5)
+    if not (is_real(score_decay) and 0.0 <= score_decay < 1.0):
+        raise ConfigurationError(
+            f"{owner}(score_decay={describe(score_decay)}) was given.",
+            "`score_decay` is a number in [0, 1), where 0 ranks units by the last scores alone.",
+            "Pass, for example, score_decay=0.7.",
+        )
