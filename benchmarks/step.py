@@ -4,6 +4,7 @@ In a bare loop and in a Lightning Trainer, beside the floor of the paper's setti
 are ratios to the step with nn.Dropout(0.5) in the same loop.
 """
 
+import gc
 import logging
 import statistics
 import time
@@ -120,7 +121,8 @@ def measure(network: str, loop: str, device: torch.device, seconds_for_each: flo
     torch.manual_seed(0)
     x, y = torch.randn(BATCH_SIZE, *case.shape, device=device), torch.randint(10, (BATCH_SIZE,), device=device)
     start = _start_bare if loop == "bare" else _start_trainers
-    timed = {name: start(case.model(name).to(device), x, y, arguments) for name, arguments in ALTERNATIVES.items()}
+    models = _models_of_one_set_of_weights(case, device)
+    timed = {name: start(models[name], x, y, arguments) for name, arguments in ALTERNATIVES.items()}
     began = time.perf_counter()
     in_turn(timed, rounds=0, warm_up=1)
     rounds = max(4, round(seconds_for_each / (time.perf_counter() - began)))
@@ -144,6 +146,17 @@ def measure(network: str, loop: str, device: torch.device, seconds_for_each: flo
         "recommended quartiles": quartiles(seconds, "recommended", "dropout"),
         "rounds": rounds,
     }
+
+
+def _models_of_one_set_of_weights(case: Case, device: torch.device) -> dict[str, nn.Module]:
+    """Build the network for every alternative: FC_4 would not fit into memory six times."""
+    models: dict[str, nn.Module] = {}
+    for name in ALTERNATIVES:
+        models[name] = case.model(name).to(device)
+        for key, parameter in models["none"].named_parameters():
+            place, _, attribute = key.rpartition(".")
+            setattr(models[name].get_submodule(place), attribute, parameter)
+    return models
 
 
 def floor(case: Case, x: Tensor, y: Tensor) -> float:
@@ -214,6 +227,7 @@ def _start_trainers(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(module, data)
+        gc.collect()  # trainers refer to themselves, and hold on to the momentum of their optimisers
         return stopwatch.seconds / TIMED
 
     return run
