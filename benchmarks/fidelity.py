@@ -94,7 +94,7 @@ ALL_SETTINGS = (
     # What was found is carried over batches.
     *(fitting(5, period) for period in (2, 4, 8)),
     *(fitting(1, period) for period in (4, 8, 16)),
-    *(fitting(2, period, quadrature="trapezoid") for period in (2, 4, 5)),
+    *(fitting(2, period, quadrature="trapezoid") for period in (2, 4)),
     *(Setting(5, BATCH_SIZE, period) for period in (16, 24)),
     *(Setting(2, BATCH_SIZE, 16, quadrature="trapezoid"), Setting(3, BATCH_SIZE, 20, quadrature="trapezoid")),
     # And a running mean of it.
