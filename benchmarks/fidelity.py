@@ -77,15 +77,9 @@ def fitting(n_steps: int, period: int = 1, decay: float = 0.0, quadrature: Quadr
 
 
 PAPER = fitting(5)
-CHEAP = fitting(
-    RECOMMENDED["n_steps"],
-    RECOMMENDED["every_n_batches"],
-    RECOMMENDED["score_decay"],
-    RECOMMENDED["quadrature"],
-)
-ALL_SETTINGS = (
+CHEAP = fitting(5, RECOMMENDED["every_n_batches"])
+SETTINGS = (
     PAPER,
-    CHEAP,
     # Fewer steps, fewer samples, another quadrature.
     *(Setting(n_steps, 12) for n_steps in (1, 2, 3)),
     *(fitting(n_steps) for n_steps in (1, 2, 3)),
@@ -103,7 +97,6 @@ ALL_SETTINGS = (
     *(fitting(3, 5, decay, "trapezoid") for decay in (0.5, 0.7)),
     *(Setting(2, BATCH_SIZE, 16, decay, "trapezoid") for decay in (0.3, 0.5)),
 )
-SETTINGS = tuple(dict.fromkeys(ALL_SETTINGS))
 NETWORKS = ("FC_1", "FC_2", "CNN", "Transformer")
 
 

@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 MakeDropout = Callable[[], nn.Module]
 
 # The settings that README recommends where cost counts.
-RECOMMENDED: dict[str, Any] = {"n_steps": 2, "quadrature": "trapezoid", "every_n_batches": 4, "score_decay": 0.7}
+RECOMMENDED: dict[str, Any] = {"every_n_batches": 4}
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
