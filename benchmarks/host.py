@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from benchmarks.layers import NUM_CLASSES, bare_in_parts, bare_pass, batch_of, num_samples_of, paths
+from benchmarks.layers import NUM_CLASSES, bare_pass, batch_of, num_samples_of, paths
 from benchmarks.measuring import interleaved, wait_for
 from benchmarks.networks import RECOMMENDED, perceptron
 from benchmarks.report import write_report
@@ -62,8 +62,7 @@ def measure(depth: int, where: torch.device, steps: int, width: int, batch_size:
     driven = perceptron(width, [width] * depth, NUM_CLASSES, ConductanceDropout).to(where)
     network = perceptron(width, [width] * depth, NUM_CLASSES, nn.Identity).to(where)
     bare = bare_pass(network, range(depth), *paths(x, y, num_samples_of(batch_size)))
-    in_parts = bare_in_parts(network, range(depth), x, y)
-    bare_us, in_parts_us = (1e6 * statistics.median(_seconds_of(run, where, steps)) for run in (bare, in_parts))
+    bare_us = 1e6 * statistics.median(_seconds_of(bare, where, steps))
     paper_us = 1e6 * statistics.median(_seconds_in_hook(driven, x, y, steps, {}))
     recommended_us = 1e6 * statistics.fmean(_seconds_in_hook(driven, x, y, steps, RECOMMENDED))
     counted = {name: _count(run, where) for name, run in (("step", _step(driven, x, y)), ("bare", bare))}
@@ -73,7 +72,7 @@ def measure(depth: int, where: torch.device, steps: int, width: int, batch_size:
         "hook us, paper": paper_us,
         "host work us, paper": paper_us - bare_us,
         "hook us, recommended": recommended_us,
-        "host work us, recommended": recommended_us - in_parts_us / RECOMMENDED["every_n_batches"],
+        "host work us, recommended": recommended_us - bare_us / RECOMMENDED["every_n_batches"],
         "operators": counted["step"][0],
         "operators, bare": counted["bare"][0],
         "kernels": counted["step"][1],

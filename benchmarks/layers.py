@@ -1,6 +1,5 @@
 """What phase 1 costs as more layers are driven, against one handwritten forward and backward pass of the same rows."""
 
-import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -130,21 +129,6 @@ def bare_pass(network: nn.Sequential, hidden: Collection[int], rows: Tensor, tar
             if place in places:
                 kept.append(values)
         torch.autograd.grad(values.gather(1, index).sum(), kept)
-
-    return bare
-
-
-def bare_in_parts(network: nn.Sequential, hidden: Collection[int], x: Tensor, y: Tensor) -> Step:
-    """Do so for all samples of a batch, in passes of no more rows than it has."""
-    passes = math.ceil(len(x) / num_samples_of(len(x)))
-    parts = [
-        bare_pass(network, hidden, *paths(samples, labels, len(samples)))
-        for samples, labels in zip(x.tensor_split(passes), y.tensor_split(passes), strict=True)
-    ]
-
-    def bare() -> None:
-        for part in parts:
-            part()
 
     return bare
 
