@@ -49,7 +49,7 @@ class YDrop:
     It has `n_steps * num_samples + 1` rows where one start serves all samples: as long as `quadrature` is "right",
     `baseline` is the same for all samples, and nothing is carried along the path beside the floating inputs. Otherwise
     each sample has a start of its own, and there are `(n_steps + 1) * num_samples` rows. Where these are more than the
-    rows of the batch, they pass through the model in several parts, so that phase 1 needs no more memory than training.
+    rows of the batch, they pass through the model in several parts, none of which has more rows than training has.
 
     Where torch.distributed is at work, scores are averaged over all ranks: all of them hold the same probabilities,
     draw samples and masks of their own, and have to call `step` alike.
@@ -429,7 +429,7 @@ class YDrop:
         if wanted < batch_size:
             drawn = torch.randperm(batch_size, generator=self._generator(f"samples of rank {rank()}"))[:wanted]
             phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
-        # More memory than training needs should not be needed here; where one path has more rows it has to be.
+        # More rows at once than training has would need more memory; where one path has more, it has to be.
         phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1))
         return self.measure.score(settled(phase1, self.path_from, self.baseline))
 
