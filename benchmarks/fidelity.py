@@ -6,7 +6,6 @@ of the batch that it serves.
 """
 
 import itertools
-import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -244,8 +243,7 @@ def batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Give shuffled batches for ever."""
     for _ in itertools.count():
         order = torch.randperm(len(images))
-        for start in range(0, math.floor(len(images) / BATCH_SIZE) * BATCH_SIZE, BATCH_SIZE):
-            rows = order[start : start + BATCH_SIZE]
+        for rows in order.split(BATCH_SIZE)[: len(images) // BATCH_SIZE]:
             yield images[rows], labels[rows]
 
 

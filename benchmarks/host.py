@@ -16,13 +16,12 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
 
 from benchmarks.layers import NUM_CLASSES, bare_pass, batch_of, num_samples_of, paths
 from benchmarks.measuring import interleaved, wait_for
 from benchmarks.networks import RECOMMENDED, perceptron
 from benchmarks.report import write_report
-from benchmarks.step import Classifier, Repeated
+from benchmarks.step import fit
 from lightning_ydrop import ConductanceDropout, YDrop, YDropCallback
 
 
@@ -62,7 +61,7 @@ def measure(depth: int, where: torch.device, steps: int, width: int, batch_size:
     driven = perceptron(width, [width] * depth, NUM_CLASSES, ConductanceDropout).to(where)
     network = perceptron(width, [width] * depth, NUM_CLASSES, nn.Identity).to(where)
     bare = bare_pass(network, range(depth), *paths(x, y, num_samples_of(batch_size)))
-    bare_us = 1e6 * statistics.median(_seconds_of(bare, where, steps))
+    bare_us = 1e6 * statistics.median(interleaved({"bare": bare}, rounds=steps, device=where)["bare"])
     paper_us = 1e6 * statistics.median(_seconds_in_hook(driven, x, y, steps, {}))
     recommended_us = 1e6 * statistics.fmean(_seconds_in_hook(driven, x, y, steps, RECOMMENDED))
     counted = {name: _count(run, where) for name, run in (("step", _step(driven, x, y)), ("bare", bare))}
@@ -80,10 +79,6 @@ def measure(depth: int, where: torch.device, steps: int, width: int, batch_size:
     }
 
 
-def _seconds_of(run: Callable[[], object], where: torch.device, times: int) -> list[float]:
-    return interleaved({"run": run}, rounds=times, device=where)["run"]
-
-
 def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     engine = YDrop(model)
     engine.step(x, y)
@@ -94,16 +89,7 @@ def _seconds_in_hook(model: nn.Module, x: Tensor, y: Tensor, steps: int, argumen
     """Fit, and give the seconds of each call of the callback's hook but the first ones."""
     callback = _Timed(annealing_epochs=0, **arguments)
     warm_up = 2 * RECOMMENDED["every_n_batches"]
-    L.Trainer(
-        accelerator="gpu" if x.is_cuda else "cpu",
-        devices=1,
-        max_epochs=1,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(Classifier(model), DataLoader(Repeated(x.cpu(), y.cpu(), warm_up + steps), batch_size=None))
+    fit(model, x, y, warm_up + steps, [callback])
     return callback.seconds[warm_up:]
 
 

@@ -209,28 +209,31 @@ def _start_bare(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments) ->
 
 def _start_trainers(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments) -> Callable[[], float]:
     """Make fits of which each call runs one and times its last TIMED batches."""
-    module = Classifier(model)
-    data = DataLoader(Repeated(x.cpu(), y.cpu(), WARM_UP + TIMED), batch_size=None)
 
     def run() -> float:
         stopwatch = _Stopwatch(x.device)
         callbacks: list[Callback] = [stopwatch]
         if arguments is not None:
             callbacks.append(YDropCallback(annealing_epochs=0, **arguments))
-        L.Trainer(
-            accelerator="gpu" if x.is_cuda else "cpu",
-            devices=1,
-            max_epochs=1,
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        ).fit(module, data)
+        fit(model, x, y, WARM_UP + TIMED, callbacks)
         gc.collect()  # trainers refer to themselves, and hold on to the momentum of their optimisers
         return stopwatch.seconds / TIMED
 
     return run
+
+
+def fit(model: nn.Module, x: Tensor, y: Tensor, times: int, callbacks: list[Callback]) -> None:
+    """Train a network in a Trainer that does nothing else, on one batch, so many times."""
+    L.Trainer(
+        accelerator="gpu" if x.is_cuda else "cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(_Classifier(model), DataLoader(_Repeated(x.cpu(), y.cpu(), times), batch_size=None))
 
 
 class _Stopwatch(Callback):
@@ -252,7 +255,7 @@ class _Stopwatch(Callback):
         self.seconds += time.perf_counter()
 
 
-class Repeated(Dataset[list[Tensor]]):
+class _Repeated(Dataset[list[Tensor]]):
     """One batch, so many times."""
 
     def __init__(self, x: Tensor, y: Tensor, times: int) -> None:
@@ -268,7 +271,7 @@ class Repeated(Dataset[list[Tensor]]):
         return self.batch
 
 
-class Classifier(L.LightningModule):
+class _Classifier(L.LightningModule):
     """Trains a network."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -13,7 +13,7 @@ DEFAULT_EPOCHS = 2
 
 @dataclass(frozen=True)
 class Schedule:
-    """Annealing, and how often phase 1 runs after it.
+    """Annealing, and the way out of it.
 
     It depends on counters alone that a Trainer saves and that all ranks share: a resumed run goes on alike, and no rank
     waits for another that skips phase 1.

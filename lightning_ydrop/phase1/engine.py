@@ -212,14 +212,15 @@ class YDrop:
                 alike.setdefault((len(new[name]), new[name].device), []).append(place)
         names = list(self.layers)
         for (_, device), places in alike.items():
-            scores = torch.stack([new[names[place]] for place in places])
+            members = [names[place] for place in places]
+            scores = torch.stack([new[name] for name in members])
             finite = scores.isfinite().all(1, keepdim=True)
             self.nonfinite += (~finite).sum().to(self.nonfinite.device)
-            scores = self._carried_on([names[place] for place in places], scores, finite)
-            self.scores.update({names[place]: row for place, row in zip(places, scores.unbind(), strict=True)})
+            scores = self._carried_on(members, scores, finite)
+            self.scores.update(zip(members, scores.unbind(), strict=True))
             low_here, high_here = (rate[places].unsqueeze(1).to(device, non_blocking=True) for rate in (low, high))
             update_layers(
-                [self.layers[names[place]] for place in places],
+                [self.layers[name] for name in members],
                 bucket_probabilities(scores, low_here, high_here, self.buckets.strong_fraction),
                 elasticity=self._elasticity_of_an_update,
                 initial_drop_prob=self.initial_drop_prob,
@@ -450,8 +451,9 @@ class YDrop:
 
     def _carried_on(self, names: list[str], scores: Tensor, finite: Tensor) -> Tensor:
         """Take the running mean of new scores (L, U) of some layers and those before, where `finite` (L, 1) says so."""
-        if self.score_decay == 0 or not self.scores:
+        if self.score_decay == 0:
             return scores
+        # Scores are their own mean where there are none before.
         former = torch.stack(
             [self.scores.get(name, row).to(row.device) for name, row in zip(names, scores.unbind(), strict=True)]
         )
