@@ -17,7 +17,7 @@ def path_points(start: Tensor, inputs: Tensor, n_steps: int) -> Tensor:
         step 2 of every sample, and so on. The last B rows are `inputs` exactly.
 
     """
-    weights = torch.arange(1, n_steps + 1, dtype=inputs.dtype, device=inputs.device) / n_steps
+    weights = torch.linspace(1 / n_steps, 1, n_steps, dtype=inputs.dtype, device=inputs.device)
     weights = weights.view(-1, *[1] * inputs.ndim)
     steps = torch.lerp(start, inputs, weights)  # (S, B, *)
     return torch.cat([start, steps.flatten(0, 1)])

@@ -82,10 +82,10 @@ class Buckets:
             )
 
 
-def draw_rates(rate: HalfNormalRate, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` independent rates (Eq. 8): float32, shape (count,), on the generator's device."""
-    normal = torch.randn(count, dtype=torch.float32, generator=generator, device=generator.device)
-    return (rate.mean + rate.std * normal.abs()).clamp(max=rate.max)
+def draw_rates(rate: HalfNormalRate, count: int, generator: torch.Generator) -> list[float]:
+    """Draw `count` independent rates (Eq. 8) from a generator on the CPU."""
+    normal = torch.randn(count, dtype=torch.float32, generator=generator).tolist()
+    return [min(rate.mean + rate.std * abs(each), rate.max) for each in normal]
 
 
 def strong_count(num_units: int, strong_fraction: float) -> int:
@@ -111,5 +111,5 @@ def bucket_probabilities(scores: Tensor, low: float | Tensor, high: float | Tens
     # A stable sort, not topk: the same scores must give the same buckets on every rank and after a restart.
     ranking = scores.sort(dim=-1, descending=True, stable=True).indices
     top = ranking[..., : strong_count(scores.shape[-1], strong_fraction)]
-    strong = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
-    return torch.where(strong, high, low).float()
+    low, high = (torch.as_tensor(rate, dtype=torch.float32, device=scores.device) for rate in (low, high))
+    return low.expand_as(scores).scatter(-1, top, high.expand_as(top))

@@ -207,16 +207,15 @@ def update_layers(
             with torch.inference_mode(False):
                 layer.drop_prob = torch.full_like(layer._applied_drop_prob, initial_drop_prob)
                 layer.mean_drop_prob = layer.drop_prob.clone()
-    former_mean = torch.stack([layer.mean_drop_prob for layer in layers])
-    mean_drop_prob = former_mean.lerp(drop_prob, elasticity)
+    kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
+    former = torch.stack(kept).view(len(layers), 2, -1)
+    # How far each goes to the new probabilities: all the way, as far as elasticity lets the mean, or nowhere.
+    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32).to(drop_prob.device, non_blocking=True)
     if accept is not None:
-        drop_prob = torch.where(accept, drop_prob, torch.stack([layer.drop_prob for layer in layers]))
-        mean_drop_prob = torch.where(accept, mean_drop_prob, former_mean)
+        weights = weights * accept.view(-1, 1, 1)
+    updated = former.lerp(drop_prob.unsqueeze(1), weights)
     # In place, so that compiled code keeps reading the same tensors.
-    torch._foreach_copy_(
-        [*(layer.drop_prob for layer in layers), *(layer.mean_drop_prob for layer in layers)],
-        [*drop_prob.unbind(), *mean_drop_prob.unbind()],
-    )
+    torch._foreach_copy_(kept, updated.flatten(0, 1).unbind())
     activate_layers(layers, share)
 
 
@@ -235,7 +234,8 @@ def activate_layers(layers: Sequence[ConductanceDropout], share: float) -> None:
         driven = [torch.full_like(each, p).lerp_(each, share) for each, p in zip(driven, vanilla, strict=True)]
     torch._foreach_copy_(applied, driven)
     for layer in layers:
-        layer.active = True
+        if not layer.active:  # a module takes long to set an attribute
+            layer.active = True
 
 
 def _on_the_device_that(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

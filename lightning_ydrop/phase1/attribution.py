@@ -18,6 +18,9 @@ from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 LayerChoice = str | type[nn.Module]
 
+# Elements of an activation: to copy so many takes a core about as long as to start an operation a few times.
+SMALL = 2**16
+
 
 def layer_conductance(
     model: nn.Module,
@@ -186,7 +189,7 @@ def conductance(phase1: Phase1) -> dict[str, Tensor]:
         # What the start leads to is another thing for each sample: no row serves two.
         starts = tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True))
         phase1 = replace(phase1, starts=starts)
-    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape:
+    with borrowed(phase1.model, phase1.device, constant_parameters=True), recording(phase1.layers) as tape:
         return _in_parts(phase1, tape)
 
 
@@ -221,30 +224,51 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
     value = phase1.value(points, carried, target)
     # Listed before the backward pass, in which activation checkpoints call their layers once more.
     recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
-    gradients = _gradients(value, [activation for _, activation in recorded])
-    scores: dict[str, Tensor] = {}
+    num_rows = points[0].shape[0]
     for name, activation in recorded:
-        layer = phase1.layers[name]
-        dim = phase1.unit_dims[name]
-        count_units(name, layer, activation, dim, rows=len(points[0]))
-        each = path_conductance(activation.detach(), next(gradients), phase1.num_samples, phase1.quadrature)
-        units = sum_to_units(each, dim)
+        count_units(name, phase1.layers[name], activation, phase1.unit_dims[name], rows=num_rows)
+    activations = [activation for _, activation in recorded]
+    gradients = _gradients(value, activations)
+    scores: dict[str, Tensor] = {}
+    for place, each in _path_conductances(activations, gradients, phase1.num_samples, phase1.quadrature):
+        name, _ = recorded[place]
+        units = sum_to_units(each, phase1.unit_dims[name])
         scores[name] = scores[name] + units if name in scores else units
     return scores
 
 
+def _path_conductances(
+    activations: list[Tensor], gradients: list[Tensor], num_samples: int, quadrature: Quadrature
+) -> Iterator[tuple[int, Tensor]]:
+    """Give the conductance (B, *) of each activation, with its place in the list: of small ones side by side, as one.
+
+    Small means that it takes less time to copy them than to start the operations for each of them.
+    """
+    side_by_side: dict[torch.device, list[int]] = {}
+    for place, activation in enumerate(activations):
+        if activation.ndim == 2 and activation.numel() <= SMALL:
+            side_by_side.setdefault(activation.device, []).append(place)
+        else:
+            yield place, path_conductance(activation.detach(), gradients[place], num_samples, quadrature)
+    for places in side_by_side.values():
+        beside = torch.cat([activations[place].detach() for place in places], 1)
+        slopes = torch.cat([gradients[place] for place in places], 1)
+        together = path_conductance(beside, slopes, num_samples, quadrature)
+        yield from zip(places, torch.split(together, [activations[place].shape[1] for place in places], 1), strict=True)
+
+
 def _along_the_path(rows: Tensor, num_starts: int, n_steps: int) -> Tensor:
     """Give a row to each point: to those of the start, then to all samples' for each step."""
-    return torch.cat([rows[:num_starts], rows.repeat(n_steps, *[1] * (rows.ndim - 1))])
+    return torch.cat([rows[:num_starts], *[rows] * n_steps])
 
 
-def _gradients(value: Tensor, activations: list[Tensor]) -> Iterator[Tensor]:
+def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
     """Differentiate F, summed over rows, with respect to activations: zeros for those that it does not depend on."""
     if not activations or not value.requires_grad:
-        return (torch.zeros_like(activation) for activation in activations)
+        return [torch.zeros_like(activation) for activation in activations]
     try:
         # Not value.sum(): in half precision the sum of many rows could overflow.
-        return iter(torch.autograd.grad(value, activations, torch.ones_like(value), materialize_grads=True))
+        return list(torch.autograd.grad(value, activations, torch.ones_like(value), materialize_grads=True))
     except RuntimeError as error:
         if "checkpoint" not in str(error).lower():
             raise

@@ -1,8 +1,9 @@
 """Y-Drop for any training loop: one step of phase 1, and the probabilities that follow from it."""
 
 import hashlib
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -199,26 +200,22 @@ class YDrop:
             self.skip(share=share)
             return
         generator = self._generator("rates")
-        low = draw_rates(self.buckets.low, len(self.layers), generator)
-        high = draw_rates(self.buckets.high, len(self.layers), generator)
-        new = self._average(self._score(inputs, target))
+        low, high = (
+            dict(zip(self.layers, draw_rates(rate, len(self.layers), generator), strict=True))
+            for rate in (self.buckets.low, self.buckets.high)
+        )
+        new = self._score(inputs, target)
         self._steps_taken += 1
         self._runs += 1
         self._share = share
-        # Layers of as many units on one device are updated as one.
-        alike: dict[tuple[int, torch.device], list[int]] = {}
-        for place, name in enumerate(self.layers):
-            if name in new:
-                alike.setdefault((len(new[name]), new[name].device), []).append(place)
-        names = list(self.layers)
-        for (_, device), places in alike.items():
-            members = [names[place] for place in places]
-            scores = torch.stack([new[name] for name in members])
-            finite = scores.isfinite().all(1, keepdim=True)
+        for members, scores in self._averages(new):
+            # Not isfinite().all(1), which is five operations.
+            finite = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True) < math.inf
             self.nonfinite += (~finite).sum().to(self.nonfinite.device)
             scores = self._carried_on(members, scores, finite)
             self.scores.update(zip(members, scores.unbind(), strict=True))
-            low_here, high_here = (rate[places].unsqueeze(1).to(device, non_blocking=True) for rate in (low, high))
+            rates = torch.tensor([[[rate[name]] for name in members] for rate in (low, high)], dtype=torch.float32)
+            low_here, high_here = rates.to(scores.device, non_blocking=True)
             update_layers(
                 [self.layers[name] for name in members],
                 bucket_probabilities(scores, low_here, high_here, self.buckets.strong_fraction),
@@ -434,10 +431,19 @@ class YDrop:
         phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1))
         return self.measure.score(settled(phase1, self.path_from, self.baseline))
 
-    def _average(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average over samples (Eq. 4), those of all ranks."""
-        if world_size() == 1:
-            return {name: values.detach().mean(0, dtype=torch.float32) for name, values in scores.items()}
+    def _averages(self, scores: dict[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:
+        """Average over samples (Eq. 4), those of all ranks: of layers of one width, by their names, as one (L, U)."""
+        if world_size() > 1:
+            scores = {name: mean.unsqueeze(0) for name, mean in self._averages_of_all_ranks(scores).items()}
+        alike: dict[tuple[torch.Size, torch.device], list[str]] = {}
+        for name in self.layers:
+            if name in scores:
+                alike.setdefault((scores[name].shape, scores[name].device), []).append(name)
+        for names in alike.values():
+            yield names, torch.stack([scores[name].detach() for name in names]).mean(1, dtype=torch.float32)
+
+    def _averages_of_all_ranks(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average over the samples of all ranks: (U,) for each layer."""
         # Sums and counts of all layers in one message: ranks may have samples in different number.
         device = self.nonfinite.device
         parts = []

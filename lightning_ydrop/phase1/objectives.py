@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
@@ -103,9 +104,9 @@ class TargetLogit(Objective):
             return _sum_of_rows(output)
         if target.is_floating_point():
             return _sum_of_rows(output * target)
-        index = target.long().unsqueeze(self.class_dim)
-        counts = index != self.ignore_index
-        return _sum_of_rows(output.gather(self.class_dim, index.where(counts, 0)) * counts)
+        # This loss is the logit with its sign turned, and 0 where a position does not count.
+        logits = output.movedim(self.class_dim, 1)
+        return -_sum_of_rows(F.nll_loss(logits, target.long(), ignore_index=self.ignore_index, reduction="none"))
 
     def check(self, output: Tensor, target: Target) -> None:
         """Refuse a target that names nothing in the output."""

@@ -14,7 +14,7 @@ Tape = dict[str, list[Tensor]]
 
 
 @contextmanager
-def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: bool = False) -> Iterator[None]:
     """Put a model in the state in which its units are measured, and undo that at the end.
 
     Inside, every module is in evaluation mode (dropout off, BatchNorm on its running statistics, which it then leaves
@@ -25,12 +25,16 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
     Args:
         model: Any model.
         device: Where it runs; the random stream of this device is kept.
+        constant_parameters: Whether gradients with respect to parameters are left out: what they alone would need is
+            not kept, and the network before the first layer recorded keeps nothing at all.
 
     """
     modules = all_modules(model)
     with ExitStack() as stack:
         stack.enter_context(_random_stream_kept(device))
         stack.enter_context(_evaluation_mode(modules))
+        if constant_parameters:
+            stack.enter_context(_constant_parameters(modules))
         if metrics := [module for module in modules if isinstance(module, Metric)]:
             stack.enter_context(_metrics_kept(metrics))
         stack.enter_context(_slow_attention())
@@ -112,6 +116,27 @@ def _set_training(module: nn.Module, training: bool) -> None:
         module.__dict__["training"] = training  # what it comes down to, without a search for parameters of that name
     else:
         module.training = training
+
+
+@contextmanager
+def _constant_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let no gradient be recorded for parameters, but for those of other classes than torch's own.
+
+    FSDP2's are such: what it gathers for a forward pass is made once, and learns for good whether it takes gradients.
+    """
+    parameters = [
+        parameter
+        for module in modules
+        for parameter in module._parameters.values()
+        if type(parameter) is nn.Parameter and parameter.requires_grad
+    ]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad = True
 
 
 @contextmanager

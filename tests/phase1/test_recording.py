@@ -116,6 +116,32 @@ def test_a_training_run_with_phase_1_observing_is_the_run_without_it() -> None:
     assert_same(*finals)
 
 
+class Watching(nn.Module):
+    """Keeps whether a gradient would be recorded where it stands."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.recorded = x.requires_grad
+        return x
+
+
+def test_before_the_first_layer_and_for_parameters_nothing_is_recorded() -> None:
+    before, behind = Watching(), Watching()
+    seen: list[bool] = []
+    model = nn.Sequential(nn.Linear(6, 8), before, ConductanceDropout(), nn.ReLU(), nn.Linear(8, 3), behind)
+    model.register_forward_hook(lambda *_: seen.append(any(each.requires_grad for each in model.parameters())))
+    layer_conductance(model, torch.randn(20, 6), 0)
+    assert not before.recorded
+    assert behind.recorded
+    assert seen == [False]
+    assert all(each.requires_grad for each in model.parameters())
+
+
+def test_a_measure_of_ones_own_may_differentiate_parameters(model: Awkward) -> None:
+    with borrowed(model, torch.device("cpu")):
+        (gradient,) = torch.autograd.grad(model(torch.randn(20, 6)).sum(), [model.head.weight])
+    assert gradient.abs().sum() > 0
+
+
 def test_only_modules_that_were_training_train_again(model: Awkward) -> None:
     with borrowed(model, torch.device("cpu")):
         assert not any(module.training for module in model.modules())
