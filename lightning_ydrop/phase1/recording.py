@@ -120,9 +120,9 @@ def _set_training(module: nn.Module, training: bool) -> None:
 
 @contextmanager
 def _constant_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let no gradient be recorded for parameters, but for those of other classes than torch's own.
+    """Let no gradient be recorded for parameters of torch's own class.
 
-    FSDP2's are such: what it gathers for a forward pass is made once, and learns for good whether it takes gradients.
+    Others are left alone: FSDP2 puts what it gathers in the place of its DTensors while the model runs.
     """
     parameters = [
         parameter

@@ -97,7 +97,8 @@ def test_observing_changes_nothing(results: Results, strategy: str, accumulate: 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return launch(2, tmp_path_factory.mktemp("others"), "engine", *(f"resumed/{strategy}" for strategy in RESUMED))
+    cases = (case for strategy in RESUMED for case in (f"resumed/{strategy}", f"{strategy}/1/measure"))
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", *cases)
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:
@@ -122,6 +123,12 @@ def test_what_is_wrong_on_one_rank_is_raised_on_all(others: Results) -> None:
     assert first["labels"].startswith("Rank 1 cannot run phase 1: The target holds classes from 5 to 9")
     for ended in others["engine"]:
         assert "layers of the same width" in ended["widths"]
+
+
+@pytest.mark.parametrize("strategy", RESUMED)
+def test_measuring_first_changes_nothing(two: Results, others: Results, strategy: str) -> None:
+    for measured, without in zip(others[f"{strategy}/1/measure"], two[f"{strategy}/1/without"], strict=True):
+        assert_same(measured["weights"], without["weights"])
 
 
 @pytest.mark.parametrize("strategy", RESUMED)

@@ -14,7 +14,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, Measure, Phase1, YDrop, YDropCallback
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConfigurationError,
+    Measure,
+    Phase1,
+    YDrop,
+    YDropCallback,
+    layer_conductance,
+)
 from lightning_ydrop.phase1.measures import Conductance
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -67,6 +75,13 @@ class Observing(YDropCallback):
         self.engine.deactivate()
 
 
+class Measuring(Callback):
+    """Conductance is measured before the model has run for the first time."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layer_conductance(pl_module, torch.ones(4, 12), 0)
+
+
 class Seeing(Measure):
     """Conductance that keeps the samples that it was given last."""
 
@@ -104,7 +119,8 @@ def trained(strategy: str, accumulate: int, mode: str) -> dict[str, Any]:
     torch.manual_seed(5)
     net = Net()
     torch.manual_seed(10 + dist.get_rank())
-    fit(net, strategy, accumulate, [] if mode == "without" else [callback])
+    callbacks: dict[str, list[Callback]] = {"without": [], "measure": [Measuring()]}
+    fit(net, strategy, accumulate, callbacks.get(mode, [callback]))
     ended: dict[str, Any] = {"weights": whole(net.state_dict()), "mask": net.dropped}
     if callback.engine is not None:
         ended |= {"ydrop": callback.engine.state_dict(), "samples": measure.inputs}
