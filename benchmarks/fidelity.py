@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
+from benchmarks.layers import num_samples_of
 from benchmarks.networks import ACTIVATIONS, RECOMMENDED, MakeDropout, Transformer, perceptron, small_cnn
 from benchmarks.report import write_report
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
@@ -71,7 +72,7 @@ class Setting:
 
 def fitting(n_steps: int, period: int = 1, decay: float = 0.0, quadrature: Quadrature = "right") -> Setting:
     """Make a setting with as many samples as the batch has rows for."""
-    samples = (BATCH_SIZE - 1) // n_steps if quadrature == "right" else BATCH_SIZE // (n_steps + 1)
+    samples = num_samples_of(BATCH_SIZE, n_steps) if quadrature == "right" else BATCH_SIZE // (n_steps + 1)
     return Setting(n_steps, samples, period, decay, quadrature)
 
 

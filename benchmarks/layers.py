@@ -106,9 +106,9 @@ def _with_layers(network: nn.Sequential, hidden: Collection[int]) -> nn.Sequenti
     return nn.Sequential(*[ConductanceDropout() if i in places else module for i, module in enumerate(network)])
 
 
-def num_samples_of(batch_size: int) -> int:
-    """Say for how many samples a batch has rows."""
-    return (batch_size - 1) // N_STEPS
+def num_samples_of(batch_size: int, n_steps: int = N_STEPS) -> int:
+    """Say for how many samples a batch has rows where one start serves all of them."""
+    return (batch_size - 1) // n_steps
 
 
 def paths(x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:

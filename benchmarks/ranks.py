@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jsonargparse import auto_cli
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measuring import in_turn, quartiles, ratios, wait_for
+from benchmarks.measuring import in_turn, quartiles, ratios, training_step, wait_for
 from benchmarks.memory import CASES
 from benchmarks.report import write_report
 from lightning_ydrop import YDrop
@@ -102,8 +102,7 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
     x, y = torch.randn(batch_size, *case.shape, device=where), torch.randint(10, (batch_size,), device=where)
     ydrop = YDrop(model)
     ydrop.rehearse(x, y)
-    wrapped = DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train = training_step(DistributedDataParallel(model), x, y)
 
     def synchronised() -> None:
         ydrop.step(x, y)
@@ -117,21 +116,20 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
         with _replaced("world_size", _one):
             ydrop.step(x, y)
 
-    def train() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(wrapped(x), y).backward()
-        optimizer.step()
-
     size = _bytes_exchanged(synchronised)
     message = torch.zeros(size, dtype=torch.uint8, device=where).view(torch.float32)
 
     def exchange() -> None:
         dist.all_reduce(message)
 
-    timed = {
-        run.__name__: partial(_seconds_of_all, run, where)
-        for run in (synchronised, without_exchange, alone, exchange, train)
+    runs = {
+        "synchronised": synchronised,
+        "without exchange": without_exchange,
+        "alone": alone,
+        "exchange": exchange,
+        "train": train,
     }
+    timed = {run: partial(_seconds_of_all, call, where) for run, call in runs.items()}
     seconds = in_turn(timed, rounds=rounds, warm_up=3)
     micro = {run: 1e6 * statistics.median(values) for run, values in seconds.items()}
     synchronisation = micro["synchronised"] - micro["alone"]
@@ -141,7 +139,7 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
         "with against without": ratios(seconds, "alone")["synchronised"],
         "quartiles": quartiles(seconds, "synchronised", "alone"),
         "synchronisation us": round(synchronisation),
-        "of which exchange us": round(micro["synchronised"] - micro["without_exchange"]),
+        "of which exchange us": round(micro["synchronised"] - micro["without exchange"]),
         "exchange by itself us": round(micro["exchange"]),
         "bytes": size,
         "step ms": micro["synchronised"] / 1e3,

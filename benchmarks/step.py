@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import in_turn, quartiles, ratios, wait_for
+from benchmarks.layers import N_STEPS, num_samples_of
+from benchmarks.measuring import in_turn, quartiles, ratios, training_step, wait_for
 from benchmarks.networks import RECOMMENDED, MakeDropout, Transformer, paper_cnn, perceptron, resnet
 from benchmarks.report import write_report
 from lightning_ydrop import CaptumMeasure, ConductanceDropout, YDrop, YDropCallback
@@ -173,7 +174,7 @@ def floor(case: Case, x: Tensor, y: Tensor) -> float:
         if isinstance(module, ConductanceDropout):
             module.register_forward_hook(lambda module, args, output: recorded.append(output))
     model.eval()
-    rows = BATCH_SIZE - 1 - (BATCH_SIZE - 1) % 5 + 1
+    rows = N_STEPS * num_samples_of(BATCH_SIZE) + 1
     with FlopCounterMode(display=False) as phase1:
         torch.autograd.grad(model(x[:rows]).sum(), recorded)
     return 1 + float(phase1.get_total_flops() / step.get_total_flops())
@@ -182,14 +183,12 @@ def floor(case: Case, x: Tensor, y: Tensor) -> float:
 def _start_bare(model: nn.Module, x: Tensor, y: Tensor, arguments: Arguments) -> Callable[[], float]:
     """Make a training loop of one batch, of which each call runs and times some steps."""
     ydrop = None if arguments is None else YDrop(model, **arguments)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    train = training_step(model, x, y)
 
     def step() -> None:
         if ydrop is not None:
             ydrop.step(x, y)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+        train()
 
     step()
     began = time.perf_counter()

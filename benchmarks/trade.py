@@ -10,13 +10,12 @@ from pathlib import Path
 
 import matplotlib
 import torch
-import torch.nn.functional as F
 from jsonargparse import auto_cli
 from matplotlib import pyplot
 from torch import nn
 
 from benchmarks.fidelity import CHEAP, PAPER, SETTINGS, Setting
-from benchmarks.measuring import interleaved, ratios
+from benchmarks.measuring import interleaved, ratios, training_step
 from benchmarks.report import Row, read_report, write_report
 from benchmarks.step import BATCH_SIZE, CASES
 from lightning_ydrop import YDrop
@@ -66,14 +65,7 @@ def measure(network: str, rounds: int, device: torch.device) -> dict[Setting, fl
     case = CASES[network]
     x, y = torch.randn(BATCH_SIZE, *case.shape, device=device), torch.randint(10, (BATCH_SIZE,), device=device)
     plain, driven = case.model("dropout").to(device), case.model("paper").to(device)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(plain(x), y).backward()
-        optimizer.step()
-
-    runs: dict[str, Callable[[], object]] = {"dropout": step}
+    runs: dict[str, Callable[[], object]] = {"dropout": training_step(plain, x, y)}
     for setting in SETTINGS:
         runs.setdefault(_rule(setting), _phase1(driven, setting, x, y))
     found = ratios(interleaved(runs, rounds=rounds, device=device), "dropout")

@@ -1,5 +1,6 @@
 """Data sets: scikit-learn's digits, which ship inside the package, and MNIST."""
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 from torchvision.datasets import MNIST
 
 Samples = Dataset[tuple[Tensor, ...]]
@@ -21,16 +22,20 @@ class ImagesInMemory(L.LightningDataModule):
         batch_size: Samples in a training batch.
         val_fraction: Share of the training set held out, in (0, 1).
         split_seed: Of the choice of the samples held out, the same for every run that is compared.
+        train_fraction: Share of what is not held out to train on, in (0, 1]: how much does it matter to have data?
 
     """
 
     num_features: int
 
-    def __init__(self, batch_size: int = 64, val_fraction: float = 0.25, split_seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 64, val_fraction: float = 0.25, split_seed: int = 0, train_fraction: float = 1.0
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
+        self.train_fraction = train_fraction
 
     @abstractmethod
     def load(self) -> tuple[TensorDataset, TensorDataset]:
@@ -40,7 +45,8 @@ class ImagesInMemory(L.LightningDataModule):
         """Read the data and split off the validation set."""
         train, self.test = self.load()
         split = [1 - self.val_fraction, self.val_fraction]
-        self.train, self.val = random_split(train, split, torch.Generator().manual_seed(self.split_seed))
+        ours, self.val = random_split(train, split, torch.Generator().manual_seed(self.split_seed))
+        self.train = Subset(train, ours.indices[: math.ceil(self.train_fraction * len(ours))])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
@@ -80,15 +86,21 @@ class MNISTDigits(ImagesInMemory):
         batch_size: Samples in a training batch.
         val_fraction: Share of the training set held out, in (0, 1).
         split_seed: Of the choice of the samples held out, the same for every run that is compared.
+        train_fraction: Share of what is not held out to train on, in (0, 1].
 
     """
 
     num_features = 784
 
     def __init__(
-        self, root: str = "data", batch_size: int = 64, val_fraction: float = 0.25, split_seed: int = 0
+        self,
+        root: str = "data",
+        batch_size: int = 64,
+        val_fraction: float = 0.25,
+        split_seed: int = 0,
+        train_fraction: float = 1.0,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed)
+        super().__init__(batch_size, val_fraction, split_seed, train_fraction)
         self.root = root
 
     def prepare_data(self) -> None:

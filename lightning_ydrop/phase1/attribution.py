@@ -1,7 +1,7 @@
 """The conductance of many layers in one forward and one backward pass."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -230,8 +230,8 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
     activations = [activation for _, activation in recorded]
     gradients = _gradients(value, activations)
     scores: dict[str, Tensor] = {}
-    for place, each in _path_conductances(activations, gradients, phase1.num_samples, phase1.quadrature):
-        name, _ = recorded[place]
+    measured = _path_conductances(activations, gradients, phase1.num_samples, phase1.quadrature)
+    for (name, _), each in zip(recorded, measured, strict=True):
         units = sum_to_units(each, phase1.unit_dims[name])
         scores[name] = scores[name] + units if name in scores else units
     return scores
@@ -239,22 +239,25 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
 
 def _path_conductances(
     activations: list[Tensor], gradients: list[Tensor], num_samples: int, quadrature: Quadrature
-) -> Iterator[tuple[int, Tensor]]:
-    """Give the conductance (B, *) of each activation, with its place in the list: of small ones side by side, as one.
+) -> list[Tensor]:
+    """Give the conductance (B, *) of each activation: of small ones (rows, U) side by side, as if they were one.
 
-    Small means that it takes less time to copy them than to start the operations for each of them.
+    To copy these takes less time than to start the operations for each of them.
     """
+    measured: dict[int, Tensor] = {}
     side_by_side: dict[torch.device, list[int]] = {}
     for place, activation in enumerate(activations):
         if activation.ndim == 2 and activation.numel() <= SMALL:
             side_by_side.setdefault(activation.device, []).append(place)
         else:
-            yield place, path_conductance(activation.detach(), gradients[place], num_samples, quadrature)
+            measured[place] = path_conductance(activation.detach(), gradients[place], num_samples, quadrature)
     for places in side_by_side.values():
-        beside = torch.cat([activations[place].detach() for place in places], 1)
+        paths = torch.cat([activations[place].detach() for place in places], 1)
         slopes = torch.cat([gradients[place] for place in places], 1)
-        together = path_conductance(beside, slopes, num_samples, quadrature)
-        yield from zip(places, torch.split(together, [activations[place].shape[1] for place in places], 1), strict=True)
+        together = path_conductance(paths, slopes, num_samples, quadrature)
+        widths = [activations[place].shape[1] for place in places]
+        measured.update(zip(places, torch.split(together, widths, 1), strict=True))
+    return [measured[place] for place in range(len(activations))]
 
 
 def _along_the_path(rows: Tensor, num_starts: int, n_steps: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, layer_conductance
 from lightning_ydrop.functional.attribution import Quadrature
+from lightning_ydrop.phase1 import attribution
 from tests.networks import NETWORKS, leaves, network_and_batch, perceptron
 from tests.oracles import conductance_of_one_sample
 
@@ -275,6 +276,19 @@ def test_frozen_parts_change_nothing(frozen: int) -> None:
         scores = layer_conductance(model, x, y)
     for name in expected:
         assert torch.allclose(scores[name], expected[name])
+
+
+def test_small_activations_are_measured_side_by_side_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = nn.Linear(12, 12)
+    model = nn.Sequential(shared, nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), shared, nn.ReLU(), nn.Linear(12, 5))
+    x, y = torch.randn(6, 12, dtype=torch.float64), torch.randint(0, 5, (6,))
+    together = layer_conductance(model.double(), x, y, layers=["0", "1", "2", "5"])
+    monkeypatch.setattr(attribution, "SMALL", 0)
+    alone = layer_conductance(model, x, y, layers=["0", "1", "2", "5"])
+    assert list(together) == list(alone)
+    for name, scores in alone.items():
+        assert scores.abs().sum() > 0
+        assert torch.allclose(together[name], scores, rtol=1e-12), name
 
 
 def test_units_of_a_sequence_are_its_features() -> None:
