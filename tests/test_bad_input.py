@@ -265,6 +265,14 @@ def reading(value: Any) -> Net:
     return Reading()
 
 
+class Attributed(Net):
+    """A network with something else in the place of one of its own methods for Y-Drop."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, 3)
+
+
 class NoForward(LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -541,6 +549,8 @@ FITS = [
         settings={"adapter": KeyAdapter(["x"], "y", keywords=True)},
     ),
     wrong("own inputs without target", "Reading.ydrop_inputs returned Tensor(shape=(16, 12)", net=lambda: reading(X)),
+    wrong("own inputs are no method", "Attributed.ydrop_inputs is 3.", net=lambda: Attributed("ydrop_inputs")),
+    wrong("own forward is no method", "Attributed.ydrop_forward is 3.", net=lambda: Attributed("ydrop_forward")),
     wrong("own inputs are nothing", "Reading.ydrop_inputs returned None.", net=lambda: reading(None)),
     wrong("own inputs are three", "Reading.ydrop_inputs returned tuple(", net=lambda: reading((X, Y, Y))),
     # Targets

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,8 +160,7 @@ class YDropCallback(Callback):
                 rank_zero_info(str(report))
         layers = driven_layers(pl_module)
         if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):
-            forward = getattr(pl_module, "ydrop_forward", None)
-            self.engine = YDrop(pl_module, forward=forward, **self._settings)
+            self.engine = YDrop(pl_module, forward=_own_method(pl_module, "ydrop_forward"), **self._settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
@@ -228,7 +227,7 @@ class YDropCallback(Callback):
 
     def _read(self, pl_module: LightningModule, batch: Any) -> tuple[Inputs, Target]:
         """Take inputs and target out of a batch."""
-        own: Any = getattr(pl_module, "ydrop_inputs", None)
+        own = _own_method(pl_module, "ydrop_inputs")
         read: Any = self.adapter.read(batch) if own is None else own(batch)
         if not (isinstance(read, (tuple, list)) and len(read) == 2):
             reader = f"{self.adapter!r}.read" if own is None else f"{type(pl_module).__name__}.ydrop_inputs"
@@ -262,6 +261,18 @@ class YDropCallback(Callback):
     def _release(self) -> None:
         if self.engine is not None:
             self.engine.deactivate()
+
+
+def _own_method(pl_module: LightningModule, name: str) -> Callable[..., Any] | None:
+    """Find a method that a LightningModule may have for Y-Drop."""
+    method: Any = getattr(pl_module, name, None)
+    if method is not None and not callable(method):
+        raise ConfigurationError(
+            f"{type(pl_module).__name__}.{name} is {describe(method)}.",
+            f"`{name}` is a method that YDropCallback calls where a LightningModule has it.",
+            "Write a method of that name, or call the attribute something else.",
+        )
+    return method  # type: ignore[no-any-return]
 
 
 @contextmanager

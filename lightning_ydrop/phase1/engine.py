@@ -313,9 +313,15 @@ class YDrop:
         """Take up where `state_dict` was taken.
 
         Raises:
-            ConfigurationError: If the state is that of other layers.
+            ConfigurationError: If the state is that of other layers, or none.
 
         """
+        if not (isinstance(state, dict) and state.keys() == self.state_dict().keys()):
+            raise ConfigurationError(
+                f"{describe(state)} was given as a Y-Drop state.",
+                "A state is what `YDrop.state_dict` gave, whole.",
+                "Load one of those, or start without it.",
+            )
         if state["layers"].keys() != self.layers.keys():
             raise ConfigurationError(
                 f"A Y-Drop state of the layers {', '.join(map(repr, state['layers']))} was given to a model with "

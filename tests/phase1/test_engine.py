@@ -353,6 +353,12 @@ def test_a_state_of_another_network_is_refused() -> None:
         engine.load_state_dict(YDrop(perceptron()).state_dict())
 
 
+@pytest.mark.parametrize("state", [{}, {"layers": {}}, None])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(ConfigurationError, match="was given as a Y-Drop state"):
+        YDrop(perceptron()).load_state_dict(state)
+
+
 def test_compilation_does_not_show_in_the_state() -> None:
     compiled: Any = torch.compile(perceptron(), backend="eager")
     engine = YDrop(nn.Sequential(compiled))
