@@ -95,7 +95,6 @@ OF_THE_SCHEDULE: dict[str, tuple[Any, ...]] = {
     "annealing_steps": (-1, 1.5, "100", True),
     "transition": ("ramp", 1, None),
     "every_n_batches": (0, -1, 1.5, "1", None),
-    "score_decay": (-0.1, 1, 1.5, "0.5", None, float("nan")),
     "adapter": ("KeyAdapter", None),
 }
 CLASS_DIMS = (0, 1.5, "1", None, True)

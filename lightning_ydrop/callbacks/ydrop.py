@@ -62,8 +62,6 @@ class YDropCallback(Callback):
             the start, and moves in a line from the vanilla rate to the buckets' while annealing.
         every_n_batches: Phase 1 runs on every so-manyth batch, at least 1; its probabilities serve until the next, and
             their running mean moves as far as in so many updates.
-        score_decay: Units are ranked by a running mean of scores in which each phase 1 counts so many times as much as
-            the next, in [0, 1): 0, the paper's, ranks by the last one alone.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
         objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
         path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs: for
@@ -95,7 +93,6 @@ class YDropCallback(Callback):
         annealing_steps: int | None = None,
         transition: Transition = "step",
         every_n_batches: int = 1,
-        score_decay: float = 0.0,
         adapter: Adapter = AutomaticAdapter(),
         objective: Objective = TargetLogit(),
         path_from: str | None = None,
@@ -116,7 +113,6 @@ class YDropCallback(Callback):
             "path_from": path_from,
             "seed": seed,
             "every_n_batches": every_n_batches,
-            "score_decay": score_decay,
         }
         # Now, though the engine checks them too: a bad YAML file should fail when it is parsed.
         check_settings("YDropCallback", **self._settings)

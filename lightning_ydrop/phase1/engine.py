@@ -19,7 +19,6 @@ from lightning_ydrop.errors import (
     check_module,
     check_rate,
     describe,
-    is_real,
 )
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
@@ -74,8 +73,6 @@ class YDrop:
         seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
         every_n_batches: Phase 1 runs in every so-manyth `step`, at least 1; its probabilities serve until the next, and
             their running mean moves as far as in so many updates.
-        score_decay: Units are ranked by a running mean of scores in which each phase 1 counts so many times as much as
-            the next, in [0, 1): 0, the paper's, ranks by the last one alone.
 
     Attributes:
         layers: The layers driven, by name.
@@ -113,7 +110,6 @@ class YDrop:
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
         every_n_batches: int = 1,
-        score_decay: float = 0.0,
     ) -> None:
         check_settings(
             type(self).__name__,
@@ -129,7 +125,6 @@ class YDrop:
             path_from=path_from,
             seed=seed,
             every_n_batches=every_n_batches,
-            score_decay=score_decay,
         )
         check_module(type(self).__name__, model)
         if forward is not None and not callable(forward):
@@ -152,7 +147,6 @@ class YDrop:
         self.forward = model if forward is None else forward
         self.seed = seed
         self.every_n_batches = every_n_batches
-        self.score_decay = score_decay
         # One update stands for so many towards the same rates, so that elasticity means the same whatever n is.
         self._elasticity_of_an_update = elasticity if every_n_batches == 1 else 1 - (1 - elasticity) ** every_n_batches
         self.layers = driven_layers(model)
@@ -164,7 +158,6 @@ class YDrop:
         self.scores: dict[str, Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64)
         self._steps_taken = 0
-        self._runs = 0
         self._share = 1.0
         self._num_units: dict[str, int] = {}
 
@@ -206,13 +199,11 @@ class YDrop:
         )
         new = self._score(inputs, target)
         self._steps_taken += 1
-        self._runs += 1
         self._share = share
         for members, scores in self._averages(new):
             # Not isfinite().all(1), which is five operations.
             finite = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True) < math.inf
             self.nonfinite += (~finite).sum().to(self.nonfinite.device)
-            scores = self._carried_on(members, scores, finite)
             self.scores.update(zip(members, scores.unbind(), strict=True))
             rates = torch.tensor([[[rate[name]] for name in members] for rate in (low, high)], dtype=torch.float32)
             low_here, high_here = rates.to(scores.device, non_blocking=True)
@@ -295,7 +286,6 @@ class YDrop:
         """Hold all that resuming needs: tensors, numbers and dictionaries alone."""
         return {
             "steps_taken": self._steps_taken,
-            "runs": self._runs,
             "nonfinite": self.nonfinite.clone(),
             "share": self._share,
             "scores": {name: scores.clone() for name, scores in self.scores.items()},
@@ -331,7 +321,6 @@ class YDrop:
             )
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self._steps_taken = state["steps_taken"]
-        self._runs = state["runs"]
         self.nonfinite = state["nonfinite"].to(device, copy=True)
         self._share = state["share"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
@@ -461,19 +450,6 @@ class YDrop:
         totals = iter(torch.split(flat, [length for size in self._num_units.values() for length in (size, 1)]))
         return {name: next(totals) / next(totals) for name in self._num_units}
 
-    def _carried_on(self, names: list[str], scores: Tensor, finite: Tensor) -> Tensor:
-        """Take the running mean of new scores (L, U) of some layers and those before, where `finite` (L, 1) says so."""
-        if self.score_decay == 0:
-            return scores
-        # Scores are their own mean where there are none before.
-        former = torch.stack(
-            [self.scores.get(name, row).to(row.device) for name, row in zip(names, scores.unbind(), strict=True)]
-        )
-        # What the newest of so many weighs beside all before it, 1 for the first.
-        weight = (1 - self.score_decay) / (1 - self.score_decay**self._runs)
-        mean = torch.where(former.isfinite().all(1, keepdim=True), former.lerp(scores, weight), scores)
-        return torch.where(finite, mean, former)
-
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""
         # Hashed, since torch's CPU generator looks at no more than 32 bits of a seed.
@@ -507,7 +483,6 @@ def check_settings(
     path_from: str | None,
     seed: int,
     every_n_batches: int,
-    score_decay: float,
 ) -> None:
     """Check the settings that the engine and what stands above it share.
 
@@ -538,9 +513,3 @@ def check_settings(
         )
     check_count(owner, "seed", seed, minimum=0, example=0)
     check_count(owner, "every_n_batches", every_n_batches, minimum=1, example=5)
-    if not (is_real(score_decay) and 0.0 <= score_decay < 1.0):
-        raise ConfigurationError(
-            f"{owner}(score_decay={describe(score_decay)}) was given.",
-            "`score_decay` is a number in [0, 1), where 0 ranks units by the last scores alone.",
-            "Pass, for example, score_decay=0.7.",
-        )

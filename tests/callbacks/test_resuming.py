@@ -32,7 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[int, int | None]]] = {
     "after the first batch of Y-Drop": (STEP, 1, (2, 1)),
     "after the switch": (STEP, 1, (2, 4)),
     "at the end of an epoch of Y-Drop": (STEP, 1, (2, None)),
-    "between two runs of phase 1": (STEP | {"every_n_batches": 4, "score_decay": 0.5}, 1, (2, 3)),
+    "between two runs of phase 1": (STEP | {"every_n_batches": 4}, 1, (2, 3)),
     "in a linear transition": ({"annealing_steps": 15, "transition": "linear"}, 1, (1, 4)),
     "between two runs in a linear transition": (
         {"annealing_steps": 20, "transition": "linear", "every_n_batches": 4},

@@ -1,7 +1,6 @@
 import copy
 import io
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -207,56 +206,6 @@ def test_a_rare_phase_1_moves_the_running_mean_as_far_as_frequent_ones() -> None
     layer = engine.layers["1"]
     for drop_prob, mean in zip(layer.drop_prob.tolist(), layer.mean_drop_prob.tolist(), strict=True):
         assert mean == pytest.approx(running_mean([drop_prob] * 4, 0.2, 0.1), abs=1e-6)
-
-
-class Scripted(Measure):
-    """Scores the units of a perceptron as it is told, one run after the other."""
-
-    def __init__(self, runs: list[list[float]]) -> None:
-        self.runs = [torch.tensor(run) for run in runs]
-        self.run = -1  # the rehearsal
-
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
-        """Give the next scores."""
-        scores = self.runs[max(0, self.run)]
-        self.run += 1
-        return {name: scores.repeat(size // 2).expand(1, -1) for name, size in {"1": 16, "4": 10}.items()}
-
-
-def test_scores_are_carried_on_as_a_running_mean() -> None:
-    runs = [[1.0, 0.0], [0.0, 4.0], [2.0, 1.0]]
-    engine = YDrop(perceptron(), measure=Scripted(runs), score_decay=0.5, every_n_batches=2)
-    seen = []
-    for _ in range(6):
-        engine.step(*batch_of())
-        seen.append(engine.scores["1"][:2].tolist())
-    first, second = [1.0, 0.0], [(0.5 * 1 + 0) / 1.5, (0.5 * 0 + 4) / 1.5]
-    third = [(0.25 * 1 + 0.5 * 0 + 2) / 1.75, (0.25 * 0 + 0.5 * 4 + 1) / 1.75]
-    assert seen == [pytest.approx(each) for each in (first, first, second, second, third, third)]
-    # The second unit is strong by what was found before, though the last scores alone say otherwise.
-    assert engine.layers["1"].drop_prob[1] > engine.layers["1"].drop_prob[0]
-
-
-def test_scores_that_are_not_finite_are_not_carried_on() -> None:
-    runs = [[1.0, 0.0], [3.0, 4.0], [math.nan, 9.0], [0.0, 0.0]]
-    engine = YDrop(perceptron(), measure=Scripted(runs), score_decay=0.5)
-    means = []
-    for _ in range(4):
-        engine.step(*batch_of())
-        means.append(engine.scores["1"][:2].tolist())
-    assert means[1] == means[2] == pytest.approx([3.5 / 1.5, 4 / 1.5])
-    assert engine.nonfinite.item() == 2  # of both layers
-    assert means[3] == pytest.approx([value * (1 - 1 / 1.875) for value in means[2]])  # of the fourth run
-
-
-def test_behind_scores_that_were_not_finite_new_ones_count_alone() -> None:
-    measure = Scripted([[math.inf, 1.0], [3.0, 4.0]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = YDrop(perceptron(), measure=measure, score_decay=0.5)
-        for _ in range(2):
-            engine.step(*batch_of())
-    assert engine.scores["1"][:2].tolist() == [3.0, 4.0]
 
 
 def test_a_share_moves_on_where_phase_1_is_not_due() -> None:
