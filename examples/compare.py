@@ -5,7 +5,11 @@ program does not know it hands on to train.py, so that
 
     python examples/compare.py --arms dropout ydrop --seeds 0 1 2 --jobs 2 --config examples/configs/mnist.yaml
 
-compares the two on MNIST. It writes table.md, and a picture of the runs of the first seed, to the folder --out.
+compares the two on MNIST. Arguments of YDropCallback for all arms that have one come behind --ydrop, such as
+
+    --ydrop n_steps=2 quadrature=trapezoid
+
+It writes table.md, and a picture of the runs of the first seed, to the folder --out.
 """
 
 import argparse
@@ -38,13 +42,14 @@ class Result:
     folder: Path
 
 
-def run(arm: str, seed: int, out: Path, overrides: Sequence[str], threads: int | None) -> Result:
+def run(arm: str, seed: int, out: Path, ydrop: Sequence[str], overrides: Sequence[str], threads: int | None) -> Result:
     """Train and test one arm with one seed."""
     overlay = CONFIGS / f"{arm}.yaml"
     args = ["fit", f"--config={CONFIGS / 'base.yaml'}", *overrides, f"--config={overlay}", f"--seed_everything={seed}"]
     args += [f"--trainer.logger.init_args.save_dir={out}", f"--trainer.logger.init_args.name={arm}-{seed}"]
     if "YDropCallback" in overlay.read_text():
-        args.append(f"--trainer.callbacks.init_args.seed={seed}")  # of the last callback, which is this one
+        # Of the last callback, which is this one.
+        args += [f"--trainer.callbacks.init_args.{argument}" for argument in (f"seed={seed}", *ydrop)]
     if threads is not None:
         torch.set_num_threads(threads)
         args.append("--trainer.enable_progress_bar=false")  # one line of many runs would be unreadable
@@ -87,16 +92,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=["plain", "dropout", "ydrop"], help="files of examples/configs/")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--ydrop", nargs="+", default=[], help="arguments of YDropCallback, as name=value")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where runs and the table are written")
     known, overrides = parser.parse_known_args()
     grid = [(arm, seed) for seed in known.seeds for arm in known.arms]
     if known.jobs == 1:
-        results = [run(arm, seed, known.out, overrides, None) for arm, seed in grid]
+        results = [run(arm, seed, known.out, known.ydrop, overrides, None) for arm, seed in grid]
     else:
         threads = max(1, (os.cpu_count() or 1) // known.jobs)
         with ProcessPoolExecutor(known.jobs, multiprocessing.get_context("spawn")) as pool:
-            waiting = [pool.submit(run, arm, seed, known.out, overrides, threads) for arm, seed in grid]
+            waiting = [pool.submit(run, arm, seed, known.out, known.ydrop, overrides, threads) for arm, seed in grid]
             results = [future.result() for future in waiting]
     first = {result.arm: result.folder for result in results if result.seed == known.seeds[0]}
     draw_runs(first, known.out / "picture.png")

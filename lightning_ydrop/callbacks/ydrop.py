@@ -2,13 +2,12 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
 from lightning_ydrop.errors import ConfigurationError, check_flag, describe
@@ -18,10 +17,8 @@ from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.phase1.engine import NumSamples, YDrop, check_settings, driven_layers
-from lightning_ydrop.phase1.inputs import Inputs
 from lightning_ydrop.phase1.measures import Conductance, Measure
-from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit
-from lightning_ydrop.phase1.recording import all_modules
+from lightning_ydrop.phase1.objectives import Objective, TargetLogit
 
 
 class YDropCallback(Callback):
@@ -156,7 +153,7 @@ class YDropCallback(Callback):
                 rank_zero_info(str(report))
         layers = driven_layers(pl_module)
         if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):
-            self.engine = YDrop(pl_module, forward=_own_method(pl_module, "ydrop_forward"), **self._settings)
+            self.engine = YDrop(pl_module, forward=own_method(pl_module, "ydrop_forward"), **self._settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
@@ -180,9 +177,9 @@ class YDropCallback(Callback):
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
         due = share > 0 and self.engine.is_due
         if due or not self._rehearsed:
-            inputs, target = self._read(pl_module, batch)
+            inputs, target = read_batch(pl_module, self.adapter, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
-            with trainer.precision_plugin.forward_context(), _logging_muted(pl_module):
+            with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
                 if not self._rehearsed:
                     self.engine.rehearse(inputs, target)
                     self._rehearsed = True
@@ -221,20 +218,6 @@ class YDropCallback(Callback):
         """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""
         self._state_to_load = state_dict
 
-    def _read(self, pl_module: LightningModule, batch: Any) -> tuple[Inputs, Target]:
-        """Take inputs and target out of a batch."""
-        own = _own_method(pl_module, "ydrop_inputs")
-        read: Any = self.adapter.read(batch) if own is None else own(batch)
-        if not (isinstance(read, (tuple, list)) and len(read) == 2):
-            reader = f"{self.adapter!r}.read" if own is None else f"{type(pl_module).__name__}.ydrop_inputs"
-            raise ConfigurationError(
-                f"{reader} returned {describe(read)}.",
-                "It returns a pair (inputs, target).",
-                "Return, for example, (batch['image'], batch['label']), or (x, None) without a target.",
-            )
-        inputs, target = read
-        return inputs, target
-
     def _log(self, pl_module: LightningModule) -> None:
         assert self.engine is not None
         values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
@@ -257,40 +240,6 @@ class YDropCallback(Callback):
     def _release(self) -> None:
         if self.engine is not None:
             self.engine.deactivate()
-
-
-def _own_method(pl_module: LightningModule, name: str) -> Callable[..., Any] | None:
-    """Find a method that a LightningModule may have for Y-Drop."""
-    method: Any = getattr(pl_module, name, None)
-    if method is not None and not callable(method):
-        raise ConfigurationError(
-            f"{type(pl_module).__name__}.{name} is {describe(method)}.",
-            f"`{name}` is a method that YDropCallback calls where a LightningModule has it.",
-            "Write a method of that name, or call the attribute something else.",
-        )
-    return method  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _logging_muted(pl_module: LightningModule) -> Iterator[None]:
-    """Keep what a model logs in its forward pass out of the logs: phase 1 is no training step."""
-    modules = [module for module in all_modules(pl_module) if isinstance(module, LightningModule)]
-    # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
-    own = [module.__dict__.get("log") for module in modules]
-    try:
-        for module in modules:
-            module.__dict__["log"] = _ignore
-        yield
-    finally:
-        for module, log in zip(modules, own, strict=True):
-            if log is None:
-                del module.__dict__["log"]
-            else:
-                module.__dict__["log"] = log
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Take what would have been logged."""
 
 
 def _is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:

@@ -60,6 +60,24 @@ def top_share(scores: Tensor, fraction: float = 0.2) -> Tensor:
     return positive[:count].sum() / positive.sum()
 
 
+def gini(scores: Tensor) -> Tensor:
+    """Gini coefficient of the positive scores, where the others count as 0.
+
+    Args:
+        scores: Shape (U,).
+
+    Returns:
+        A scalar on the device of `scores`, from 0 where all units score alike to 1 - 1/U where one unit has it all; NaN
+        where no score is positive.
+
+    """
+    positive = scores.clamp(min=0).sort().values
+    num_units = len(positive)
+    # Each sorted score by how many lie below it less how many lie above it: half the sum of all differences.
+    weights = torch.arange(1 - num_units, num_units, 2, dtype=positive.dtype, device=positive.device)
+    return weights @ positive / (num_units * positive.sum())
+
+
 def _increments(path: Tensor, start_rows: int, num_samples: int) -> Tensor:
     """Take from each point behind the start the one before it: shape (S*B, *)."""
     if start_rows == num_samples:

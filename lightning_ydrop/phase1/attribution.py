@@ -1,8 +1,9 @@
 """The conductance of many layers in one forward and one backward pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ def layer_conductance(
     quadrature: Quadrature = "right",
     objective: Objective = TargetLogit(),
     path_from: str | None = None,
+    forward: Callable[..., Any] | None = None,
     unit_dim: int = 1,
     max_rows: int | None = None,
 ) -> dict[str, Tensor]:
@@ -60,6 +62,7 @@ def layer_conductance(
         objective: F, what is differentiated.
         path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
             It takes one more forward pass of the samples.
+        forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
         max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
             number splits the samples, and where that does not do each path, into as many passes as needed, which give
@@ -85,12 +88,13 @@ def layer_conductance(
     check_objective("layer_conductance", objective)
     if max_rows is not None:
         check_count("layer_conductance", "max_rows", max_rows, minimum=2, example=1024)
+    called = model if forward is None else forward
     chosen = select_layers(model, layers)
     for_all = target if isinstance(target, int) else None
     phase1 = phase1_of(
         model,
-        model,
-        signature_of(model, model),
+        called,
+        signature_of(model, called),
         chosen,
         {name: layer.unit_dim if isinstance(layer, ConductanceDropout) else unit_dim for name, layer in chosen.items()},
         inputs,

@@ -68,7 +68,7 @@ def arrange(
         ConfigurationError: If there is nothing to walk to, or it is not clear what the samples are.
 
     """
-    positional, keywords = _arguments(signature, inputs)
+    positional, keywords = arguments_of(signature, inputs)
     tensors: list[Tensor] = []
     apply_to_collection(list(positional), Tensor, tensors.append)
     apply_to_collection(keywords, Tensor, tensors.append)
@@ -111,8 +111,13 @@ def arrange(
     return call, walked, carried
 
 
-def _arguments(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Tell positional from keyword arguments."""
+def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tell the positional from the keyword arguments that inputs are.
+
+    Raises:
+        ConfigurationError: If what is called does not take them.
+
+    """
     if isinstance(inputs, Mapping):
         keywords = {str(name): value for name, value in inputs.items()}
         if _takes(signature, (), keywords):

@@ -109,6 +109,12 @@ def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(othe
         assert (ended["halves"] - alone.scores["1"]).abs().max() < 1e-6
 
 
+def test_the_spread_of_all_ranks_is_that_of_all_samples(others: Results) -> None:
+    x = torch.randn(16, 12, generator=torch.Generator().manual_seed(1))
+    for ended in others["engine"]:
+        assert torch.allclose(ended["spread"], x.mean(0), atol=1e-6)
+
+
 def test_a_layer_that_one_rank_calls_is_driven_on_all(others: Results) -> None:
     first, second = (ended["sometimes"] for ended in others["engine"])
     assert_same(first, second)

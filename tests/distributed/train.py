@@ -23,6 +23,7 @@ from lightning_ydrop import (
     YDropCallback,
     layer_conductance,
 )
+from lightning_ydrop.analysis import ConductanceSpread
 from lightning_ydrop.phase1.measures import Conductance
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -179,6 +180,9 @@ def engine_cases() -> dict[str, Any]:
     engine = YDrop(perceptron(), num_samples=16)
     engine.step(x[mine], y[mine])
     cases: dict[str, Any] = {"halves": engine.scores["1"]}
+    spread = ConductanceSpread(12)
+    spread.update(x[mine])
+    cases["spread"] = spread.compute()["mean"]
     sometimes = YDrop(Sometimes())
     for _ in range(2):
         sometimes.step(x + 200 * rank, y)

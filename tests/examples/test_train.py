@@ -53,6 +53,7 @@ def test_a_run_shows_its_progress_and_leaves_what_it_promises(tmp_path: Path) ->
 def test_arms_are_compared_in_one_table(tmp_path: Path) -> None:
     said = run(
         EXAMPLES / "compare.py", "--arms", *ARMS, "--seeds", 0, 1, "--jobs", 2,
+        "--ydrop", "n_steps=3", "annealing_epochs=0",
         "--trainer.max_epochs=3", "--model.hidden=[16,16]", "--trainer.enable_model_summary=false",
     )  # fmt: skip
     table = (tmp_path / "runs/compare/table.md").read_text()
@@ -60,6 +61,12 @@ def test_arms_are_compared_in_one_table(tmp_path: Path) -> None:
     for arm in ARMS:
         assert f"| {arm} | " in table
     assert (tmp_path / "runs/compare/picture.png").read_bytes().startswith(b"\x89PNG")
+    for arm in ARMS:
+        (config,) = (tmp_path / f"runs/compare/{arm}-1").rglob("config.yaml")
+        callback = yaml.safe_load(config.read_text())["trainer"]["callbacks"][-1]
+        if arm in ("ydrop", "random"):
+            arguments = callback["init_args"]
+            assert (arguments["n_steps"], arguments["annealing_epochs"], arguments["seed"]) == (3, 0, 1)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -108,12 +115,14 @@ def test_a_wrong_setting_in_yaml_ends_before_training_with_its_message() -> None
     assert "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]." in done.stdout + done.stderr
 
 
-def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
+@pytest.mark.parametrize(("overlay", "batches"), [("mnist", 704), ("scarce", 43)])
+def test_mnist_is_read_from_its_own_files(overlay: str, batches: int, mnist_root: str) -> None:
     images = read_image_file(str(Path(mnist_root) / "MNIST/raw/train-images-idx3-ubyte"))
     assert images.shape == (60000, 28, 28)
     assert images.dtype == torch.uint8
     said = train(
-        f"--config={CONFIGS / 'mnist.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}", f"--data.root={mnist_root}",
-        "--trainer.fast_dev_run=3",
+        f"--config={CONFIGS / f'{overlay}.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}", f"--data.root={mnist_root}",
+        "--trainer.max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
+        "--model.hidden=[8]",
     )  # fmt: skip
-    assert "max_steps=3" in said
+    assert f"{batches}/{batches}" in said

@@ -1,0 +1,171 @@
+"""Conductance in the logs of a Trainer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
+from lightning_ydrop.analysis.spread import ConductanceSpread
+from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag
+from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
+from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.phase1.attribution import layer_conductance, select_layers
+from lightning_ydrop.phase1.inputs import check_baseline
+from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ConductanceMonitor(Callback):
+    """Log how importance is spread over the units of a network while it is validated, whatever it is trained by.
+
+    At the end of each validation it logs for each layer `conductance/<layer>/top20_share`, the share of the sum of
+    positive means that the highest 20% of the units hold, `.../gini`, their Gini coefficient, and `.../total`, the sum
+    of all. With `figures` it hands the curves of all layers to TensorBoard and Weights & Biases, and writes them as PNG
+    files beside what other loggers write.
+
+    Args:
+        layers: Names of the layers; every `ConductanceDropout` by default. Any module that puts out one floating tensor
+            will do.
+        num_batches: Validation batches of each loader that are measured, at least 1.
+        every_n_epochs: It measures in every so-manyth epoch, at least 1.
+        figures: Whether to draw; this takes matplotlib.
+        n_steps: Steps on the path, at least 1.
+        quadrature: Where on each step the gradient is taken.
+        baseline: Where the path starts.
+        objective: What is differentiated.
+        path_from: Name of a module at whose output the paths end instead of at the inputs.
+        max_rows: At most so many rows pass through the model at once.
+        adapter: How batches are read.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[ConductanceMonitor(layers=["body.0"], figures=False)], logger=False)
+
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] | None = None,
+        num_batches: int = 10,
+        every_n_epochs: int = 1,
+        figures: bool = True,
+        n_steps: int = 10,
+        quadrature: Quadrature = "trapezoid",
+        baseline: float | list[float | None] = 0.0,
+        objective: Objective = TargetLogit(),
+        path_from: str | None = None,
+        max_rows: int = 1024,
+        adapter: Adapter = AutomaticAdapter(),
+    ) -> None:
+        check_count("ConductanceMonitor", "num_batches", num_batches, minimum=1, example=10)
+        check_count("ConductanceMonitor", "every_n_epochs", every_n_epochs, minimum=1, example=1)
+        check_count("ConductanceMonitor", "n_steps", n_steps, minimum=1, example=10)
+        check_choice("ConductanceMonitor", "quadrature", quadrature, QUADRATURES)
+        check_baseline("ConductanceMonitor", baseline)
+        check_objective("ConductanceMonitor", objective)
+        check_count("ConductanceMonitor", "max_rows", max_rows, minimum=2, example=1024)
+        check_adapter("ConductanceMonitor", adapter)
+        check_flag("ConductanceMonitor", "figures", figures)
+        if figures:
+            try:
+                import matplotlib as _matplotlib  # noqa: F401
+            except ImportError as error:
+                raise ConfigurationError(
+                    "ConductanceMonitor(figures=True) was given, and matplotlib is not installed.",
+                    "Figures are drawn with matplotlib.",
+                    "Install lightning-ydrop[plots], or pass figures=False.",
+                ) from error
+        self.layers = layers
+        self.num_batches = num_batches
+        self.every_n_epochs = every_n_epochs
+        self.figures = figures
+        self.adapter = adapter
+        self._measuring: dict[str, Any] = {
+            "n_steps": n_steps,
+            "quadrature": quadrature,
+            "baseline": baseline,
+            "objective": objective,
+            "path_from": path_from,
+            "max_rows": max_rows,
+        }
+        self._spreads: dict[str, ConductanceSpread] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse layers that are not there."""
+        select_layers(pl_module, self.layers)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self._spreads = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure a batch."""
+        if batch_idx >= self.num_batches or trainer.current_epoch % self.every_n_epochs:
+            return
+        inputs, target = read_batch(pl_module, self.adapter, batch)
+        forward = own_method(pl_module, "ydrop_forward")
+        with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
+            measured = layer_conductance(
+                pl_module, inputs, target, layers=self.layers, forward=forward, **self._measuring
+            )
+        for name, conductance in measured.items():
+            if name not in self._spreads:
+                self._spreads[name] = ConductanceSpread(conductance.shape[1]).to(conductance.device)
+            self._spreads[name].update(conductance)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was measured: of all ranks, since the metrics add up over them."""
+        computed = {name: spread.compute() for name, spread in self._spreads.items()}
+        for name, values in computed.items():
+            logged = {"top20_share": values["top_share"], "gini": values["gini"], "total": values["total"]}
+            pl_module.log_dict({f"conductance/{name}/{key}": value for key, value in logged.items()})
+        if self.figures and computed and trainer.is_global_zero and not trainer.sanity_checking:
+            means = {name: values["mean"] for name, values in computed.items()}
+            self._draw(trainer, means)
+
+    def _draw(self, trainer: Trainer, means: dict[str, Tensor]) -> None:
+        for name, axes in (
+            ("conductance/units", plot_conductance(means)),
+            ("conductance/cumulative", plot_cumulative_conductance(means)),
+        ):
+            figure: Any = axes.figure
+            for logger in trainer.loggers:
+                log_figure(logger, name, figure, trainer.global_step, Path(trainer.default_root_dir))
+
+
+def log_figure(logger: Logger, name: str, figure: "Figure", step: int, folder: Path) -> None:
+    """Hand a figure to a logger, in the way in which it takes pictures, or write it beside what the logger writes.
+
+    Args:
+        logger: One of Lightning's, or any other.
+        name: What the figure is called there.
+        figure: Of matplotlib.
+        step: The optimiser step that it belongs to.
+        folder: Where files go of loggers that have no folder.
+
+    """
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(experiment, "add_figure"):  # TensorBoard
+        experiment.add_figure(name, figure, step)
+    elif hasattr(logger, "log_image"):  # Weights & Biases
+        logger.log_image(name, [figure])
+    else:
+        file = Path(logger.log_dir or logger.save_dir or folder) / f"{name}-{step}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)

@@ -1,0 +1,106 @@
+"""Figures of importance, as the paper draws them. They take matplotlib, which is installed with lightning-ydrop[plots].
+
+No figure is shown or kept by pyplot: each function draws into the axes that it is given, or into those of a new figure.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_ydrop.analysis.removal import RemovalCurve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Of the paper's arms; others take matplotlib's own in turn.
+COLORS = {"y-drop": "tab:green", "ydrop": "tab:green", "dropout": "tab:orange", "plain": "tab:purple"}
+
+
+def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) -> "Axes":
+    """Draw the mean conductance of units, from the highest to the lowest (Fig. 2a, arXiv 2409.09088).
+
+    Args:
+        means: By label, such as the arm that a network was trained by, the means of its units, shape (U,).
+        axes: Where to draw.
+
+    Returns:
+        The axes; `axes.figure` is the figure.
+
+    """
+    axes = axes or _new_axes()
+    for label, mean in means.items():
+        axes.plot(_falling(mean), color=COLORS.get(label.lower()), label=label)
+    axes.set(xlabel="units, sorted", ylabel="mean conductance")
+    return _finished(axes)
+
+
+def plot_cumulative_conductance(
+    means: Mapping[str, Tensor], axes: "Axes | None" = None, marks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+) -> "Axes":
+    """Draw the cumulative sum of conductance over units, from the highest to the lowest (Fig. 2b, arXiv 2409.09088).
+
+    Args:
+        means: As for `plot_conductance`.
+        axes: Where to draw.
+        marks: Shares of the units at which to write what percentage of the layer's total they hold.
+
+    Returns:
+        The axes.
+
+    """
+    axes = axes or _new_axes()
+    for label, mean in means.items():
+        sums = _falling(mean).cumsum(0)
+        (line,) = axes.plot(sums, color=COLORS.get(label.lower()), label=label)
+        for mark in marks:
+            place = max(0, round(mark * len(sums)) - 1)
+            axes.annotate(
+                f"{float(sums[place] / sums[-1]):.1%}",
+                (place, float(sums[place])),
+                xytext=(3, -10),
+                textcoords="offset points",
+                fontsize=7,
+                color=line.get_color(),
+            )
+            axes.plot(place, float(sums[place]), ".", color=line.get_color())
+    axes.set(xlabel="units, sorted", ylabel="cumulative mean conductance")
+    return _finished(axes)
+
+
+def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None) -> "Axes":
+    """Draw accuracy while units are removed, with its standard deviation over repeats (Fig. 3, arXiv 2409.09088).
+
+    Args:
+        curves: By label, such as the arm that a network was trained by.
+        axes: Where to draw.
+
+    Returns:
+        The axes.
+
+    """
+    axes = axes or _new_axes()
+    for label, curve in curves.items():
+        shares = [100 * share for share in curve.shares]
+        mean, std = 100 * curve.mean, 100 * curve.std
+        (line,) = axes.plot(shares, mean, ".-", color=COLORS.get(label.lower()), label=label)
+        axes.fill_between(shares, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel="units removed, %", ylabel="accuracy, %")
+    return _finished(axes)
+
+
+def _new_axes() -> "Axes":
+    from matplotlib.figure import Figure
+
+    axes: Axes = Figure(figsize=(5, 3.8), dpi=120, layout="constrained").add_subplot()
+    return axes
+
+
+def _finished(axes: "Axes") -> "Axes":
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _falling(mean: Tensor) -> Tensor:
+    return mean.detach().float().cpu().sort(descending=True).values

@@ -1,0 +1,135 @@
+"""How evenly importance is spread over the units of a layer."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_ydrop.errors import ConfigurationError, check_count, check_fraction, describe
+from lightning_ydrop.functional.attribution import gini, top_share
+from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.phase1.attribution import LayerChoice, layer_conductance
+
+
+class ConductanceSpread(Metric):
+    """The mean conductance of each unit over a data set, and how it is spread over them (Fig. 2, arXiv 2409.09088).
+
+    It adds up over batches and over ranks, as torchmetrics do. `compute` gives a dictionary of
+
+    - "mean": each unit's mean conductance, shape (U,),
+    - "top_share": the share of the positive ones' sum that the units at the top hold,
+    - "gini": their Gini coefficient, 0 where all units are alike and nearly 1 where one has it all,
+    - "total": the sum of all, which for a layer that every path crosses is the mean change of F from the baseline.
+
+    Args:
+        num_units: U, the number of the layer's units.
+        top_fraction: The share of units at the top, in (0, 1].
+        **kwargs: What torchmetrics.Metric takes.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    Example:
+        >>> spread = ConductanceSpread(num_units=4, top_fraction=0.25)
+        >>> spread.update(torch.tensor([[1.0, 0.0, 1.0, 0.0], [5.0, 0.0, 1.0, 0.0]]))
+        >>> spread.compute()["mean"], spread.compute()["top_share"]
+        (tensor([3., 0., 1., 0.]), tensor(0.7500))
+
+    """
+
+    full_state_update = False
+    sums: Tensor
+    num_samples: Tensor
+
+    def __init__(self, num_units: int, top_fraction: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count("ConductanceSpread", "num_units", num_units, minimum=1, example=1024)
+        check_fraction("ConductanceSpread", "top_fraction", top_fraction, example=0.2)
+        self.num_units = num_units
+        self.top_fraction = top_fraction
+        self.add_state("sums", torch.zeros(num_units), dist_reduce_fx="sum")
+        self.add_state("num_samples", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, conductance: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            conductance: One layer's of `layer_conductance`, shape (B, U).
+
+        Raises:
+            ConfigurationError: If it has another shape.
+
+        """
+        if conductance.shape[1:] != self.sums.shape:
+            raise ConfigurationError(
+                f"ConductanceSpread(num_units={self.num_units}) was given {describe(conductance)}.",
+                "It takes the conductance (B, U) of one layer.",
+                "Make one for each layer, of as many units, and update it with layer_conductance(...)[name].",
+            )
+        self.sums += conductance.sum(0)
+        self.num_samples += len(conductance)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Give "mean" (U,), "top_share", "gini" and "total"."""
+        mean = self.sums / self.num_samples
+        return {
+            "mean": mean,
+            "top_share": top_share(mean, self.top_fraction),
+            "gini": gini(mean),
+            "total": mean.sum(),
+        }
+
+
+def mean_conductance(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    layers: LayerChoice | Sequence[LayerChoice] | None = None,
+    adapter: Adapter = AutomaticAdapter(),
+    **measuring: Any,
+) -> dict[str, Tensor]:
+    """Average the conductance of each unit over a data set.
+
+    Args:
+        model: Any torch model.
+        data: Batches, such as a DataLoader gives. They are moved to the model's device.
+        layers: As for `layer_conductance`.
+        adapter: How batches are read.
+        **measuring: Other arguments of `layer_conductance`.
+
+    Returns:
+        For each layer, by name, its units' means, shape (U,).
+
+    Raises:
+        ConfigurationError: If an argument does not fit to the model, or there are no data.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> data = [(torch.rand(16, 4), torch.zeros(16, dtype=torch.long))] * 3
+        >>> mean_conductance(model, data, layers=nn.ReLU)["1"].shape
+        torch.Size([8])
+
+    """
+    spreads: dict[str, ConductanceSpread] = {}
+    device = device_of(model)
+    for batch in data:
+        inputs, target = adapter.read(move_data_to_device(batch, device))
+        for name, conductance in layer_conductance(model, inputs, target, layers=layers, **measuring).items():
+            if name not in spreads:
+                spreads[name] = ConductanceSpread(conductance.shape[1]).to(conductance.device)
+            spreads[name].update(conductance)
+    if not spreads:
+        raise ConfigurationError(
+            f"{describe(data)} gave no batch.",
+            "Conductance is averaged over batches of inputs and targets.",
+            "Pass a DataLoader, or a list of batches.",
+        )
+    return {name: spread.compute()["mean"] for name, spread in spreads.items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Say where a model is: on the CPU where it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,172 @@
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_ydrop import ConfigurationError, NegativeLoss, layer_conductance
+from lightning_ydrop.analysis import ConductanceMonitor
+from lightning_ydrop.functional.attribution import gini, top_share
+from tests.callbacks.test_styles import Net, data
+from tests.callbacks.test_ydrop import trainer_of
+from tests.sameness import assert_same
+
+X, Y = torch.randn(40, 12), torch.randint(0, 5, (40,))
+
+
+class Validated(Net):
+    """A network without any layer of ours, that logs in its forward pass, and is validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.ReLU(), nn.Linear(16, 5))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.cross_entropy(self(x), y))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return data(X, Y)
+
+
+class Weights(Callback):
+    """Keeps the conductance of what is validated."""
+
+    def __init__(self, **measuring: Any) -> None:
+        self.measuring = measuring
+        self.means: list[Tensor] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.means.append(layer_conductance(pl_module, **self.measuring)["body.3"].mean(0))
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    with next(folder.rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: float(value) for key, value in row.items() if key.startswith("conductance/")}
+        for row in rows
+        if row["val_loss"]
+    ]
+
+
+def test_values_are_those_of_the_network_validated(tmp_path: Path) -> None:
+    kept = Weights(inputs=X, target=Y, layers="body.3", n_steps=10, quadrature="trapezoid")
+    monitor = ConductanceMonitor(layers=["body.3"], figures=False)
+    trainer_of(monitor, kept, logger=CSVLogger(tmp_path)).fit(Validated(), data())
+    rows = logged(tmp_path)
+    assert len(rows) == len(kept.means) == 3
+    for row, mean in zip(rows, kept.means, strict=True):
+        assert row == {
+            "conductance/body.3/top20_share": pytest.approx(top_share(mean).item(), abs=1e-5),
+            "conductance/body.3/gini": pytest.approx(gini(mean).item(), abs=1e-5),
+            "conductance/body.3/total": pytest.approx(mean.sum().item(), abs=1e-5),
+        }
+    assert rows[0] != rows[1]
+
+
+def test_settings_reach_the_measure(tmp_path: Path) -> None:
+    objective = NegativeLoss(nn.CrossEntropyLoss(reduction="none"))
+    kept = Weights(inputs=X[:16], target=Y[:16], layers="body.3", n_steps=3, baseline=0.5, objective=objective)
+    monitor = ConductanceMonitor(
+        "body.3", num_batches=1, n_steps=3, quadrature="right", baseline=0.5, objective=objective, figures=False
+    )
+    trainer_of(monitor, kept, logger=CSVLogger(tmp_path)).fit(Validated(), data())
+    for row, mean in zip(logged(tmp_path), kept.means, strict=True):
+        assert row["conductance/body.3/total"] == pytest.approx(mean.sum().item(), abs=1e-5)
+
+
+def test_a_run_that_is_watched_is_the_run_that_is_not() -> None:
+    ends = []
+    for callbacks in ([], [ConductanceMonitor("body.3", figures=False)]):
+        seed_everything(1, verbose=False)
+        net = Validated()
+        trainer_of(*callbacks).fit(net, data())
+        ends.append(net.state_dict())
+    assert_same(*ends)
+
+
+def test_own_methods_are_called(tmp_path: Path) -> None:
+    class Own(Validated):
+        def ydrop_inputs(self, batch: Any) -> Any:
+            return batch[0] + 1, batch[1]
+
+        def ydrop_forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = 2 * self.body(x)
+            return logits
+
+    kept = Weights(inputs=X + 1, target=Y, layers="body.3", n_steps=10, quadrature="trapezoid")
+    trainer_of(ConductanceMonitor("body.3", figures=False), kept, logger=CSVLogger(tmp_path)).fit(Own(), data())
+    for row, mean in zip(logged(tmp_path), kept.means, strict=True):
+        assert row["conductance/body.3/total"] == pytest.approx(2 * mean.sum().item(), abs=1e-4)
+
+
+def test_it_measures_in_every_so_manyth_epoch(tmp_path: Path) -> None:
+    monitor = ConductanceMonitor("body.3", every_n_epochs=2, figures=True)
+    trainer_of(monitor, logger=CSVLogger(tmp_path), max_epochs=4).fit(Validated(), data())
+    pictures = sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert pictures == ["cumulative-12.png", "cumulative-4.png", "units-12.png", "units-4.png"]
+
+
+def test_tensorboard_shows_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    trainer_of(ConductanceMonitor("body.3"), logger=logger, max_epochs=1).fit(Validated(), data())
+    logger.experiment.close()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"conductance/units", "conductance/cumulative"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")  # wandb's
+def test_wandb_shows_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    trainer_of(ConductanceMonitor("body.3"), logger=logger, max_epochs=1).fit(Validated(), data())
+    wandb.finish()
+    pictures = {path.parent.name + "/" + path.name.partition("_")[0] for path in tmp_path.rglob("*.png")}
+    assert pictures == {"conductance/units", "conductance/cumulative"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_batches": 0}, "num_batches=0"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0"),
+        ({"figures": "yes"}, "figures='yes'"),
+        ({"n_steps": 0}, "n_steps=0"),
+        ({"quadrature": "middle"}, "quadrature='middle'"),
+        ({"baseline": "black"}, "baseline='black'"),
+        ({"objective": nn.MSELoss()}, "objective=MSELoss"),
+        ({"max_rows": 1}, "max_rows=1"),
+        ({"adapter": len}, "adapter="),
+    ],
+)
+def test_what_is_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ConductanceMonitor(**arguments)
+
+
+def test_figures_take_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigurationError, match=r"Install lightning-ydrop\[plots\]"):
+        ConductanceMonitor()
+    ConductanceMonitor(figures=False)
+
+
+def test_layers_that_are_not_there_are_refused_before_training() -> None:
+    net = Validated()
+    trainer = trainer_of(ConductanceMonitor("head", figures=False), num_sanity_val_steps=0)
+    with pytest.raises(ConfigurationError, match="head"):
+        trainer.fit(net, data())
+    assert trainer.global_step == 0

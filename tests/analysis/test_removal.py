@@ -1,0 +1,130 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_ydrop import ConductanceDropout, ConfigurationError, layer_conductance
+from lightning_ydrop.analysis import RemovalCurve, removal_curve
+from tests.sameness import assert_same
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.fixture
+def trained() -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
+    """A network with two layers to remove units from, trained a little, and its data in two batches."""
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), ConductanceDropout(), nn.ReLU(),
+        nn.Linear(16, 12), ConductanceDropout(), nn.ReLU(), nn.Linear(12, 4),
+    )  # fmt: skip
+    x = torch.randn(120, 8)
+    y = (x @ torch.randn(8, 4)).argmax(1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, [(x[:70], y[:70]), (x[70:], y[70:])]
+
+
+def accuracy_without(model: nn.Sequential, x: Tensor, y: Tensor, removed: dict[int, Tensor]) -> float:
+    """Run the network layer by layer, and set units to 0 by hand."""
+    model = copy.deepcopy(model).eval()
+    for place, layer in enumerate(model):
+        x = layer(x)
+        if place in removed:
+            x = x.clone()
+            x[:, removed[place]] = 0
+    return float((x.argmax(1) == y).double().mean())
+
+
+def test_the_strongest_units_go_first(trained: Any) -> None:
+    model, data = trained
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    curve = removal_curve(model, data, "conductance", shares=SHARES, n_steps=20)
+    assert curve.accuracy.shape == (1, 5)
+    orders = {
+        int(name): scores.mean(0).argsort(descending=True)
+        for name, scores in layer_conductance(model, x, y, n_steps=20).items()
+    }
+    for place, share in enumerate(SHARES):
+        removed = {at: order[: round(share * len(order))] for at, order in orders.items()}
+        assert curve.mean[place].item() == pytest.approx(accuracy_without(model, x, y, removed))
+    assert curve.mean[0] > 0.8 > curve.mean[-2]
+
+
+def test_units_go_in_the_order_of_scores_that_are_given(trained: Any) -> None:
+    model, data = trained
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    scores = {"2": torch.arange(16.0)}
+    curve = removal_curve(model, data, scores, layers="2", shares=(0, 0.25))
+    assert curve.mean[1].item() == pytest.approx(accuracy_without(model, x, y, {2: torch.arange(12, 16)}))
+
+
+def test_random_units_differ_between_repeats_and_grow_from_share_to_share(trained: Any) -> None:
+    model, data = trained
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    curve = removal_curve(model, data, shares=SHARES, repeats=6, seed=3)
+    assert curve.accuracy.shape == (6, 5)
+    assert torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=3).accuracy)
+    assert not torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=4).accuracy)
+    assert curve.std[0] == curve.std[-1] == 0
+    assert curve.std[2] > 0
+    assert curve.mean[0].item() == pytest.approx(accuracy_without(model, x, y, {}))
+    everything = {2: torch.arange(16), 5: torch.arange(12)}
+    assert curve.mean[-1].item() == pytest.approx(accuracy_without(model, x, y, everything))
+
+
+def test_channels_are_removed_as_units() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), ConductanceDropout(), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    x, y = torch.randn(50, 1, 4, 4), torch.randint(0, 3, (50,))
+    scores = torch.tensor([0.0, 3.0, 1.0, 2.0])
+    curve = removal_curve(model, [(x, y)], {"1": scores}, shares=(0, 0.5))
+    assert curve.mean[1].item() == pytest.approx(accuracy_without(model, x, y, {1: torch.tensor([1, 3])}))
+
+
+@pytest.mark.parametrize("order", ["random", "conductance"])
+def test_the_model_is_given_back_as_it_was(trained: Any, order: Any) -> None:
+    model, data = trained
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    removal_curve(model, data, order, shares=(0, 0.5), repeats=2)
+    assert_same(before, model.state_dict())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_threshold_is_the_last_share_before_accuracy_is_lost() -> None:
+    accuracy = torch.tensor([[0.9, 0.9, 0.895, 0.7, 0.9], [0.9, 0.88, 0.895, 0.7, 0.9]])
+    curve = RemovalCurve(SHARES, accuracy)
+    assert curve.threshold(0.02) == 0.5
+    assert curve.threshold(0.001) == 0.0
+    assert curve.threshold(0.5) == 1.0
+
+
+X, Y = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"repeats": 0}, "repeats=0"),
+        ({"shares": (0.5, 1.0)}, "ascend from 0"),
+        ({"shares": (0.0, 0.5, 0.2)}, "ascend from 0"),
+        ({"shares": ()}, "ascend from 0"),
+        ({"shares": (0.0, 1.5)}, "shares=1.5"),
+        ({"order": "weakest"}, "order='weakest'"),
+        ({"order": {"1": torch.ones(3)}}, "shape"),
+        ({"data": []}, "gave no batch"),
+        ({"data": [(X, None)]}, "target None"),
+        ({"data": [(X, torch.rand(6, 3))]}, "class index for each sample"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 4), ConductanceDropout(), nn.Linear(4, 3))
+    given: dict[str, Any] = {"model": model, "data": [(X, Y)]} | arguments
+    with pytest.raises(ConfigurationError, match=message):
+        removal_curve(**given)
