@@ -19,8 +19,8 @@ from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 LayerChoice = str | type[nn.Module]
 
-# Elements of an activation: to copy so many takes a core about as long as to start an operation a few times.
-SMALL = 2**16
+# Elements of an activation: to copy so many takes less time than to start the operations for each by itself.
+SMALL = 2**13
 
 
 def layer_conductance(
