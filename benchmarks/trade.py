@@ -109,7 +109,7 @@ def draw(costs: dict[Setting, float], rows: list[Row], plot: Path) -> None:
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1, label="chance")
     for label, color in COLORS.items():
         axes.plot([], [], "o", color=color, label=label)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     plot.parent.mkdir(exist_ok=True)
     figure.savefig(plot, dpi=120)

@@ -16,6 +16,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where runs and the table are written")
     known, overrides = parser.parse_known_args()
+    sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     grid = [(arm, seed) for seed in known.seeds for arm in known.arms]
     if known.jobs == 1:
         results = [run(arm, seed, known.out, known.ydrop, overrides, None) for arm, seed in grid]

@@ -1,18 +1,61 @@
-"""Data sets: scikit-learn's digits, which ship inside the package, and MNIST."""
+"""Data sets: scikit-learn's digits, which ship inside the package, and the paper's five, through torchvision.
+
+Splits, normalisation and augmentation are the paper's (sec. 5, arXiv 2409.09088).
+"""
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
-from torchvision.datasets import MNIST
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torchvision import datasets
+from torchvision.transforms import v2
 
-Samples = Dataset[tuple[Tensor, ...]]
+Labelled = tuple[Tensor, Tensor]
+
+
+class Images(Dataset[Labelled]):
+    """Images in memory, made ready for a network when they are read.
+
+    Args:
+        images: Shape (N, C, H, W).
+        labels: Shape (N,).
+        normalise: From some of the images to floating numbers.
+        augment: What is done to each image before, with a new draw each time; nothing by default.
+
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.normalise = normalise
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> Labelled:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[Labelled]:
+        """Read a batch at once, as DataLoader does where it can."""
+        images = self.images[places]
+        if self.augment is not None:
+            images = torch.stack([self.augment(image) for image in images])
+        return list(zip(self.normalise(images), self.labels[places], strict=True))
 
 
 class ImagesInMemory(L.LightningDataModule):
@@ -23,34 +66,55 @@ class ImagesInMemory(L.LightningDataModule):
         val_fraction: Share of the training set held out, in (0, 1).
         split_seed: Of the choice of the samples held out, the same for every run that is compared.
         train_fraction: Share of what is not held out to train on, in (0, 1]: how much does it matter to have data?
+        num_workers: Processes that read; worth it where images are augmented.
+
+    Attributes:
+        shape: Of an image, (C, H, W).
+        num_classes: Of labels.
+        augment: What is done to each training image.
 
     """
 
-    num_features: int
+    shape: tuple[int, int, int]
+    num_classes = 10
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
-        self, batch_size: int = 64, val_fraction: float = 0.25, split_seed: int = 0, train_fraction: float = 1.0
+        self,
+        batch_size: int = 64,
+        val_fraction: float = 0.25,
+        split_seed: int = 0,
+        train_fraction: float = 1.0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.train_fraction = train_fraction
+        self.num_workers = num_workers
 
     @abstractmethod
-    def load(self) -> tuple[TensorDataset, TensorDataset]:
-        """Read the training and the test set."""
+    def load(self, train: bool) -> Labelled:
+        """Read the images (N, C, H, W) and labels (N,) of the training or the test set."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale some images to about zero mean and unit variance."""
+        return images
 
     def setup(self, stage: str) -> None:
         """Read the data and split off the validation set."""
-        train, self.test = self.load()
+        images, labels = self.load(train=True)
         split = [1 - self.val_fraction, self.val_fraction]
-        ours, self.val = random_split(train, split, torch.Generator().manual_seed(self.split_seed))
-        self.train = Subset(train, ours.indices[: math.ceil(self.train_fraction * len(ours))])
+        ours, held_out = random_split(TensorDataset(labels), split, torch.Generator().manual_seed(self.split_seed))
+        used = list(ours.indices)[: math.ceil(self.train_fraction * len(ours))]
+        self.train = Images(images[used], labels[used], self.normalise, self.augment)
+        self.val = Images(images[held_out.indices], labels[held_out.indices], self.normalise)
+        self.test = Images(*self.load(train=False), self.normalise)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return DataLoader(self.train, self.batch_size, shuffle=True)
+        return DataLoader(self.train, self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches."""
@@ -64,54 +128,143 @@ class ImagesInMemory(L.LightningDataModule):
 class Digits(ImagesInMemory):
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; a fifth of them is the test set."""
 
-    num_features = 64
+    shape = (1, 8, 8)
 
-    def load(self) -> tuple[TensorDataset, TensorDataset]:
+    def load(self, train: bool) -> Labelled:
         """Read the digits, scaled to zero mean and unit variance over all pixels of the training set."""
         images, labels = load_digits(return_X_y=True)
         x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, random_state=0)
-        mean, std = x_train.mean(), x_train.std()
-        train, test = (
-            TensorDataset(torch.as_tensor((x - mean) / std, dtype=torch.float32), torch.as_tensor(y))
-            for x, y in ((x_train, y_train), (x_test, y_test))
-        )
-        return train, test
+        x, y = (x_train, y_train) if train else (x_test, y_test)
+        scaled = torch.as_tensor((x - x_train.mean()) / x_train.std(), dtype=torch.float32)
+        return scaled.view(-1, *self.shape), torch.as_tensor(y)
 
 
-class MNISTDigits(ImagesInMemory):
-    """The 70,000 handwritten digits of MNIST.
+class FromTorchvision(ImagesInMemory):
+    """One of the paper's data sets, as bytes in memory. What is missing is downloaded, unless `download` is False.
 
     Args:
-        root: Folder that holds MNIST/raw; what is missing is downloaded.
-        batch_size: Samples in a training batch.
-        val_fraction: Share of the training set held out, in (0, 1).
+        root: Folder that holds the data set, as torchvision lays it out.
+        batch_size: Samples in a training batch; the paper's by default.
+        val_fraction: Share of the training set held out, in (0, 1); the paper's by default.
         split_seed: Of the choice of the samples held out, the same for every run that is compared.
         train_fraction: Share of what is not held out to train on, in (0, 1].
+        num_workers: Processes that read; worth it where images are augmented.
+        download: Whether to download what is missing.
+
+    Attributes:
+        mean: Of each channel over the training set, where pixels lie in [0, 1].
+        std: Standard deviation of each channel.
 
     """
 
-    num_features = 784
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size = 64
+    val_fraction = 0.25
 
     def __init__(
         self,
         root: str = "data",
-        batch_size: int = 64,
-        val_fraction: float = 0.25,
+        batch_size: int | None = None,
+        val_fraction: float | None = None,
         split_seed: int = 0,
         train_fraction: float = 1.0,
+        num_workers: int = 0,
+        download: bool = True,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, train_fraction)
+        super().__init__(
+            type(self).batch_size if batch_size is None else batch_size,
+            type(self).val_fraction if val_fraction is None else val_fraction,
+            split_seed,
+            train_fraction,
+            num_workers,
+        )
         self.root = root
+        self.download = download
 
     def prepare_data(self) -> None:
-        """Download what is missing."""
-        MNIST(self.root, download=True)
+        """Download what is missing, in one process."""
+        for train in (True, False):
+            self.read(train, download=self.download)
 
-    def load(self) -> tuple[TensorDataset, TensorDataset]:
-        """Read MNIST, normalised by the usual mean and standard deviation of its pixels."""
-        train, test = (self._normalised(MNIST(self.root, train=train)) for train in (True, False))
-        return train, test
+    def load(self, train: bool) -> Labelled:
+        """Read what is there by now."""
+        return self.read(train, download=False)
 
-    @staticmethod
-    def _normalised(mnist: MNIST) -> TensorDataset:
-        return TensorDataset((mnist.data / 255 - 0.1307) / 0.3081, mnist.targets)
+    @abstractmethod
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, C, H, W), and the labels (N,)."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale bytes by the mean and standard deviation of each channel."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images / 255 - mean) / std
+
+
+class MNISTDigits(FromTorchvision):
+    """The 70,000 handwritten digits of MNIST."""
+
+    shape = (1, 28, 28)
+    mean, std = (0.1307,), (0.3081,)
+
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, 1, 28, 28), and the labels (N,)."""
+        found = datasets.MNIST(self.root, train=train, download=download)
+        return found.data.unsqueeze(1), found.targets
+
+
+class CIFAR10Images(FromTorchvision):
+    """The 60,000 photographs of CIFAR-10, flipped and cropped for training."""
+
+    shape = (3, 32, 32)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    augment = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
+
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, 3, 32, 32), and the labels (N,)."""
+        found = datasets.CIFAR10(self.root, train=train, download=download)
+        return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
+
+
+class CIFAR100Images(FromTorchvision):
+    """The 60,000 photographs of CIFAR-100, flipped and cropped for training."""
+
+    shape = (3, 32, 32)
+    num_classes = 100
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    augment = CIFAR10Images.augment
+
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, 3, 32, 32), and the labels (N,)."""
+        found = datasets.CIFAR100(self.root, train=train, download=download)
+        return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
+
+
+class SVHNImages(FromTorchvision):
+    """The house numbers of SVHN: 604,388 for training, which are torchvision's "train" and "extra", and 26,032."""
+
+    shape = (3, 32, 32)
+    mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+    batch_size = 32
+
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, 3, 32, 32), and the labels (N,)."""
+        splits = ("train", "extra") if train else ("test",)
+        found = [datasets.SVHN(self.root, split=split, download=download) for split in splits]
+        images = np.concatenate([part.data for part in found])
+        return torch.from_numpy(images), torch.from_numpy(np.concatenate([part.labels for part in found]))
+
+
+class STL10Images(FromTorchvision):
+    """The 13,000 labelled photographs of STL-10, flipped and cropped for training."""
+
+    shape = (3, 96, 96)
+    mean, std = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
+    batch_size = 32
+    val_fraction = 0.1
+    augment = v2.Compose([v2.RandomCrop(96, padding=4), v2.RandomHorizontalFlip()])
+
+    def read(self, train: bool, download: bool) -> Labelled:
+        """Read the images as bytes (N, 3, 96, 96), and the labels (N,)."""
+        found = datasets.STL10(self.root, split="train" if train else "test", download=download)
+        return torch.from_numpy(found.data), torch.from_numpy(np.asarray(found.labels, dtype=np.int64))

@@ -1,11 +1,13 @@
-"""The paper's fully connected networks (sec. 5, arXiv 2409.09088)."""
+"""The paper's networks (sec. 5, arXiv 2409.09088)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -29,40 +31,69 @@ def fully_connected(in_features: int, hidden: Sequence[int], num_classes: int, d
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
 
+def convolutional(shape: Sequence[int], channels: Sequence[int], batch_norm: bool) -> tuple[nn.Module, int]:
+    """Stack 5x5 convolutions with pooling: those of S_1 to S_4, or with BatchNorm those of M_1 and M_2.
+
+    Returns:
+        The network, and how many numbers it makes of an image (C, H, W).
+
+    """
+    in_channels, *size = shape
+    layers: list[nn.Module] = []
+    for out_channels in channels:
+        layers.append(nn.Conv2d(in_channels, out_channels, 5, padding=2))
+        if batch_norm:
+            layers += [nn.BatchNorm2d(out_channels), nn.ReLU(), nn.MaxPool2d(3, 2)]
+            size = [(each - 3) // 2 + 1 for each in size]
+        else:
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            size = [each // 2 for each in size]
+        in_channels = out_channels
+    return nn.Sequential(*layers), in_channels * math.prod(size)
+
+
 class Classifier(L.LightningModule):
-    """A fully connected classifier, trained with SGD and momentum.
+    """A classifier of images, trained with SGD and momentum.
 
     Args:
-        in_features: Numbers in one input.
+        shape: Of an image, (C, H, W).
         num_classes: Classes to tell apart.
         hidden: Width of each hidden layer.
+        channels: Of each convolution before them; none by default.
+        batch_norm: Whether the convolutions are those of M_1 and M_2, with BatchNorm, or those of S_1 to S_4.
         dropout: What stands in each hidden layer: nothing, nn.Dropout or ConductanceDropout.
         p: Drop rate of nn.Dropout, and of ConductanceDropout while Y-Drop is not at work.
         lr: Learning rate.
         momentum: Momentum.
+        milestones: Epochs at whose end the learning rate falls to a tenth.
 
     """
 
     def __init__(
         self,
-        in_features: int,
+        shape: tuple[int, int, int],
         num_classes: int = 10,
         hidden: list[int] = [1024, 1024],  # noqa: B006
+        channels: list[int] = [],  # noqa: B006
+        batch_norm: bool = False,
         dropout: Dropout = "none",
         p: float = 0.5,
         lr: float = 0.01,
         momentum: float = 0.9,
+        milestones: list[int] = [],  # noqa: B006
     ) -> None:
         super().__init__()
-        self.network = fully_connected(in_features, hidden, num_classes, dropout, p)
+        self.convolutions, num_features = convolutional(shape, channels, batch_norm)
+        self.network = fully_connected(num_features, hidden, num_classes, dropout, p)
         self.lr = lr
         self.momentum = momentum
+        self.milestones = milestones
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits (B, C)."""
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(self.convolutions(x))
         return logits
 
     def hidden_layers(self) -> list[str]:
@@ -90,6 +121,10 @@ class Classifier(L.LightningModule):
         self.test_acc(self(x), y)
         self.log("test_acc", self.test_acc)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD with momentum, as in the paper."""
-        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones)},
+        }

@@ -31,8 +31,9 @@ class TrainCLI(LightningCLI):
     reached: Mapping[str, float]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say how wide the network's input is."""
-        parser.link_arguments("data.num_features", "model.in_features", apply_on="instantiate")
+        """Let the data say what goes into the network and comes out of it."""
+        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and write down how its conductance is spread."""
