@@ -4,15 +4,18 @@ For example, Y-Drop on scikit-learn's digits:
 
     python examples/train.py fit --config examples/configs/base.yaml --config examples/configs/ydrop.yaml
 
-Every run writes its checkpoints, metrics.csv, conductance.csv and training.png into one folder under runs/.
+Every run writes its checkpoints, metrics.csv, reached.json, conductance.csv and training.png into one folder under
+runs/.
 """
 
 import csv
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from networks import Classifier
 from plots import draw_runs
@@ -31,7 +34,9 @@ class TrainCLI(LightningCLI):
     reached: Mapping[str, float]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say what goes into the network and comes out of it."""
+        """Add what every run has, and let the data say what goes into the network and comes out of it."""
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -42,6 +47,9 @@ class TrainCLI(LightningCLI):
         (self.reached,) = self.trainer.test(self.model, self.datamodule, ckpt_path="best")
         assert self.trainer.log_dir is not None
         folder = Path(self.trainer.log_dir)
+        best = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+        reached = {**self.reached, "val_loss": float(best), "epochs": self.trainer.current_epoch}
+        (folder / "reached.json").write_text(json.dumps(reached) + "\n")
         write_conductance(self.model, self.datamodule, folder / "conductance.csv")
         draw_runs({"this run": folder}, folder / "training.png")
         print(f"checkpoints, metrics.csv, conductance.csv and training.png are in {folder}")

@@ -61,20 +61,19 @@ def test_arms_are_compared_in_one_table(tmp_path: Path) -> None:
     for arm in ARMS:
         assert f"| {arm} | " in table
     assert (tmp_path / "runs/compare/picture.png").read_bytes().startswith(b"\x89PNG")
-    for arm in ARMS:
+    for arm in ("ydrop", "random"):
         (config,) = (tmp_path / f"runs/compare/{arm}-1").rglob("config.yaml")
-        callback = yaml.safe_load(config.read_text())["trainer"]["callbacks"][-1]
-        if arm in ("ydrop", "random"):
-            arguments = callback["init_args"]
-            assert (arguments["n_steps"], arguments["annealing_epochs"], arguments["seed"]) == (3, 0, 1)
+        (callback,) = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+        arguments = callback["init_args"]
+        assert (arguments["n_steps"], arguments["annealing_epochs"], arguments["seed"]) == (3, 0, 1)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_what_its_file_says(arm: str) -> None:
     printed = train(f"--config={CONFIGS / f'{arm}.yaml'}", "--print_config=skip_default")
     config = yaml.safe_load(printed[printed.index("seed_everything") :])
-    kinds = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
-    assert kinds[:2] == ["lightning.pytorch.callbacks.EarlyStopping", "lightning.pytorch.callbacks.ModelCheckpoint"]
+    kinds = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
+    assert (config["early_stopping"]["monitor"], config["early_stopping"]["patience"]) == ("val_loss", 10)
     assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random"))
     expected = {"plain": "none", "dropout": "vanilla"}.get(arm, "conductance")
     assert config.get("model", {}).get("dropout", "none") == expected
