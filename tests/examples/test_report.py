@@ -1,0 +1,62 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from tests.examples.programs import imported
+
+report = imported("paper.report")
+
+
+def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, **varied: str) -> None:
+    """Write what run.py leaves."""
+    result: dict[str, Any] = {"row": row, "arm": arm, "seed": seed, "varied": varied, "test_acc": test_acc}
+    place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
+    place.mkdir(parents=True)
+    (place / "result.json").write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
+
+
+def test_differences_are_paired_with_their_confidence_interval() -> None:
+    ours = {0: 0.98, 1: 0.97, 2: 0.99, 3: 0.5}
+    theirs = {0: 0.97, 1: 0.968, 2: 0.981}
+    runs = [{seed: {"test_acc": value} for seed, value in each.items()} for each in (ours, theirs)]
+    found = report.difference(*runs)
+    each = [1.0, 0.2, 0.9]
+    assert found.mean == pytest.approx(0.7)
+    assert found.pairs == 3
+    interval = stats.ttest_1samp(each, 0).confidence_interval(0.95)
+    assert found.mean - found.half_width == pytest.approx(interval.low)
+    assert found.mean + found.half_width == pytest.approx(interval.high)
+    alone = report.difference(runs[0], {0: {"test_acc": 0.97}})
+    assert (alone.mean, alone.half_width) == (pytest.approx(1.0), math.inf)
+
+
+def test_a_row_has_the_papers_figure_beside_ours(tmp_path: Path) -> None:
+    for seed, (dropout, ydrop) in enumerate([(0.98, 0.985), (0.982, 0.984), (0.981, 0.986)]):
+        leave(tmp_path, "mnist_fc_1", "dropout", seed, dropout)
+        leave(tmp_path, "mnist_fc_1", "ydrop", seed, ydrop)
+    report.main(["--runs", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    first, second = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in ("dropout", "ydrop"))
+    assert first.startswith("| dropout | 98.10 ± 0.10 | 98.30 |  |")
+    assert second.startswith("| ydrop | 98.50 ± 0.10 | 98.47 | +0.40 ± 0.38 (3) |")
+    assert "the 6 runs" in "\n".join(lines)
+
+
+def test_what_varies_is_drawn(tmp_path: Path) -> None:
+    for share in ("0.01", "0.1", "1"):
+        for arm in ("dropout", "ydrop", "random"):
+            leave(tmp_path, "mnist_fc_1", arm, 0, 0.9 + float(share) / 20, **{"data.train_fraction": share})
+    report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "report/all.md")])
+    written = (tmp_path / "report/all.md").read_text()
+    assert "## mnist_fc_1, data.train_fraction=0.01" in written
+    assert "](mnist_fc_1_data.train_fraction.png)" in written
+    assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_results_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"run examples/paper/run\.py first"):
+        report.main(["--runs", str(tmp_path)])
