@@ -193,7 +193,10 @@ def conductance(phase1: Phase1) -> dict[str, Tensor]:
         # What the start leads to is another thing for each sample: no row serves two.
         starts = tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True))
         phase1 = replace(phase1, starts=starts)
-    with borrowed(phase1.model, phase1.device, constant_parameters=True), recording(phase1.layers) as tape:
+    with (
+        borrowed(phase1.model, phase1.device, constant_parameters=True),
+        recording(phase1.layers, phase1.copied) as tape,
+    ):
         return _in_parts(phase1, tape)
 
 
@@ -226,6 +229,11 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
     target = None if phase1.target is None else _along_the_path(phase1.target, num_starts, n_steps)
     tape.clear()
     value = phase1.value(points, carried, target)
+    if overwritten := tape.overwritten:
+        # Once more, with copies of their outputs, and from now on always so.
+        phase1.copied.update(overwritten)
+        tape.clear()
+        value = phase1.value(points, carried, target)
     # Listed before the backward pass, in which activation checkpoints call their layers once more.
     recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
     num_rows = points[0].shape[0]

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Phase1:
         generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
         forward: Calls the model with rows of `inputs` and of `carried`.
         max_rows: At most so many rows should pass through the model at once: the training batch has as many.
+        copied: Names of layers whose outputs in-place operations write over; `conductance` adds those that it finds.
 
     """
 
@@ -52,6 +53,7 @@ class Phase1:
     generator: torch.Generator
     forward: Forward
     max_rows: int | None = None
+    copied: set[str] = field(default_factory=set)
 
     @property
     def num_samples(self) -> int:

@@ -160,6 +160,8 @@ class YDrop:
         self._steps_taken = 0
         self._share = 1.0
         self._num_units: dict[str, int] = {}
+        # Layers whose outputs in-place operations of the network write over.
+        self._copied: set[str] = set()
 
     @property
     def is_due(self) -> bool:
@@ -423,7 +425,7 @@ class YDrop:
             drawn = torch.randperm(batch_size, generator=self._generator(f"samples of rank {rank()}"))[:wanted]
             phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
         # More rows at once than training has would need more memory; where one path has more, it has to be.
-        phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1))
+        phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1), copied=self._copied)
         return self.measure.score(settled(phase1, self.path_from, self.baseline))
 
     def _averages(self, scores: dict[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:

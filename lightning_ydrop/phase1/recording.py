@@ -1,6 +1,6 @@
 """Everything that phase 1 borrows from a model, and gives back as it was, also when the model raises."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,7 +10,28 @@ from torchmetrics import Metric
 
 from lightning_ydrop.errors import ConfigurationError, describe
 
-Tape = dict[str, list[Tensor]]
+
+class Tape(dict[str, list[Tensor]]):
+    """For each layer that ran, by name, its outputs, one for each time that it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By name what shares its memory with an output, and how often that had been written to when it was recorded.
+        self._shared: list[tuple[str, Tensor, int]] = []
+
+    def note(self, name: str, *tensors: Tensor) -> None:
+        """Watch tensors that share their memory with an output of a layer."""
+        self._shared += [(name, tensor, tensor._version) for tensor in tensors]
+
+    @property
+    def overwritten(self) -> set[str]:
+        """Name the layers whose recorded outputs the network has written over since."""
+        return {name for name, tensor, version in self._shared if tensor._version != version}
+
+    def clear(self) -> None:
+        """Make ready for another forward pass."""
+        super().clear()
+        self._shared.clear()
 
 
 @contextmanager
@@ -59,21 +80,24 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recording(layers: Mapping[str, nn.Module]) -> Iterator[Tape]:
+def recording(layers: Mapping[str, nn.Module], copied: Set[str] | None = None) -> Iterator[Tape]:
     """Keep what the layers put out, in a form that gradients can be taken with respect to.
 
     Args:
         layers: The modules to listen to, by name.
+        copied: Names of layers whose outputs are copied, so that in-place operations do not write over the record; it
+            is looked at whenever a layer runs. `Tape.overwritten` names those that it should hold. None copies all.
 
     Yields:
-        For each layer that ran, by name in the order of `layers`, its outputs, one for each time that it was called.
+        What they put out.
 
     Raises:
         ConfigurationError: If a layer puts out anything but one floating tensor.
 
     """
-    tape: Tape = {}
-    handles = [layer.register_forward_hook(_recorder(name, tape)) for name, layer in layers.items()]
+    tape = Tape()
+    copied = layers.keys() if copied is None else copied
+    handles = [layer.register_forward_hook(_recorder(name, tape, copied)) for name, layer in layers.items()]
     try:
         yield tape
     finally:
@@ -81,7 +105,7 @@ def recording(layers: Mapping[str, nn.Module]) -> Iterator[Tape]:
             handle.remove()
 
 
-def _recorder(name: str, tape: Tape) -> Callable[[nn.Module, Any, Any], Tensor]:
+def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, Any, Any], Tensor]:
     def record(module: nn.Module, args: Any, output: Any) -> Tensor:
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             raise ConfigurationError(
@@ -89,11 +113,18 @@ def _recorder(name: str, tape: Tape) -> Callable[[nn.Module, Any, Any], Tensor]:
                 "Conductance is measured at layers that put out one floating tensor.",
                 "Choose a layer inside or behind this one that does.",
             )
+        if name in copied:
+            output = output.clone()
         # A frozen part of the network puts out what no gradient is recorded for: start the record here.
-        activation = output if output.requires_grad else output.detach().requires_grad_()
+        activation: Tensor = output if output.requires_grad else output.detach().requires_grad_()
         tape.setdefault(name, []).append(activation)
-        # The network goes on with a copy: an in-place activation behind the layer would overwrite the record.
-        return activation.clone()
+        if name in copied:
+            return activation.clone()
+        # The network goes on with a tensor of its own over the same memory. To autograd it is no view: of a view it
+        # would refuse in-place operations, or take them for changes of the record.
+        passed_on: Tensor = torch.ops.aten._unsafe_view(activation, activation.shape)
+        tape.note(name, activation, passed_on)
+        return passed_on
 
     return record
 

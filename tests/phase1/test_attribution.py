@@ -6,7 +6,7 @@ import torch
 from captum.attr import LayerConductance
 from torch import Tensor, nn
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, layer_conductance
+from lightning_ydrop import ConductanceDropout, ConfigurationError, YDrop, layer_conductance
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.phase1 import attribution
 from tests.networks import NETWORKS, leaves, network_and_batch, perceptron
@@ -264,6 +264,42 @@ def test_in_place_activations_behind_a_layer_do_not_overwrite_the_record(behind:
         expected = layer_conductance(copying, x, y, layers=layers)
         for name, scores in layer_conductance(in_place, x, y, layers=layers).items():
             assert torch.allclose(scores, expected[name], atol=1e-6), name
+
+
+class Reused(nn.Module):
+    """Writes over what went into a layer, after the layer has passed it on."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.drop, self.head = nn.Linear(12, 16), ConductanceDropout(), nn.Linear(16, 5)
+        self.in_place = in_place
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        hidden = self.first(x)
+        dropped = self.drop(hidden) * 2
+        logits: Tensor = self.head(dropped + (hidden.relu_() if self.in_place else hidden.relu()))
+        return logits
+
+
+def test_what_is_written_over_in_front_of_a_layer_is_recorded_as_it_was() -> None:
+    in_place, copying = Reused(True), Reused(False)
+    copying.load_state_dict(in_place.state_dict())
+    x, y = torch.randn(6, 12), torch.randint(0, 5, (6,))
+    expected = layer_conductance(copying, x, y)["drop"]
+    assert torch.allclose(layer_conductance(in_place, x, y)["drop"], expected, atol=1e-6)
+    assert (copying.runs, in_place.runs) == (1, 2)
+
+
+def test_the_engine_learns_once_what_is_written_over() -> None:
+    model = Reused(True)
+    engine = YDrop(model)
+    x, y = torch.randn(6, 12), torch.randint(0, 5, (6,))
+    engine.step(x, y)
+    before = model.runs
+    engine.step(x, y)
+    assert model.runs == before + 1
 
 
 @pytest.mark.parametrize("frozen", [1, 4, 7])
