@@ -233,6 +233,7 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
         # Once more, with copies of their outputs, and from now on always so.
         phase1.copied.update(overwritten)
         tape.clear()
+        del value  # or both graphs would be in memory
         value = phase1.value(points, carried, target)
     # Listed before the backward pass, in which activation checkpoints call their layers once more.
     recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
