@@ -61,6 +61,7 @@ def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
     run(root, *args, settings=("trainer.max_epochs=3",), rc=1)  # would leave runs that cannot be compared
 
 
+@pytest.mark.slow
 def test_values_that_vary_multiply_the_grid(root: Path) -> None:
     run(root, "--arms", "dropout", "--seeds", "0", "--vary", "data.train_fraction=0.2,1", "--keep-checkpoints")
     found = results(root)
@@ -69,6 +70,7 @@ def test_values_that_vary_multiply_the_grid(root: Path) -> None:
     assert len(list((root / "out").rglob("*.ckpt"))) == 2
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_goes_on(root: Path) -> None:
     args = ("--arms", "ydrop", "--seeds", "0")
     settings = ("trainer.max_epochs=60", "data.batch_size=8")
@@ -93,6 +95,7 @@ def test_what_is_interrupted_goes_on(root: Path) -> None:
     assert "Restored all states from the checkpoint" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_others_run(root: Path) -> None:
     said = run(
         root,
