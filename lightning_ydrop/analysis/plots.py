@@ -50,7 +50,7 @@ def plot_cumulative_conductance(
 
     """
     axes = axes or _new_axes()
-    for label, mean in means.items():
+    for number, (label, mean) in enumerate(means.items()):
         sums = _falling(mean).cumsum(0)
         (line,) = axes.plot(sums, color=COLORS.get(label.lower()), label=label)
         for mark in marks:
@@ -58,7 +58,7 @@ def plot_cumulative_conductance(
             axes.annotate(
                 f"{float(sums[place] / sums[-1]):.1%}",
                 (place, float(sums[place])),
-                xytext=(3, -10),
+                xytext=(3, -10 - 9 * number),  # below each other where curves meet
                 textcoords="offset points",
                 fontsize=7,
                 color=line.get_color(),
