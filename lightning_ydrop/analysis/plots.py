@@ -55,11 +55,13 @@ def plot_cumulative_conductance(
         (line,) = axes.plot(sums, color=COLORS.get(label.lower()), label=label)
         for mark in marks:
             place = max(0, round(mark * len(sums)) - 1)
-            axes.annotate(
+            # In lines at the foot, where no curve is and none hides another.
+            axes.text(
+                place,
+                0.03 + 0.055 * number,
                 f"{float(sums[place] / sums[-1]):.1%}",
-                (place, float(sums[place])),
-                xytext=(3, -10 - 9 * number),  # below each other where curves meet
-                textcoords="offset points",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
                 fontsize=7,
                 color=line.get_color(),
             )
