@@ -94,20 +94,19 @@ def difference(ours: Runs, theirs: Runs) -> Difference:
     return Difference(statistics.fmean(each), float(half_width), len(each))
 
 
-def table(row: str, arms: Mapping[str, Runs]) -> str:
-    """Lay out the arms of one row."""
+def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
+    """Lay out the arms of one row, beside the paper's figures where it has them."""
     columns = ["arm", "test accuracy %", "the paper's", *(f"against {other} (pairs)" for other in AGAINST)]
     columns += ["validation loss", "epochs", "seconds", "runs"]
     lines = [columns, ["---"] * len(columns)]
     for arm in sorted(arms, key=_place):
         runs = arms[arm]
         against = [str(difference(runs, arms[other])) if other in arms and other != arm else "" for other in AGAINST]
-        paper = PAPER.get(row, {}).get(arm)
         lines.append(
             [
                 arm,
                 _spread([100 * run["test_acc"] for run in runs.values()], 2),
-                "" if paper is None else f"{paper:.2f}",
+                f"{paper[arm]:.2f}" if arm in paper else "",
                 *against,
                 _spread([run["val_loss"] for run in runs.values()], 4),
                 *(f"{statistics.fmean(run[name] for run in runs.values()):.0f}" for name in ("epochs", "seconds")),
@@ -153,7 +152,8 @@ def write(folder: Path, out: Path) -> None:
     parts = ["# Results", f"Test accuracy at the lowest validation loss, from the {_count(found)} runs of `{folder}`."]
     curves: dict[tuple[str, str], dict[float, Mapping[str, Runs]]] = defaultdict(dict)
     for (row, varied), arms in sorted(found.items()):
-        parts += [f"## {row}{''.join(f', {each}' for each in varied)}", table(row, arms)]
+        paper = {} if varied else PAPER.get(row, {})
+        parts += [f"## {row}{''.join(f', {each}' for each in varied)}", table(paper, arms)]
         name, _, value = varied[0].partition("=") if len(varied) == 1 else ("", "", "")
         with contextlib.suppress(ValueError):  # no number to draw against
             curves[row, name][float(value)] = arms

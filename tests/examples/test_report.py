@@ -53,6 +53,7 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "report/all.md")])
     written = (tmp_path / "report/all.md").read_text()
     assert "## mnist_fc_1, data.train_fraction=0.01" in written
+    assert "98.47" not in written  # the paper's figure is that of all data
     assert "](mnist_fc_1_data.train_fraction.png)" in written
     assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
 
