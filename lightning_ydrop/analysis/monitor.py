@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
-from lightning_ydrop.analysis.spread import ConductanceSpread
+from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
 from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
@@ -124,10 +124,7 @@ class ConductanceMonitor(Callback):
             measured = layer_conductance(
                 pl_module, inputs, target, layers=self.layers, forward=forward, **self._measuring
             )
-        for name, conductance in measured.items():
-            if name not in self._spreads:
-                self._spreads[name] = ConductanceSpread(conductance.shape[1]).to(conductance.device)
-            self._spreads[name].update(conductance)
+        update_spreads(self._spreads, measured)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was measured: of all ranks, since the metrics add up over them."""

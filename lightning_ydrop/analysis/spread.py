@@ -1,6 +1,6 @@
 """How evenly importance is spread over the units of a layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,10 +117,7 @@ def mean_conductance(
     device = device_of(model)
     for batch in data:
         inputs, target = adapter.read(move_data_to_device(batch, device))
-        for name, conductance in layer_conductance(model, inputs, target, layers=layers, **measuring).items():
-            if name not in spreads:
-                spreads[name] = ConductanceSpread(conductance.shape[1]).to(conductance.device)
-            spreads[name].update(conductance)
+        update_spreads(spreads, layer_conductance(model, inputs, target, layers=layers, **measuring))
     if not spreads:
         raise ConfigurationError(
             f"{describe(data)} gave no batch.",
@@ -128,6 +125,20 @@ def mean_conductance(
             "Pass a DataLoader, or a list of batches.",
         )
     return {name: spread.compute()["mean"] for name, spread in spreads.items()}
+
+
+def update_spreads(spreads: dict[str, ConductanceSpread], conductance: Mapping[str, Tensor]) -> None:
+    """Add samples to the metric of each layer, which is made when the layer comes for the first time.
+
+    Args:
+        spreads: The metrics by name, to be added to.
+        conductance: What `layer_conductance` gave.
+
+    """
+    for name, values in conductance.items():
+        if name not in spreads:
+            spreads[name] = ConductanceSpread(values.shape[1]).to(values.device)
+        spreads[name].update(values)
 
 
 def device_of(model: nn.Module) -> torch.device:
