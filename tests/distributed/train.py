@@ -216,6 +216,7 @@ def main(folder: Path, *cases: str) -> None:
             strategy, accumulate, mode = case.split("/")
             ended = trained(strategy, int(accumulate), mode)
         torch.save(ended, folder / f"{case.replace('/', ' ')} {dist.get_rank()}.pt")
+    dist.barrier()  # no rank takes the group down under another that still works
     dist.destroy_process_group()
 
 
