@@ -7,6 +7,9 @@ a folder under --out. Its result.json says what it reached and by which argument
 what is done and goes on with what was interrupted, from its last checkpoint. --vary multiplies the grid:
 
     python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
+
+--set and --vary take arguments of train.py by their names there, and those of YDropCallback, for the arms that have
+one, as ydrop.elasticity and the like.
 """
 
 import argparse
@@ -29,6 +32,8 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 TRAIN = HERE.parent / "train.py"
 BASE = HERE.parent / "configs" / "base.yaml"
+# What stands before the name of an argument of YDropCallback.
+YDROP = "ydrop."
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,8 @@ class Run:
         row: A file of rows/, by name.
         arm: A file of arms/, by name.
         seed: Of weights, batches, masks and Y-Drop.
-        varied: Arguments of train.py that the grid varies, as name=value.
-        settings: Arguments of train.py that all runs share, as name=value.
-        ydrop: Arguments of YDropCallback, for the arms that have one, as name=value.
+        varied: Arguments that the grid varies, as name=value.
+        settings: Arguments that all runs share, as name=value.
         out: Where the grid leaves its folders.
 
     """
@@ -51,7 +55,6 @@ class Run:
     seed: int
     varied: tuple[str, ...]
     settings: tuple[str, ...]
-    ydrop: tuple[str, ...]
     out: Path
 
     @property
@@ -63,16 +66,18 @@ class Run:
     def arguments(self) -> list[str]:
         """What train.py is called with, but for a checkpoint to go on from."""
         arm = HERE / "arms" / f"{self.arm}.yaml"
+        given = [*self.settings, *self.varied]
         arguments = [
             *("fit", f"--config={BASE}", f"--config={HERE / 'rows' / f'{self.row}.yaml'}"),
             *(f"--checkpoint.dirpath={self.folder / 'checkpoints'}", "--checkpoint.save_last=true"),
-            *(f"--{each}" for each in (*self.settings, *self.varied)),
+            *(f"--{each}" for each in given if not each.startswith(YDROP)),
             *(f"--config={arm}", f"--seed_everything={self.seed}"),
             *(f"--trainer.logger.init_args.save_dir={self.folder}", "--trainer.logger.init_args.name=logs"),
             "--trainer.enable_progress_bar=false",
         ]
         if "YDropCallback" in arm.read_text():
-            arguments += [f"--trainer.callbacks.init_args.{each}" for each in (f"seed={self.seed}", *self.ydrop)]
+            ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
+            arguments += [f"--trainer.callbacks.init_args.{each}" for each in ydrop]
         return arguments
 
     @property
@@ -87,7 +92,7 @@ class Run:
         if not file.exists():
             return None
         result: dict[str, Any] = json.loads(file.read_text())
-        if (result["settings"], result["ydrop"]) != (list(self.settings), list(self.ydrop)):
+        if result["settings"] != list(self.settings):
             raise SystemExit(f"{file} is of a run with other settings: name another folder with --out.")
         return result
 
@@ -120,7 +125,6 @@ def start(run: Run, slot: int, threads: int, keep_checkpoints: bool) -> str | No
         "seed": run.seed,
         "varied": dict(each.split("=", 1) for each in run.varied),
         "settings": list(run.settings),
-        "ydrop": list(run.ydrop),
         **json.loads((newest / "reached.json").read_text()),
         "seconds": time.perf_counter() - began,
         "resumed": resumed,
@@ -141,7 +145,14 @@ def grid_of(known: argparse.Namespace) -> Iterator[Run]:
     """Multiply rows, arms, seeds and what is varied; seeds outermost, so that half a grid is already a comparison."""
     axes = [[f"{name}={value}" for value in values.split(",")] for name, _, values in map(_split, known.vary)]
     for seed, row, *varied, arm in itertools.product(known.seeds, known.rows, *axes, known.arms):
-        yield Run(row, arm, seed, tuple(varied), tuple(known.set), tuple(known.ydrop), known.out)
+        yield Run(row, arm, seed, tuple(varied), tuple(known.set), known.out)
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _split(setting: str) -> tuple[str, str, str]:
@@ -158,20 +169,17 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", required=True, choices=rows, help="networks and data, files of rows/")
     parser.add_argument("--arms", nargs="+", default=arms, choices=arms, help="files of arms/, all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--vary", nargs="+", default=[], help="arguments of train.py as name=value,value,...")
-    parser.add_argument(
-        "--set", nargs="+", default=[], help="arguments of train.py as name=value, such as data.root=data"
-    )
-    parser.add_argument("--ydrop", nargs="+", default=[], help="arguments of YDropCallback as name=value")
+    parser.add_argument("--vary", nargs="+", default=[], help="arguments that multiply the grid, as name=value,value")
+    parser.add_argument("--set", nargs="+", default=[], help="arguments of all runs, as name=value")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share cores and GPUs")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="where the folders of runs are")
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep the best checkpoint of each run")
     known = parser.parse_args(args)
-    for setting in (*known.set, *known.ydrop):
+    for setting in known.set:
         _split(setting)
     grid = list(grid_of(known))
     ahead = [run for run in grid if run.result is None]
-    threads = max(1, (os.cpu_count() or 1) // known.jobs)
+    threads = max(1, num_cores() // known.jobs)
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(known.jobs):
         slots.put(slot)

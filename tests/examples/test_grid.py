@@ -42,8 +42,9 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
-    args = ("--arms", "plain", "random", "--seeds", "0", "1", "--jobs", "2", "--ydrop", "annealing_epochs=1")
-    said = run(root, *args)
+    args = ("--arms", "plain", "random", "--seeds", "0", "1", "--jobs", "2")
+    settings = ("trainer.max_epochs=2", "ydrop.annealing_epochs=1")
+    said = run(root, *args, settings=settings)
     assert "4 runs, 0 of them done before" in said
     assert "100%" in said
     found = results(root)
@@ -56,7 +57,7 @@ def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
         assert any("annealing_epochs=1" in each for each in result["arguments"]) == ("random" in name)
     assert found["mnist_fc_1/plain/seed_0"]["val_loss"] != found["mnist_fc_1/plain/seed_1"]["val_loss"]
     assert not list((root / "out").rglob("*.ckpt"))
-    assert "4 runs, 4 of them done before" in run(root, *args)
+    assert "4 runs, 4 of them done before" in run(root, *args, settings=settings)
     assert results(root) == found
     run(root, *args, settings=("trainer.max_epochs=3",), rc=1)  # would leave runs that cannot be compared
 
