@@ -68,9 +68,9 @@ def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path
         writer.writerows(itertools.zip_longest(*columns))
 
 
-def main(args: ArgsType = None) -> TrainCLI:
-    """Run the program."""
-    return TrainCLI(Classifier, L.LightningDataModule, subclass_mode_data=True, args=args)
+def main(args: ArgsType = None, run: bool = True) -> TrainCLI:
+    """Run the program, or with the config.yaml of a run only make again what it had."""
+    return TrainCLI(Classifier, L.LightningDataModule, subclass_mode_data=True, args=args, run=run)
 
 
 if __name__ == "__main__":

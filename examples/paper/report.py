@@ -23,6 +23,7 @@ mpl.use("Agg")  # no screen is needed
 
 from matplotlib import pyplot as plt
 from scipy.stats import t as student
+from tables import markdown, spread
 
 # Test accuracy in percent.
 PAPER: dict[str, dict[str, float]] = {
@@ -98,37 +99,33 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
     """Lay out the arms of one row, beside the paper's figures where it has them."""
     columns = ["arm", "test accuracy %", "the paper's", *(f"against {other} (pairs)" for other in AGAINST)]
     columns += ["validation loss", "epochs", "seconds", "runs"]
-    lines = [columns, ["---"] * len(columns)]
-    for arm in sorted(arms, key=_place):
+    lines = [columns]
+    for arm in sorted(arms, key=place):
         runs = arms[arm]
         against = [str(difference(runs, arms[other])) if other in arms and other != arm else "" for other in AGAINST]
         lines.append(
             [
                 arm,
-                _spread([100 * run["test_acc"] for run in runs.values()], 2),
+                spread([100 * run["test_acc"] for run in runs.values()], 2),
                 f"{paper[arm]:.2f}" if arm in paper else "",
                 *against,
-                _spread([run["val_loss"] for run in runs.values()], 4),
+                spread([run["val_loss"] for run in runs.values()], 4),
                 *(f"{statistics.fmean(run[name] for run in runs.values()):.0f}" for name in ("epochs", "seconds")),
                 str(len(runs)),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
-def _place(arm: str) -> int:
+def place(arm: str) -> int:
+    """Say where an arm stands among the others."""
     return ARMS.index(arm) if arm in ARMS else len(ARMS)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def draw(name: str, arms_by_value: Mapping[float, Mapping[str, Runs]], picture: Path) -> None:
     """Draw test accuracy of each arm against a value that was varied, with its standard deviation over seeds."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for arm in sorted({arm for arms in arms_by_value.values() for arm in arms}, key=_place):
+    for arm in sorted({arm for arms in arms_by_value.values() for arm in arms}, key=place):
         values = sorted(value for value, arms in arms_by_value.items() if arm in arms)
         accuracies = [[100 * run["test_acc"] for run in arms_by_value[value][arm].values()] for value in values]
         means = [statistics.fmean(each) for each in accuracies]

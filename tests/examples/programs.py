@@ -1,4 +1,4 @@
-"""The programs of examples/, whose modules stand beside them as in a folder of scripts."""
+"""The programs of examples/, whose modules stand beside them as in folders of scripts."""
 
 import importlib
 import sys
@@ -8,8 +8,9 @@ from types import ModuleType
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-def imported(name: str) -> ModuleType:
-    """Import a module of examples/ as its programs do."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))
-    return importlib.import_module(name)
+def imported(path: str) -> ModuleType:
+    """Import a module of examples/ by its path there, as its program does."""
+    for folder in (EXAMPLES, (EXAMPLES / path).parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    return importlib.import_module(Path(path).name)

@@ -117,5 +117,5 @@ def test_what_fails_is_named_and_the_others_run(root: Path) -> None:
 @pytest.mark.parametrize("args", [("--rows", "mnist_fc_9"), ("--arms", "jump"), ("--vary", "model.lr")])
 def test_what_is_not_there_is_refused(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        imported("paper.run").main(["--rows", "mnist_fc_1", *args])
+        imported("paper/run").main(["--rows", "mnist_fc_1", *args])
     assert args[1] in f"{caught.value} {capsys.readouterr().err}"

@@ -8,7 +8,7 @@ from scipy import stats
 
 from tests.examples.programs import imported
 
-report = imported("paper.report")
+report = imported("paper/report")
 
 
 def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, **varied: str) -> None:

@@ -1,0 +1,212 @@
+"""Draw Fig. 2 and 3 of the paper from trained networks, and how well they do once units are pruned for good.
+
+    python examples/paper/run.py --rows mnist_fig_2 --keep-checkpoints --out runs/figures --set data.root=data
+    python examples/paper/figures.py --runs runs/figures
+
+Each network is measured at its lowest validation loss: conductance on the validation set, accuracy on the test set. The
+figures show the first seed of each arm, the tables in figures.md all of them.
+"""
+
+import argparse
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no screen is needed
+
+import torch
+from matplotlib import pyplot as plt
+from report import place
+from tables import markdown, spread
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+from train import TrainCLI
+from train import main as train
+
+from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
+from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
+# Share of the top 20% of units in percent, and at which share of removed units accuracy starts to fall (Sec. 6.2).
+PAPER = {"plain": ("50.0", "20"), "dropout": ("41.7", "60"), "ydrop": ("nearly linear", "80")}
+PRUNED_BY: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
+    "conductance": lambda layer, conductance: conductance,
+    "magnitude": lambda layer, conductance: layer.weight.detach().norm(dim=1),
+    "random": lambda layer, conductance: torch.rand(len(conductance)),
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one network shows, of its hidden layers together.
+
+    Attributes:
+        conductance: The mean of each unit over the validation set, by layer.
+        at_random: Accuracy while units are removed at random.
+        by_conductance: Accuracy while units are removed, the strongest first.
+        pruned: Accuracy while units are pruned, the weakest by conductance, by magnitude or by chance first.
+
+    """
+
+    conductance: Mapping[str, Tensor]
+    at_random: RemovalCurve
+    by_conductance: RemovalCurve
+    pruned: Mapping[str, RemovalCurve]
+
+
+def networks(folder: Path) -> Iterator[tuple[str, TrainCLI]]:
+    """Find the networks that run.py has kept, each with its data, by arm."""
+    for result in sorted(folder.rglob("result.json")):
+        found = list((result.parent / "checkpoints").glob("*.ckpt"))
+        if len(found) != 1:
+            raise SystemExit(f"There is no checkpoint beside {result}: run.py keeps them with --keep-checkpoints.")
+        (config,) = (result.parent / "logs").glob("version_*/config.yaml")
+        cli = train([f"--config={config}"], run=False)
+        cli.model.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
+        yield result.parent.parent.name, cli
+
+
+def shown(cli: TrainCLI, repeats: int) -> Shown:
+    """Measure one network."""
+    model = cli.model.eval()
+    cli.datamodule.setup("test")
+    validation, test = cli.datamodule.val_dataloader(), cli.datamodule.test_dataloader()
+    layers = model.hidden_layers()
+    conductance = mean_conductance(model, validation, layers=layers, n_steps=10, quadrature="trapezoid")
+    strongest = removal_curve(model, test, conductance, layers=layers, shares=SHARES)
+    at_random = removal_curve(model, test, "random", layers=layers, shares=SHARES, repeats=repeats)
+    return Shown(conductance, at_random, strongest, {by: pruned(model, test, conductance, by) for by in PRUNED_BY})
+
+
+def pruned(
+    model: nn.Module, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
+) -> RemovalCurve:
+    """Prune copies of a network, and test them."""
+    torch.manual_seed(0)
+    score = PRUNED_BY[by]
+    scores = {name: score(model.get_submodule(name), values) for name, values in conductance.items()}
+    accuracies = []
+    for share in SHARES:
+        smaller = copy.deepcopy(model)
+        prune_units(smaller, scores, share)
+        metric = MulticlassAccuracy(model.num_classes, average="micro")
+        with torch.no_grad():
+            for x, y in test:
+                metric.update(smaller(x), y)
+        accuracies.append(metric.compute())
+    return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
+
+
+def summary(arms: Mapping[str, Sequence[Shown]]) -> str:
+    """Lay out how conductance is spread, beside the paper's figures."""
+    columns = ["arm", "held by the top 20%, %", "the paper's", "Gini coefficient", "total", "removed at random, %"]
+    lines = [[*columns, "removed strongest first, %", "the paper's", "networks"]]
+    for arm, networks in arms.items():
+        spreads = [spread_of(network.conductance) for network in networks]
+        top, removed = PAPER.get(arm, ("", ""))
+        lines.append(
+            [
+                arm,
+                spread([100 * each["top_share"].item() for each in spreads], 1),
+                top,
+                spread([each["gini"].item() for each in spreads], 2),
+                spread([each["total"].item() for each in spreads], 1),
+                spread([100 * network.at_random.threshold() for network in networks], 0),
+                spread([100 * network.by_conductance.threshold() for network in networks], 0),
+                removed,
+                str(len(networks)),
+            ]
+        )
+    return markdown(lines)
+
+
+def spread_of(conductance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Say how conductance is spread over the units of the first hidden layer."""
+    mean = next(iter(conductance.values()))
+    spread = ConductanceSpread(len(mean))
+    spread.update(mean.unsqueeze(0))
+    return spread.compute()
+
+
+def accuracies(arms: Mapping[str, Sequence[Shown]], curve: Callable[[Shown], RemovalCurve]) -> list[list[str]]:
+    """Lay out one line for each arm: accuracy in percent for each share."""
+    lines = []
+    for arm, networks in arms.items():
+        means = torch.stack([100 * curve(network).mean for network in networks])
+        lines.append([arm, *(spread(column.tolist(), 2) for column in means.T)])
+    return lines
+
+
+def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
+    """Draw the first network of each arm."""
+    first = {arm: networks[0] for arm, networks in arms.items()}
+    means = {arm: next(iter(network.conductance.values())) for arm, network in first.items()}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    plot_conductance(means, left).set_title("mean conductance of each unit")
+    plot_cumulative_conductance(means, right).set_title("its cumulative sum, and shares of it")
+    figure.savefig(folder / "fig_2.png", dpi=120)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    plot_removal({arm: network.at_random for arm, network in first.items()}, left).set_title("removed at random")
+    plot_removal({arm: network.by_conductance for arm, network in first.items()}, right).set_title(
+        "removed strongest first"
+    )
+    figure.savefig(folder / "fig_3.png", dpi=120)
+    figure, panels = plt.subplots(
+        1, len(PRUNED_BY), figsize=(5 * len(PRUNED_BY), 3.8), layout="constrained", sharey=True
+    )
+    for by, axes in zip(PRUNED_BY, panels, strict=True):
+        plot_removal({arm: network.pruned[by] for arm, network in first.items()}, axes)
+        axes.set(title=f"pruned, weakest by {by} first", xlabel="units pruned, %")
+    figure.savefig(folder / "pruning.png", dpi=120)
+    plt.close("all")
+
+
+def write(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
+    """Write figures.md, and its pictures beside it."""
+    draw(arms, folder)
+    head = [f"{100 * share:.0f}%" for share in SHARES]
+    parts = [
+        "# What trained networks show",
+        "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
+        "How many units can be removed is the largest share that costs no more than one percent of accuracy.",
+        summary(arms),
+        "![Mean conductance of units, and its cumulative sum](fig_2.png)",
+        "![Accuracy while units are removed](fig_3.png)",
+        "## Removed at random",
+        markdown([["arm", *head], *accuracies(arms, lambda network: network.at_random)]),
+        "## Removed, the strongest first",
+        markdown([["arm", *head], *accuracies(arms, lambda network: network.by_conductance)]),
+    ]
+    for by in PRUNED_BY:
+        parts += [
+            f"## Pruned for good, the weakest by {by} first",
+            markdown([["arm", *head], *accuracies(arms, lambda network, by=by: network.pruned[by])]),  # type: ignore[misc]
+        ]
+    parts.append("![Accuracy of what is left](pruning.png)")
+    (folder / "figures.md").write_text("\n\n".join(parts) + "\n")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/figures"), help="what run.py left, of one row")
+    parser.add_argument("--out", type=Path, help="a folder for figures.md and pictures; that of --runs by default")
+    parser.add_argument("--repeats", type=int, default=25, help="how often units are drawn at random")
+    known = parser.parse_args(args)
+    found: dict[str, list[Shown]] = defaultdict(list)
+    for arm, cli in tqdm(list(networks(known.runs)), unit="network", dynamic_ncols=True):
+        found[arm].append(shown(cli, known.repeats))
+    folder = known.out or known.runs
+    folder.mkdir(parents=True, exist_ok=True)
+    write({arm: found[arm] for arm in sorted(found, key=place)}, folder)
+    print(f"{folder / 'figures.md'} is written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Tune elasticity and annealing of an arm, over the sets that the paper names and by validation loss alone.
+
+    python examples/paper/tune.py --row mnist_fc_1 --trials 50 --jobs 4 --set data.root=data
+
+A trial is a run of run.py with a pair of the two. The study is Optuna's. Started again, here or on another machine that
+reaches the same --storage, it goes on with the pairs that are left; --trials is how many more, 50 being all of them.
+The study.md in the folder --out has the lowest validation loss of each pair.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from tables import markdown
+
+# Sec. 5, arXiv 2409.09088.
+ELASTICITIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+ANNEALING_EPOCHS = tuple(range(1, 11))
+
+
+class Objective:
+    """The lowest validation loss of a run, averaged over seeds."""
+
+    def __init__(self, known: argparse.Namespace) -> None:
+        self.known = known
+        self.machine = Machine(known.jobs)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train with the pair that the trial suggests."""
+        elasticity = trial.suggest_categorical("elasticity", ELASTICITIES)
+        annealing_epochs = trial.suggest_categorical("annealing_epochs", ANNEALING_EPOCHS)
+        known = self.known
+        pair = (f"ydrop.elasticity={elasticity}", f"ydrop.annealing_epochs={annealing_epochs}")
+        losses = []
+        for seed in known.seeds:
+            # A folder for each trial: one that was interrupted on this machine may be going on elsewhere.
+            run = Run(known.row, known.arm, seed, pair, tuple(known.set), known.out / f"trial_{trial.number:03}")
+            if failure := self.machine.run(run):
+                raise RuntimeError(failure)
+            assert run.result is not None
+            losses.append(run.result["val_loss"])
+        return statistics.fmean(losses)
+
+
+def table(study: optuna.Study) -> str:
+    """Lay out the lowest loss that each pair reached, and the pair to choose."""
+    lowest: dict[tuple[float, int], float] = {}
+    for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        assert trial.value is not None
+        pair = (trial.params["elasticity"], trial.params["annealing_epochs"])
+        lowest[pair] = min(trial.value, lowest.get(pair, math.inf))
+    lines: list[list[object]] = [["elasticity \\ annealing epochs", *ANNEALING_EPOCHS]]
+    for elasticity in ELASTICITIES:
+        losses = [lowest.get((elasticity, epochs)) for epochs in ANNEALING_EPOCHS]
+        lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
+    elasticity, epochs = min(lowest, key=lowest.__getitem__)
+    return (
+        f"# {study.study_name}\n\nValidation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\nThe lowest is that of "
+        f"`--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`.\n"
+    )
+
+
+def storage(text: str) -> BaseStorage | str:
+    """Take the URL of a database, or the path of a file that processes and machines append to."""
+    if "://" in text:
+        return text
+    Path(text).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(text))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", required=True, choices=ROWS, help="network and data, a file of rows/")
+    parser.add_argument("--arm", default="ydrop", choices=YDROP_ARMS, help="a file of arms/")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial's loss is the mean over them")
+    parser.add_argument("--trials", type=int, default=50, help="how many more to run")
+    add_shared_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
+    parser.add_argument("--storage", help="a file or a database's URL; studies.journal in --out by default")
+    known = parser.parse_args(args)
+    study = optuna.create_study(
+        study_name=f"{known.row} {known.arm}",
+        storage=storage(known.storage or str(known.out / "studies.journal")),
+        # The pairs in an order drawn by chance: a part of them is a random search.
+        sampler=optuna.samplers.GridSampler({"elasticity": ELASTICITIES, "annealing_epochs": ANNEALING_EPOCHS}),
+        load_if_exists=True,
+    )
+    same = {"settings": known.set, "seeds": known.seeds}
+    if study.user_attrs.setdefault("runs", same) != same:
+        raise SystemExit(f"The study has trials with {study.user_attrs['runs']}: name another --storage, or --out.")
+    study.set_user_attr("runs", same)
+    study.optimize(Objective(known), n_trials=known.trials, n_jobs=known.jobs, show_progress_bar=True)
+    (known.out / "study.md").write_text(table(study))
+    print(f"\n{table(study)}")
+
+
+if __name__ == "__main__":
+    main()

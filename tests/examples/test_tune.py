@@ -1,0 +1,91 @@
+"""Tuning elasticity and annealing."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.examples.programs import EXAMPLES, imported
+from tests.examples.test_data import drawn, write_mnist
+
+
+def loss_of(elasticity: float, annealing_epochs: int) -> float:
+    return abs(math.log10(elasticity) + 2) + abs(annealing_epochs - 3)
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The program, with runs that take no time: their loss is lowest at an elasticity of 1e-2 and 3 epochs."""
+    program = imported("paper/tune")
+    trained = []
+
+    def run(machine: Any, run: Any) -> None:
+        given = dict(each.split("=") for each in run.varied)
+        loss = loss_of(float(given["ydrop.elasticity"]), int(given["ydrop.annealing_epochs"]))
+        run.folder.mkdir(parents=True)
+        # A test accuracy that would choose otherwise.
+        result = {"settings": list(run.settings), "val_loss": loss, "test_acc": loss}
+        (run.folder / "result.json").write_text(json.dumps(result))
+        trained.append(run)
+
+    monkeypatch.setattr(program.Machine, "run", run)
+    monkeypatch.chdir(tmp_path)
+
+    def tuned(*args: str) -> list[Any]:
+        trained.clear()
+        program.main(["--row", "mnist_fc_1", *args])
+        return list(trained)
+
+    return tuned
+
+
+def test_the_pair_of_the_lowest_validation_loss_is_found_once_all_were_tried(tune: Any, tmp_path: Path) -> None:
+    runs = tune("--trials", "20", "--seeds", "0", "1")
+    assert len(runs) == 40
+    assert {run.seed for run in runs} == {0, 1}
+    runs += tune("--trials", "50", "--seeds", "0", "1")
+    assert len(runs) == 100
+    assert len({run.varied for run in runs}) == 50
+    report = (tmp_path / "runs/tune/study.md").read_text()
+    assert "`--set ydrop.elasticity=0.01 ydrop.annealing_epochs=3`" in report
+    row = next(line for line in report.splitlines() if line.startswith("| 0.001 |"))
+    assert row.split(" | ")[1:] == [*(f"{loss_of(1e-3, epochs):.4f}" for epochs in range(1, 10)), "8.0000 |"]
+
+
+def test_a_study_goes_on_only_with_what_it_began_with(tune: Any) -> None:
+    tune("--trials", "1", "--set", "model.lr=0.1")
+    with pytest.raises(SystemExit, match=r"model\.lr=0\.1"):
+        tune("--trials", "1", "--set", "model.lr=0.2")
+    with pytest.raises(SystemExit):
+        tune("--arm", "dropout")  # has neither of the two
+
+
+def test_a_study_can_lie_in_a_database(tune: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    assert len(tune("--trials", "2", "--storage", url)) == 2
+    assert len(tune("--trials", "3", "--storage", url, "--jobs", "2")) == 3
+    assert "of 5 pairs" in (tmp_path / "runs/tune/study.md").read_text()
+
+
+@pytest.mark.slow
+def test_networks_are_tuned(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data", drawn((1, 28, 28), 100, 10, 0), drawn((1, 28, 28), 20, 10, 1))
+    done = subprocess.run(
+        [
+            *(sys.executable, str(EXAMPLES / "paper/tune.py"), "--row", "mnist_fc_1", "--trials", "2", "--jobs", "2"),
+            *("--set", f"data.root={tmp_path / 'data'}", "trainer.max_epochs=2", "model.hidden=[16]"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = list((tmp_path / "runs/tune").rglob("result.json"))
+    losses = [json.loads(file.read_text())["val_loss"] for file in files]
+    assert len(losses) == 2
+    assert all(f"{loss:.4f}" in done.stdout for loss in losses)
