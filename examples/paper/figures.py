@@ -9,6 +9,7 @@ figures show the first seed of each arm, the tables in figures.md all of them.
 
 import argparse
 import copy
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,25 +20,31 @@ import matplotlib as mpl
 mpl.use("Agg")  # no screen is needed
 
 import torch
+import yaml
 from matplotlib import pyplot as plt
 from report import place
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parent.parent))  # the program that has trained them, and its modules
+
+from networks import Classifier
 from train import TrainCLI
 from train import main as train
 
 from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
+# Of a run's config.yaml, what makes network and data again.
+SECTIONS = ("seed_everything", "early_stopping", "checkpoint", "model", "data")
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 # Share of the top 20% of units in percent, and at which share of removed units accuracy starts to fall (Sec. 6.2).
 PAPER = {"plain": ("50.0", "20"), "dropout": ("41.7", "60"), "ydrop": ("nearly linear", "80")}
-PRUNED_BY: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
+PRUNED_BY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "conductance": lambda layer, conductance: conductance,
-    "magnitude": lambda layer, conductance: layer.weight.detach().norm(dim=1),
+    "magnitude": lambda layer, conductance: layer.get_parameter("weight").detach().norm(dim=1),
     "random": lambda layer, conductance: torch.rand(len(conductance)),
 }
 
@@ -66,8 +73,9 @@ def networks(folder: Path) -> Iterator[tuple[str, TrainCLI]]:
         found = list((result.parent / "checkpoints").glob("*.ckpt"))
         if len(found) != 1:
             raise SystemExit(f"There is no checkpoint beside {result}: run.py keeps them with --keep-checkpoints.")
-        (config,) = (result.parent / "logs").glob("version_*/config.yaml")
-        cli = train([f"--config={config}"], run=False)
+        (file,) = (result.parent / "logs").glob("version_*/config.yaml")
+        config = yaml.safe_load(file.read_text())
+        cli = train({section: config[section] for section in SECTIONS}, run=False)
         cli.model.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
         yield result.parent.parent.name, cli
 
@@ -85,21 +93,20 @@ def shown(cli: TrainCLI, repeats: int) -> Shown:
 
 
 def pruned(
-    model: nn.Module, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
+    model: Classifier, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
 ) -> RemovalCurve:
     """Prune copies of a network, and test them."""
     torch.manual_seed(0)
-    score = PRUNED_BY[by]
-    scores = {name: score(model.get_submodule(name), values) for name, values in conductance.items()}
+    scores = {name: PRUNED_BY[by](model.get_submodule(name), values) for name, values in conductance.items()}
     accuracies = []
     for share in SHARES:
         smaller = copy.deepcopy(model)
         prune_units(smaller, scores, share)
-        metric = MulticlassAccuracy(model.num_classes, average="micro")
+        smaller.test_acc.reset()
         with torch.no_grad():
             for x, y in test:
-                metric.update(smaller(x), y)
-        accuracies.append(metric.compute())
+                smaller.test_acc.update(smaller(x), y)
+        accuracies.append(smaller.test_acc.compute())
     return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
 
 
@@ -199,6 +206,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a folder for figures.md and pictures; that of --runs by default")
     parser.add_argument("--repeats", type=int, default=25, help="how often units are drawn at random")
     known = parser.parse_args(args)
+    sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
     for arm, cli in tqdm(list(networks(known.runs)), unit="network", dynamic_ncols=True):
         found[arm].append(shown(cli, known.repeats))

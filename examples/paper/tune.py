@@ -61,8 +61,8 @@ def table(study: optuna.Study) -> str:
         lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
     elasticity, epochs = min(lowest, key=lowest.__getitem__)
     return (
-        f"# {study.study_name}\n\nValidation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\nThe lowest is that of "
-        f"`--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`.\n"
+        f"# {study.study_name}\n\nValidation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n"
+        f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`.\n"
     )
 
 
