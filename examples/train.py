@@ -18,7 +18,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from networks import Classifier
-from plots import draw_runs
+from plots import draw_run
 
 from lightning_ydrop import layer_conductance
 
@@ -51,7 +51,7 @@ class TrainCLI(LightningCLI):
         reached = {**self.reached, "val_loss": float(best), "epochs": self.trainer.current_epoch}
         (folder / "reached.json").write_text(json.dumps(reached) + "\n")
         write_conductance(self.model, self.datamodule, folder / "conductance.csv")
-        draw_runs({"this run": folder}, folder / "training.png")
+        draw_run(folder, folder / "training.png")
         print(f"checkpoints, metrics.csv, conductance.csv and training.png are in {folder}")
 
 

@@ -15,9 +15,10 @@ import torch
 
 HERE = Path(__file__).parent
 TRAIN = HERE.parent / "train.py"
-BASE = HERE.parent / "configs" / "base.yaml"
-ROWS, ARMS = (sorted(path.stem for path in (HERE / kind).glob("*.yaml")) for kind in ("rows", "arms"))
-YDROP_ARMS = [arm for arm in ARMS if "YDropCallback" in (HERE / "arms" / f"{arm}.yaml").read_text()]
+CONFIGS = HERE.parent / "configs"
+ROWS = sorted(path.stem for path in (HERE / "rows").glob("*.yaml"))
+ARMS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"base"})
+YDROP_ARMS = [arm for arm in ARMS if "YDropCallback" in (CONFIGS / f"{arm}.yaml").read_text()]
 # What stands before the name of an argument of YDropCallback.
 YDROP = "ydrop."
 
@@ -28,7 +29,7 @@ class Run:
 
     Attributes:
         row: A file of rows/, by name.
-        arm: A file of arms/, by name.
+        arm: A file of examples/configs/, by name.
         seed: Of weights, batches, masks and Y-Drop.
         varied: Arguments that the grid varies, as name=value.
         settings: Arguments that all runs share, as name=value.
@@ -53,10 +54,10 @@ class Run:
         """What train.py is called with, but for a checkpoint to go on from."""
         given = [*self.settings, *self.varied]
         arguments = [
-            *("fit", f"--config={BASE}", f"--config={HERE / 'rows' / f'{self.row}.yaml'}"),
+            *("fit", f"--config={CONFIGS / 'base.yaml'}", f"--config={HERE / 'rows' / f'{self.row}.yaml'}"),
             *(f"--checkpoint.dirpath={self.folder / 'checkpoints'}", "--checkpoint.save_last=true"),
             *(f"--{each}" for each in given if not each.startswith(YDROP)),
-            *(f"--config={HERE / 'arms' / f'{self.arm}.yaml'}", f"--seed_everything={self.seed}"),
+            *(f"--config={CONFIGS / f'{self.arm}.yaml'}", f"--seed_everything={self.seed}"),
             *(f"--trainer.logger.init_args.save_dir={self.folder}", "--trainer.logger.init_args.name=logs"),
             "--trainer.enable_progress_bar=false",
         ]

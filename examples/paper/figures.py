@@ -165,11 +165,11 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     )
     figure.savefig(folder / "fig_3.png", dpi=120)
     figure, panels = plt.subplots(
-        1, len(PRUNED_BY), figsize=(5 * len(PRUNED_BY), 3.8), layout="constrained", sharey=True
+        1, len(first), figsize=(5 * len(first), 3.8), layout="constrained", sharey=True, squeeze=False
     )
-    for by, axes in zip(PRUNED_BY, panels, strict=True):
-        plot_removal({arm: network.pruned[by] for arm, network in first.items()}, axes)
-        axes.set(title=f"pruned, weakest by {by} first", xlabel="units pruned, %")
+    for (arm, network), axes in zip(first.items(), panels[0], strict=True):
+        plot_removal(network.pruned, axes)
+        axes.set(title=arm, xlabel="units pruned, the weakest first, %")
     figure.savefig(folder / "pruning.png", dpi=120)
     plt.close("all")
 

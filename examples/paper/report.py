@@ -159,8 +159,9 @@ def write(folder: Path, out: Path) -> None:
             picture = out.with_name(f"{row}_{name}.png")
             draw(name, arms_by_value, picture)
             parts += [f"## {row} against {name}", f"![Test accuracy of each arm]({picture.name})"]
-    out.write_text("\n\n".join(parts) + "\n")
-    print(f"{out} is written")
+    text = "\n\n".join(parts)
+    out.write_text(text + "\n")
+    print(f"{text}\n\n{out} is written")
 
 
 def _count(found: Mapping[Any, Mapping[str, Runs]]) -> int:

@@ -2,9 +2,10 @@
 
     python examples/paper/run.py --rows mnist_fc_1 --arms plain dropout ydrop random --seeds 0 1 2 3 4 --jobs 4
 
-Each run is the program examples/train.py with examples/configs/base.yaml, a file of rows/ and one of arms/, and leaves
-a folder under --out. Its result.json says what it reached and by which arguments. A grid that is started again skips
-what is done and goes on with what was interrupted, from its last checkpoint. --vary multiplies the grid:
+Each run is the program examples/train.py with examples/configs/base.yaml, a row (a file of rows/), and an arm (another
+file of examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which
+arguments. A grid that is started again skips what is done and goes on with what was interrupted, from its last
+checkpoint. --vary multiplies the grid:
 
     python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
 
@@ -40,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", required=True, choices=ROWS, help="networks and data, files of rows/")
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="files of arms/, all by default")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="of examples/configs/, all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--vary",

@@ -78,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", required=True, choices=ROWS, help="network and data, a file of rows/")
-    parser.add_argument("--arm", default="ydrop", choices=YDROP_ARMS, help="a file of arms/")
+    parser.add_argument("--arm", default="ydrop", choices=YDROP_ARMS, help="of examples/configs/, with a YDropCallback")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial's loss is the mean over them")
     parser.add_argument("--trials", type=int, default=50, help="how many more to run")
     add_shared_arguments(parser)

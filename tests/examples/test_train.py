@@ -10,9 +10,10 @@ import torch
 import yaml
 from torchvision.datasets.mnist import read_image_file
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+from tests.examples.programs import EXAMPLES, imported
+
 CONFIGS = EXAMPLES / "configs"
-ARMS = ["plain", "dropout", "ydrop", "random"]
+ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
 
 
 def run(*args: object) -> str:
@@ -50,32 +51,20 @@ def test_a_run_shows_its_progress_and_leaves_what_it_promises(tmp_path: Path) ->
     assert len([unit for unit in units if unit["network.4"]]) == 16
 
 
-def test_arms_are_compared_in_one_table(tmp_path: Path) -> None:
-    said = run(
-        EXAMPLES / "compare.py", "--arms", *ARMS, "--seeds", 0, 1, "--jobs", 2,
-        "--ydrop", "n_steps=3", "annealing_epochs=0",
-        "--trainer.max_epochs=3", "--model.hidden=[16,16]", "--trainer.enable_model_summary=false",
-    )  # fmt: skip
-    table = (tmp_path / "runs/compare/table.md").read_text()
-    assert table.strip() in said
-    for arm in ARMS:
-        assert f"| {arm} | " in table
-    assert (tmp_path / "runs/compare/picture.png").read_bytes().startswith(b"\x89PNG")
-    for arm in ("ydrop", "random"):
-        (config,) = (tmp_path / f"runs/compare/{arm}-1").rglob("config.yaml")
-        (callback,) = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
-        arguments = callback["init_args"]
-        assert (arguments["n_steps"], arguments["annealing_epochs"], arguments["seed"]) == (3, 0, 1)
-
-
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_what_its_file_says(arm: str) -> None:
-    printed = train(f"--config={CONFIGS / f'{arm}.yaml'}", "--print_config=skip_default")
-    config = yaml.safe_load(printed[printed.index("seed_everything") :])
+def test_every_arm_is_what_its_file_says(
+    arm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        imported("train").main(
+            ["fit", *(f"--config={CONFIGS / f'{name}.yaml'}" for name in ("base", arm)), "--print_config=skip_default"]
+        )
+    config = yaml.safe_load(capsys.readouterr().out)
     kinds = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
     assert (config["early_stopping"]["monitor"], config["early_stopping"]["patience"]) == ("val_loss", 10)
-    assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random"))
-    expected = {"plain": "none", "dropout": "vanilla"}.get(arm, "conductance")
+    assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random", "inverted"))
+    expected = {"plain": "none", "dropout": "vanilla", "dropout_at_mean_rate": "vanilla"}.get(arm, "conductance")
     assert config.get("model", {}).get("dropout", "none") == expected
 
 
@@ -114,14 +103,14 @@ def test_a_wrong_setting_in_yaml_ends_before_training_with_its_message() -> None
     assert "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]." in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("overlay", "batches"), [("mnist", 704), ("scarce", 43)])
-def test_mnist_is_read_from_its_own_files(overlay: str, batches: int, mnist_root: str) -> None:
+def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
     images = read_image_file(str(Path(mnist_root) / "MNIST/raw/train-images-idx3-ubyte"))
     assert images.shape == (60000, 28, 28)
     assert images.dtype == torch.uint8
     said = train(
-        f"--config={CONFIGS / f'{overlay}.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}", f"--data.root={mnist_root}",
+        f"--config={EXAMPLES / 'paper/rows/mnist_fc_1.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}",
+        f"--data.root={mnist_root}",
         "--trainer.max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
         "--model.hidden=[8]",
     )  # fmt: skip
-    assert f"{batches}/{batches}" in said
+    assert "704/704" in said

@@ -1,0 +1,70 @@
+"""What trained networks show."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_ydrop.analysis import RemovalCurve
+from tests.examples.programs import EXAMPLES, imported
+from tests.examples.test_data import drawn, write_mnist
+
+figures = imported("paper/figures")
+
+
+def shown(conductance: list[float], strongest: list[float]) -> object:
+    accuracy = torch.tensor([strongest])
+    curve = RemovalCurve(figures.SHARES[: len(strongest)], accuracy)
+    flat = RemovalCurve(figures.SHARES, torch.full((25, len(figures.SHARES)), 0.98))
+    return figures.Shown({"network.1": torch.tensor(conductance)}, flat, curve, dict.fromkeys(figures.PRUNED_BY, flat))
+
+
+def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
+    arms = {
+        "plain": [shown([4.0, 1, 1, 1, 1], [0.98, 0.975, 0.9]), shown([2.0, 1, 1, 1, 1], [0.98, 0.975, 0.975])],
+        "random": [shown([1.0, 1, 1, 1, 1], [0.98, 0.98, 0.98])],
+    }
+    figures.write(arms, tmp_path)
+    lines = (tmp_path / "figures.md").read_text().splitlines()
+    plain, random = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in arms)
+    # Shares of 4/8 and 2/6, Gini coefficients of 0.3 and 2/15, totals of 8 and 6; 10% and 20% can be removed.
+    assert plain == "| plain | 41.7 ± 11.8 | 50.0 | 0.22 ± 0.12 | 7.0 ± 1.4 | 99 ± 0 | 15 ± 7 | 20 | 2 |"
+    assert random == "| random | 20.0 |  | 0.00 | 5.0 | 99 | 20 |  | 1 |"
+    assert sum(line.startswith("| plain | 98.00 ± 0.00 |") for line in lines) == 1 + len(figures.PRUNED_BY) + 1
+    for picture in ("fig_2.png", "fig_3.png", "pruning.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_networks_of_a_grid_are_shown(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data", drawn((1, 28, 28), 400, 10, 0), drawn((1, 28, 28), 50, 10, 1))
+    settings = [
+        f"data.root={tmp_path / 'data'}",
+        "model.hidden=[32]",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+    ]
+    grid = ["--rows", "mnist_fig_2", "--arms", "plain", "ydrop", "--seeds", "0", "1", "--jobs", "2"]
+    for program, *args in (
+        ("run.py", *grid, "--keep-checkpoints", "--set", *settings, "--out", "runs/figures"),
+        ("figures.py", "--repeats", "2"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "paper" / program), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    written = (tmp_path / "runs/figures/figures.md").read_text()
+    assert written.count("| ydrop | ") == written.count("| plain | ") == 6
+
+
+def test_without_checkpoints_it_says_how_to_keep_them(tmp_path: Path) -> None:
+    (tmp_path / "mnist_fig_2/plain/seed_0").mkdir(parents=True)
+    (tmp_path / "mnist_fig_2/plain/seed_0/result.json").write_text("{}")
+    with pytest.raises(SystemExit, match="--keep-checkpoints"):
+        figures.main(["--runs", str(tmp_path)])
