@@ -8,7 +8,7 @@ from lightning_ydrop.phase1.adapters import Adapter, IndexAdapter, KeyAdapter
 from lightning_ydrop.phase1.attribution import layer_conductance
 from lightning_ydrop.phase1.context import Phase1
 from lightning_ydrop.phase1.engine import YDrop
-from lightning_ydrop.phase1.measures import CaptumMeasure, Conductance, Inverted, Measure, RandomImportance
+from lightning_ydrop.phase1.measures import CaptumMeasure, Conductance, Inverted, Measure, RandomImportance, Shuffled
 from lightning_ydrop.phase1.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "Phase1",
     "PredictedLogit",
     "RandomImportance",
+    "Shuffled",
     "TargetLogit",
     "YDrop",
     "YDropCallback",

@@ -116,6 +116,7 @@ CONSTRUCTORS = [
     *told("PredictedLogit", "class_dim", *CLASS_DIMS),
     *told("NegativeLoss", "loss", None, "mse", 1),
     *told("Inverted", "measure", None, "Conductance"),
+    *told("Shuffled", "measure", None, "Conductance"),
     *told("CaptumMeasure", "attribution", "Nothing", "LayerLRP", 3, None),
     *(
         pytest.param(make, text, id=text)

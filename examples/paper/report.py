@@ -7,12 +7,11 @@ by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) sta
 """
 
 import argparse
-import contextlib
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +44,41 @@ PAPER: dict[str, dict[str, float]] = {
         "svhn_m_2": (94.42, 94.38, 94.82),
     }.items()
 }
-ARMS = ("plain", "dropout", "dropout_at_mean_rate", "ydrop", "random", "inverted")
+ARMS = ("plain", "dropout", "dropout_at_mean_rate", "ydrop", "random", "shuffled", "inverted")
 AGAINST = ("dropout", "random")
 COLORS = {"plain": "tab:purple", "dropout": "tab:orange", "ydrop": "tab:green", "random": "tab:gray"}
 
-# A row, and what was varied in it.
-Setting = tuple[str, tuple[str, ...]]
-# By seed, what a run reached.
-Runs = Mapping[int, Mapping[str, Any]]
+# What a run reached, as run.py leaves it.
+Result = Mapping[str, Any]
+# By seed.
+Runs = Mapping[int, Result]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The runs of one row.
+
+    Attributes:
+        row: Its name.
+        names: The arguments that were varied, if any.
+        arms: By the values of these, and by arm, the runs.
+
+    """
+
+    row: str
+    names: tuple[str, ...]
+    arms: Mapping[tuple[str, ...], Mapping[str, Runs]]
+
+    @property
+    def values(self) -> list[tuple[str, ...]]:
+        """What the arguments were, in order."""
+        return sorted(self.arms, key=lambda values: [order(value) for value in values])
+
+    def runs(self) -> Iterator[Result]:
+        """Go through all runs."""
+        for arms in self.arms.values():
+            for runs in arms.values():
+                yield from runs.values()
 
 
 @dataclass(frozen=True)
@@ -76,14 +102,23 @@ class Difference:
         return f"{self.mean:+.2f} (1)" if self.pairs else ""
 
 
-def read(folder: Path) -> dict[Setting, dict[str, dict[int, dict[str, Any]]]]:
-    """Read all results: by row and what was varied, by arm, by seed."""
-    found: dict[Setting, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+def read(folder: Path) -> list[Experiment]:
+    """Read all results.
+
+    Raises:
+        SystemExit: If there are none.
+
+    """
+    found: dict[Any, dict[Any, dict[str, dict[int, Result]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(dict))
+    )
     for file in sorted(folder.rglob("result.json")):
         result = json.loads(file.read_text())
-        varied = tuple(f"{name}={value}" for name, value in result["varied"].items())
-        found[result["row"], varied][result["arm"]][result["seed"]] = result
-    return found
+        names, values = tuple(result["varied"]), tuple(result["varied"].values())
+        found[result["row"], names][values][result["arm"]][result["seed"]] = result
+    if not found:
+        raise SystemExit(f"There is no result.json under {folder}: run examples/paper/run.py first.")
+    return [Experiment(row, names, arms) for (row, names), arms in sorted(found.items())]
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
@@ -122,50 +157,76 @@ def place(arm: str) -> int:
     return ARMS.index(arm) if arm in ARMS else len(ARMS)
 
 
-def draw(name: str, arms_by_value: Mapping[float, Mapping[str, Runs]], picture: Path) -> None:
-    """Draw test accuracy of each arm against a value that was varied, with its standard deviation over seeds."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for arm in sorted({arm for arms in arms_by_value.values() for arm in arms}, key=place):
-        values = sorted(value for value, arms in arms_by_value.items() if arm in arms)
-        accuracies = [[100 * run["test_acc"] for run in arms_by_value[value][arm].values()] for value in values]
-        means = [statistics.fmean(each) for each in accuracies]
-        spreads = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in accuracies]
-        axes.errorbar(values, means, spreads, marker=".", capsize=3, label=arm, color=COLORS.get(arm))
-    if min(arms_by_value) > 0 and max(arms_by_value) >= 10 * min(arms_by_value):
-        axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel="test accuracy, %")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+def order(value: str) -> tuple[float, ...]:
+    """Sort numbers, and lists of them, by what they are; anything else comes last."""
+    try:
+        number = json.loads(value)
+    except json.JSONDecodeError:
+        return (math.inf,)
+    return tuple(number) if isinstance(number, list) else (float(number),)
+
+
+def draw(experiment: Experiment, picture: Path) -> None:
+    """Draw test accuracy against a value that was varied, with its standard deviation over seeds.
+
+    Beside it is the mean difference to dropout, or else to random, with its 95% confidence interval.
+    """
+    values = experiment.values
+    arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
+    against = next((arm for arm in AGAINST if arm in arms), arms[0])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for number, arm in enumerate(arms):
+        # At equal distances, and beside each other where the bars would hide each other.
+        shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
+        points = {
+            at + shift: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]
+        }
+        accuracies = [[100 * run["test_acc"] for run in each[arm].values()] for each in points.values()]
+        style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": COLORS.get(arm), "linewidth": 1}
+        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies]
+        left.errorbar(list(points), [statistics.fmean(each) for each in accuracies], spreads, **style)
+        if arm != against:
+            pairs = {at: difference(each[arm], each[against]) for at, each in points.items() if against in each}
+            half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
+            right.errorbar(list(pairs), [each.mean for each in pairs.values()], half_widths, **style)
+    right.axhline(0, color=COLORS.get(against, "black"), linewidth=1)
+    left.set(ylabel="test accuracy, %")
+    right.set(ylabel=f"difference to {against}, points")
+    for axes in (left, right):
+        axes.set_xticks(range(len(values)), [" ".join(value) for value in values])
+        axes.set(xlabel=" ".join(experiment.names))
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 
 
-def write(folder: Path, out: Path) -> None:
-    """Write the report, and a picture for each row in which one number was varied."""
-    found = read(folder)
-    if not found:
-        raise SystemExit(f"There is no result.json under {folder}: run examples/paper/run.py first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    parts = ["# Results", f"Test accuracy at the lowest validation loss, from the {_count(found)} runs of `{folder}`."]
-    curves: dict[tuple[str, str], dict[float, Mapping[str, Runs]]] = defaultdict(dict)
-    for (row, varied), arms in sorted(found.items()):
-        paper = {} if varied else PAPER.get(row, {})
-        parts += [f"## {row}{''.join(f', {each}' for each in varied)}", table(paper, arms)]
-        name, _, value = varied[0].partition("=") if len(varied) == 1 else ("", "", "")
-        with contextlib.suppress(ValueError):  # no number to draw against
-            curves[row, name][float(value)] = arms
-    for (row, name), arms_by_value in curves.items():
-        if len(arms_by_value) > 1:
-            picture = out.with_name(f"{row}_{name}.png")
-            draw(name, arms_by_value, picture)
-            parts += [f"## {row} against {name}", f"![Test accuracy of each arm]({picture.name})"]
-    text = "\n\n".join(parts)
-    out.write_text(text + "\n")
-    print(f"{text}\n\n{out} is written")
+def command(experiment: Experiment) -> str:
+    """Say how to run it again."""
+    runs = list(experiment.runs())
+    arms = sorted({run["arm"] for run in runs}, key=place)
+    parts = ["python examples/paper/run.py --rows", experiment.row, "--arms", *arms]
+    parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
+    if experiment.names:
+        axes = zip(experiment.names, zip(*experiment.values, strict=True), strict=True)
+        parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(values))}" for name, values in axes)]
+    # Where the data lie changes nothing.
+    settings = dict.fromkeys(each for run in runs for each in run["settings"] if not each.startswith("data.root="))
+    return " ".join([*parts, *(["--set", *settings] if settings else [])])
 
 
-def _count(found: Mapping[Any, Mapping[str, Runs]]) -> int:
-    return sum(len(runs) for arms in found.values() for runs in arms.values())
+def section(experiment: Experiment, folder: Path) -> Iterator[str]:
+    """Write one experiment's part of the report, and its picture into a folder."""
+    yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
+    yield f"```sh\n{command(experiment)}\n```"
+    if len(experiment.arms) > 1:
+        picture = folder / f"{'_'.join((experiment.row, *experiment.names))}.png"
+        draw(experiment, picture)
+        yield f"![Test accuracy of each arm]({picture.name})"
+    for values in experiment.values:
+        if values:
+            yield f"### {', '.join(f'{name}={value}' for name, value in zip(experiment.names, values, strict=True))}"
+        yield table({} if values else PAPER.get(experiment.row, {}), experiment.arms[values])
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -174,7 +235,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="what run.py left")
     parser.add_argument("--out", type=Path, help="the report; report.md in that folder by default")
     known = parser.parse_args(args)
-    write(known.runs, known.out or known.runs / "report.md")
+    out = known.out or known.runs / "report.md"
+    experiments = read(known.runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    num_runs = sum(1 for experiment in experiments for _ in experiment.runs())
+    parts = ["# Results", f"Test accuracy at the lowest validation loss, from {num_runs} runs."]
+    for experiment in experiments:
+        parts += section(experiment, out.parent)
+    text = "\n\n".join(parts)
+    out.write_text(text + "\n")
+    print(f"{text}\n\n{out} is written")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class YDropCallback(Callback):
         baseline: Where the path starts, in the model's input space, that is after normalisation: a number, or a list of
             one for each floating input, null for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
-        measure: What makes a unit important; for the controls RandomImportance or Inverted.
+        measure: What makes a unit important; for the controls RandomImportance, Shuffled or Inverted.
         seed: Of the samples drawn and the rates. Masks follow torch's own random stream.
         annealing_steps: Instead of `annealing_epochs`: optimiser steps, as `Trainer(max_steps=...)` counts them, of
             vanilla dropout before Y-Drop, at least 0.

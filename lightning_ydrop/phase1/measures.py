@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, check_count, describe
 from lightning_ydrop.functional.attribution import sum_to_units
 from lightning_ydrop.phase1.attribution import conductance
 from lightning_ydrop.phase1.context import Phase1
@@ -85,6 +85,38 @@ class Inverted(Measure):
 
     def __repr__(self) -> str:
         return f"Inverted({self.measure!r})"
+
+
+class Shuffled(Measure):
+    """A control: the scores of another measure given to the wrong units, to the same ones in every phase 1.
+
+    Unlike RandomImportance it ranks as steadily as the measure itself: what it lacks is only which unit a score is of.
+
+    Args:
+        measure: The measure whose scores are exchanged between the units of a layer.
+        seed: Of the choice of who exchanges with whom.
+
+    Raises:
+        ConfigurationError: If it is no measure, or the seed is no whole number.
+
+    """
+
+    def __init__(self, measure: Measure, seed: int = 0) -> None:
+        check_measure("Shuffled", measure)
+        check_count("Shuffled", "seed", seed, minimum=0, example=0)
+        self.measure = measure
+        self.seed = seed
+
+    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        """Exchange the scores of the wrapped measure."""
+        scores = {}
+        for name, values in self.measure.score(phase1).items():
+            order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed))
+            scores[name] = values[:, order.to(values.device, non_blocking=True)]
+        return scores
+
+    def __repr__(self) -> str:
+        return f"Shuffled({self.measure!r}, seed={self.seed})"
 
 
 class CaptumMeasure(Measure):

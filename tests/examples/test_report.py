@@ -14,6 +14,7 @@ report = imported("paper/report")
 def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, **varied: str) -> None:
     """Write what run.py leaves."""
     result: dict[str, Any] = {"row": row, "arm": arm, "seed": seed, "varied": varied, "test_acc": test_acc}
+    result["settings"] = ["data.root=/somewhere", "data.val_fraction=0.1"]
     place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
     place.mkdir(parents=True)
     (place / "result.json").write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
@@ -43,7 +44,9 @@ def test_a_row_has_the_papers_figure_beside_ours(tmp_path: Path) -> None:
     first, second = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in ("dropout", "ydrop"))
     assert first.startswith("| dropout | 98.10 ± 0.10 | 98.30 |  |")
     assert second.startswith("| ydrop | 98.50 ± 0.10 | 98.47 | +0.40 ± 0.43 (3) |")
-    assert "the 6 runs" in "\n".join(lines)
+    assert "from 6 runs" in "\n".join(lines)
+    command = "--rows mnist_fc_1 --arms dropout ydrop --seeds 0 1 2 --set data.val_fraction=0.1"
+    assert f"python examples/paper/run.py {command}" in lines
 
 
 def test_what_varies_is_drawn(tmp_path: Path) -> None:
@@ -52,10 +55,21 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
             leave(tmp_path, "mnist_fc_1", arm, 0, 0.9 + float(share) / 20, **{"data.train_fraction": share})
     report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "report/all.md")])
     written = (tmp_path / "report/all.md").read_text()
-    assert "## mnist_fc_1, data.train_fraction=0.01" in written
+    assert "## mnist_fc_1 against data.train_fraction\n" in written
+    assert "--arms dropout ydrop random --seeds 0 --vary data.train_fraction=0.01,0.1,1 --set" in written
+    assert "### data.train_fraction=0.01\n" in written
     assert "98.47" not in written  # the paper's figure is that of all data
     assert "](mnist_fc_1_data.train_fraction.png)" in written
     assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_stand_in_their_order(tmp_path: Path) -> None:
+    for widths in ("[1024,1024]", "[256,256]", "[256]"):
+        leave(tmp_path, "mnist_fc_1", "ydrop", 0, 0.9, **{"model.hidden": widths})
+    report.main(["--runs", str(tmp_path)])
+    written = (tmp_path / "report.md").read_text()
+    assert "--vary model.hidden=[256],[256,256],[1024,1024]" in written
+    assert [report.order(value) for value in ("0.5", "1e-3", "[4,2]", "all")] == [(0.5,), (1e-3,), (4, 2), (math.inf,)]
 
 
 def test_without_results_it_says_so(tmp_path: Path) -> None:

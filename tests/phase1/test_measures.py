@@ -17,6 +17,7 @@ from lightning_ydrop import (
     OutputSum,
     Phase1,
     RandomImportance,
+    Shuffled,
     TargetLogit,
     YDrop,
     layer_conductance,
@@ -42,6 +43,7 @@ MEASURES: list[Measure] = [
     Conductance(),
     RandomImportance(),
     Inverted(Conductance()),
+    Shuffled(Conductance()),
     *(CaptumMeasure(name) for name in CAPTUMS if hasattr(captum.attr, name)),  # some came after captum 0.7
 ]
 
@@ -124,6 +126,20 @@ def test_inverted_turns_the_ranking_round() -> None:
     assert torch.equal(inverted["1"], -base["1"])
 
 
+def test_shuffled_gives_each_score_to_the_same_wrong_unit_every_time() -> None:
+    model, x, y = network_and_batch("perceptron")
+    base, shuffled, other = (
+        measure.score(phase1_of(model, x, y))["1"]
+        for measure in (Conductance(), Shuffled(Conductance()), Shuffled(Conductance(), seed=1))
+    )
+    assert torch.equal(shuffled.sort(1).values, base.sort(1).values)
+    order = (shuffled.unsqueeze(2) == base.unsqueeze(1)).all(0).int().argmax(1)  # of which unit each score is
+    assert (order != torch.arange(len(order))).any()
+    assert not torch.equal(shuffled, other)
+    later = Conductance().score(phase1_of(model, x.flip(1), y))["1"]
+    assert torch.equal(Shuffled(Conductance()).score(phase1_of(model, x.flip(1), y))["1"], later[:, order])
+
+
 def test_random_importance_depends_on_the_generator_alone() -> None:
     model, x, y = network_and_batch("perceptron")
     first, again, other = (RandomImportance().score(phase1_of(model, x, y, seed)) for seed in (1, 1, 2))
@@ -182,3 +198,5 @@ def test_captum_names_that_are_no_layer_attribution_are_refused(name: str) -> No
 def test_a_wrapped_thing_that_is_no_measure_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Inverted\(measure='conductance'\)"):
         Inverted("conductance")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"Shuffled\(measure='conductance'\)"):
+        Shuffled("conductance")  # type: ignore[arg-type]
