@@ -77,7 +77,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> str:
     return "small"
 
 
-@pytest.mark.parametrize("loop", ["bare", "trainer"])
+@pytest.mark.parametrize("loop", ["bare", pytest.param("trainer", marks=pytest.mark.slow)])
 def test_steps_are_compared(loop: str, results: Path, small: str) -> None:
     step.main(networks=[small], loops=[loop], seconds_for_each=0.1)
     (row,) = rows_of(results / "step-cpu.json")

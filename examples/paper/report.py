@@ -46,7 +46,15 @@ PAPER: dict[str, dict[str, float]] = {
 }
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "ydrop", "random", "shuffled", "inverted")
 AGAINST = ("dropout", "random")
-COLORS = {"plain": "tab:purple", "dropout": "tab:orange", "ydrop": "tab:green", "random": "tab:gray"}
+COLORS = {
+    "plain": "tab:purple",
+    "dropout": "tab:orange",
+    "dropout_at_mean_rate": "tab:brown",
+    "ydrop": "tab:green",
+    "random": "tab:gray",
+    "shuffled": "tab:blue",
+    "inverted": "tab:red",
+}
 
 # What a run reached, as run.py leaves it.
 Result = Mapping[str, Any]

@@ -77,7 +77,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
-@pytest.mark.parametrize("case", list(CASES))
+# In every run of the tests one of each kind; the others differ in the batch at which the run is killed.
+OFTEN = {"while annealing", "at the switch", "between two runs of phase 1", "in a linear transition"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in OFTEN else pytest.mark.slow) for case in CASES]
+)
 def test_a_killed_run_goes_on_as_the_uninterrupted_one(case: str, uninterrupted: Any, tmp_path: Path) -> None:
     settings, accumulate, (epoch, batch) = CASES[case]
     killed, resumed = tmp_path / "killed", tmp_path / "resumed"

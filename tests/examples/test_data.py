@@ -2,7 +2,6 @@
 
 import pickle
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,11 +185,7 @@ def test_every_row_of_the_tables_has_its_file_and_every_arm() -> None:
     "row",
     [pytest.param(row, id=row.stem, marks=() if row.stem.endswith("_1") else pytest.mark.slow) for row in ROWS],
 )
-def test_every_row_trains_from_its_files(row: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # where Lightning leaves it for other tests
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls it by an older name
-    train = imported("train")
+def test_every_row_trains_from_its_files(row: Path, small: Path, cli: Callable[..., Any]) -> None:
     name = next(line.rpartition(".")[2] for line in row.read_text().splitlines() if "class_path" in line)
     arm = ARMS[ROWS.index(row) % len(ARMS)]
     arguments = [
@@ -203,7 +198,7 @@ def test_every_row_trains_from_its_files(row: Path, small: Path, monkeypatch: py
         arguments.append("--model.channels=[4,4,4]")
     if "ydrop" in arm.stem:
         arguments.append("--trainer.callbacks.annealing_epochs=1")
-    train.main([*arguments, "--trainer.fast_dev_run=true"])
-    cli = train.main([*arguments, "--trainer.max_epochs=2"])
-    assert cli.trainer.current_epoch == 2
-    assert 0 <= cli.reached["test_acc"] <= 1
+    cli([*arguments, "--trainer.fast_dev_run=true"])
+    ended = cli([*arguments, "--trainer.max_epochs=2"])
+    assert ended.trainer.current_epoch == 2
+    assert 0 <= ended.reached["test_acc"] <= 1

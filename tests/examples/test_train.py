@@ -3,14 +3,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from torchvision.datasets.mnist import read_image_file
 
-from tests.examples.programs import EXAMPLES, imported
+from tests.examples.programs import EXAMPLES
 
 CONFIGS = EXAMPLES / "configs"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
@@ -51,16 +53,21 @@ def test_a_run_shows_its_progress_and_leaves_what_it_promises(tmp_path: Path) ->
     assert len([unit for unit in units if unit["network.4"]]) == 16
 
 
+@pytest.fixture
+def say(cli: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Give the program arguments with which it does not train, in this process, and return all that it says."""
+
+    def said(*args: str) -> str:
+        with pytest.raises((SystemExit, ValueError)) as caught:
+            cli(["fit", f"--config={CONFIGS / 'base.yaml'}", *args])
+        return "".join(capfd.readouterr()) + str(caught.value)
+
+    return said
+
+
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_what_its_file_says(
-    arm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    with pytest.raises(SystemExit):
-        imported("train").main(
-            ["fit", *(f"--config={CONFIGS / f'{name}.yaml'}" for name in ("base", arm)), "--print_config=skip_default"]
-        )
-    config = yaml.safe_load(capsys.readouterr().out)
+def test_every_arm_is_what_its_file_says(arm: str, say: Callable[..., str]) -> None:
+    config = printed(say(f"--config={CONFIGS / f'{arm}.yaml'}", "--print_config=skip_default"))
     kinds = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
     assert (config["early_stopping"]["monitor"], config["early_stopping"]["patience"]) == ("val_loss", 10)
     assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random", "shuffled", "inverted"))
@@ -68,8 +75,13 @@ def test_every_arm_is_what_its_file_says(
     assert config.get("model", {}).get("dropout", "none") == expected
 
 
-def test_what_the_callback_takes_can_be_read_and_set_on_the_command_line() -> None:
-    said = train("--trainer.callbacks.help=lightning_ydrop.YDropCallback")
+def printed(said: str) -> Any:
+    """Read a printed configuration."""
+    return yaml.safe_load(said[said.index("seed_everything") :].removesuffix("0"))  # and the exit status
+
+
+def test_what_the_callback_takes_can_be_read_and_set_on_the_command_line(say: Callable[..., str]) -> None:
+    said = say("--trainer.callbacks.help=lightning_ydrop.YDropCallback")
     for argument in (
         "annealing_epochs",
         "elasticity",
@@ -80,27 +92,19 @@ def test_what_the_callback_takes_can_be_read_and_set_on_the_command_line() -> No
         "seed",
     ):
         assert f"--trainer.callbacks.{argument}" in said.replace("init_args.", "")
-    printed = train(
+    said = say(
         "--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callbacks.buckets.strong_fraction=0.25",
         '--trainer.callbacks.measure={"class_path": "lightning_ydrop.Inverted", '
         '"init_args": {"measure": "lightning_ydrop.Conductance"}}', "--print_config",
     )  # fmt: skip
-    callback = yaml.safe_load(printed[printed.index("seed_everything") :])["trainer"]["callbacks"][-1]
+    callback = printed(said)["trainer"]["callbacks"][-1]
     assert callback["init_args"]["buckets"]["strong_fraction"] == 0.25
     assert callback["init_args"]["measure"]["class_path"].endswith("Inverted")
 
 
-def test_a_wrong_setting_in_yaml_ends_before_training_with_its_message() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, EXAMPLES / "train.py", "fit", f"--config={CONFIGS / 'base.yaml'}"),
-            *("--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callbacks.elasticity=1.5"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]." in done.stdout + done.stderr
+def test_a_wrong_setting_in_yaml_ends_before_training_with_its_message(say: Callable[..., str]) -> None:
+    said = say("--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callbacks.elasticity=1.5")
+    assert "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]." in said
 
 
 def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
