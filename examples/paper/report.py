@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +63,19 @@ Runs = Mapping[int, Result]
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of one row.
+    """The runs of one row with the same settings.
 
     Attributes:
         row: Its name.
         names: The arguments that were varied, if any.
+        settings: The arguments that all runs share, but for where the data lie.
         arms: By the values of these, and by arm, the runs.
 
     """
 
     row: str
     names: tuple[str, ...]
+    settings: tuple[str, ...]
     arms: Mapping[tuple[str, ...], Mapping[str, Runs]]
 
     @property
@@ -110,23 +111,23 @@ class Difference:
         return f"{self.mean:+.2f} (1)" if self.pairs else ""
 
 
-def read(folder: Path) -> list[Experiment]:
+def read(folders: Sequence[Path]) -> list[Experiment]:
     """Read all results.
 
     Raises:
         SystemExit: If there are none.
 
     """
-    found: dict[Any, dict[Any, dict[str, dict[int, Result]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(dict))
-    )
-    for file in sorted(folder.rglob("result.json")):
+    found: dict[tuple[str, tuple[str, ...], tuple[str, ...]], dict[tuple[str, ...], dict[str, dict[int, Result]]]] = {}
+    for file in sorted(file for folder in folders for file in folder.rglob("result.json")):
         result = json.loads(file.read_text())
-        names, values = tuple(result["varied"]), tuple(result["varied"].values())
-        found[result["row"], names][values][result["arm"]][result["seed"]] = result
+        settings = tuple(each for each in result["settings"] if not each.startswith("data.root="))
+        arms = found.setdefault((result["row"], tuple(result["varied"]), settings), {})
+        runs = arms.setdefault(tuple(result["varied"].values()), {}).setdefault(result["arm"], {})
+        runs[result["seed"]] = result
     if not found:
-        raise SystemExit(f"There is no result.json under {folder}: run examples/paper/run.py first.")
-    return [Experiment(row, names, arms) for (row, names), arms in sorted(found.items())]
+        raise SystemExit(f"There is no result.json in {', '.join(map(str, folders))}: run examples/paper/run.py first.")
+    return [Experiment(*key, arms) for key, arms in sorted(found.items())]
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
@@ -218,17 +219,14 @@ def command(experiment: Experiment) -> str:
     if experiment.names:
         axes = zip(experiment.names, zip(*experiment.values, strict=True), strict=True)
         parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(values))}" for name, values in axes)]
-    # Where the data lie changes nothing.
-    settings = dict.fromkeys(each for run in runs for each in run["settings"] if not each.startswith("data.root="))
-    return " ".join([*parts, *(["--set", *settings] if settings else [])])
+    return " ".join([*parts, *(["--set", *experiment.settings] if experiment.settings else [])])
 
 
-def section(experiment: Experiment, folder: Path) -> Iterator[str]:
-    """Write one experiment's part of the report, and its picture into a folder."""
+def section(experiment: Experiment, picture: Path) -> Iterator[str]:
+    """Write one experiment's part of the report, and a picture where something was varied."""
     yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
     yield f"```sh\n{command(experiment)}\n```"
     if len(experiment.arms) > 1:
-        picture = folder / f"{'_'.join((experiment.row, *experiment.names))}.png"
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"
     for values in experiment.values:
@@ -240,16 +238,17 @@ def section(experiment: Experiment, folder: Path) -> Iterator[str]:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="what run.py left")
-    parser.add_argument("--out", type=Path, help="the report; report.md in that folder by default")
+    parser.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/paper")], help="what run.py left")
+    parser.add_argument("--out", type=Path, help="the report; report.md in the first of these folders by default")
     known = parser.parse_args(args)
-    out = known.out or known.runs / "report.md"
+    out = known.out or known.runs[0] / "report.md"
     experiments = read(known.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     num_runs = sum(1 for experiment in experiments for _ in experiment.runs())
     parts = ["# Results", f"Test accuracy at the lowest validation loss, from {num_runs} runs."]
-    for experiment in experiments:
-        parts += section(experiment, out.parent)
+    for number, experiment in enumerate(experiments, 1):
+        picture = f"{number}_{'_'.join((experiment.row, *experiment.names))}.png"
+        parts += section(experiment, out.with_name(picture))
     text = "\n\n".join(parts)
     out.write_text(text + "\n")
     print(f"{text}\n\n{out} is written")

@@ -11,10 +11,12 @@ from tests.examples.programs import imported
 report = imported("paper/report")
 
 
-def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, **varied: str) -> None:
+def leave(
+    folder: Path, row: str, arm: str, seed: int, test_acc: float, setting: str = "data.val_fraction=0.1", **varied: str
+) -> None:
     """Write what run.py leaves."""
     result: dict[str, Any] = {"row": row, "arm": arm, "seed": seed, "varied": varied, "test_acc": test_acc}
-    result["settings"] = ["data.root=/somewhere", "data.val_fraction=0.1"]
+    result["settings"] = ["data.root=/somewhere", setting]
     place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
     place.mkdir(parents=True)
     (place / "result.json").write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
@@ -59,8 +61,8 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     assert "--arms dropout ydrop random --seeds 0 --vary data.train_fraction=0.01,0.1,1 --set" in written
     assert "### data.train_fraction=0.01\n" in written
     assert "98.47" not in written  # the paper's figure is that of all data
-    assert "](mnist_fc_1_data.train_fraction.png)" in written
-    assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
+    assert "](1_mnist_fc_1_data.train_fraction.png)" in written
+    assert (tmp_path / "report/1_mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_values_stand_in_their_order(tmp_path: Path) -> None:
@@ -70,6 +72,19 @@ def test_values_stand_in_their_order(tmp_path: Path) -> None:
     written = (tmp_path / "report.md").read_text()
     assert "--vary model.hidden=[256],[256,256],[1024,1024]" in written
     assert [report.order(value) for value in ("0.5", "1e-3", "[4,2]", "all")] == [(0.5,), (1e-3,), (4, 2), (math.inf,)]
+
+
+def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None:
+    for fraction, accuracy in (("0.1", 0.9), ("0.25", 0.8)):
+        leave(tmp_path / fraction, "digits", "ydrop", 0, accuracy, f"data.val_fraction={fraction}")
+    report.main(
+        ["--runs", *(str(tmp_path / fraction) for fraction in ("0.1", "0.25")), "--out", str(tmp_path / "all.md")]
+    )
+    written = (tmp_path / "all.md").read_text()
+    assert "--set data.val_fraction=0.1\n" in written
+    assert "--set data.val_fraction=0.25\n" in written
+    assert "| ydrop | 90.00 |" in written
+    assert "| ydrop | 80.00 |" in written
 
 
 def test_without_results_it_says_so(tmp_path: Path) -> None:
