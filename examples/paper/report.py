@@ -44,7 +44,6 @@ PAPER: dict[str, dict[str, float]] = {
     }.items()
 }
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "ydrop", "random", "shuffled", "inverted")
-AGAINST = ("dropout", "random")
 COLORS = {
     "plain": "tab:purple",
     "dropout": "tab:orange",
@@ -141,18 +140,27 @@ def difference(ours: Runs, theirs: Runs) -> Difference:
 
 def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
     """Lay out the arms of one row, beside the paper's figures where it has them."""
-    columns = ["arm", "test accuracy %", "the paper's", *(f"against {other} (pairs)" for other in AGAINST)]
+    columns = [
+        "arm",
+        "test accuracy %",
+        "the paper's",
+        "its gain over dropout (pairs)",
+        "Y-Drop's gain over it (pairs)",
+    ]
     columns += ["validation loss", "epochs", "seconds", "runs"]
     lines = [columns]
     for arm in sorted(arms, key=place):
         runs = arms[arm]
-        against = [str(difference(runs, arms[other])) if other in arms and other != arm else "" for other in AGAINST]
+        gains = [
+            str(difference(runs, arms["dropout"])) if "dropout" in arms and arm != "dropout" else "",
+            str(difference(arms["ydrop"], runs)) if "ydrop" in arms and arm != "ydrop" else "",
+        ]
         lines.append(
             [
                 arm,
                 spread([100 * run["test_acc"] for run in runs.values()], 2),
                 f"{paper[arm]:.2f}" if arm in paper else "",
-                *against,
+                *gains,
                 spread([run["val_loss"] for run in runs.values()], 4),
                 *(f"{statistics.fmean(run[name] for run in runs.values()):.0f}" for name in ("epochs", "seconds")),
                 str(len(runs)),
@@ -182,7 +190,7 @@ def draw(experiment: Experiment, picture: Path) -> None:
     """
     values = experiment.values
     arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
-    against = next((arm for arm in AGAINST if arm in arms), arms[0])
+    against = next((arm for arm in ("dropout", "random") if arm in arms), arms[0])
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for number, arm in enumerate(arms):
         # At equal distances, and beside each other where the bars would hide each other.
@@ -200,7 +208,7 @@ def draw(experiment: Experiment, picture: Path) -> None:
             right.errorbar(list(pairs), [each.mean for each in pairs.values()], half_widths, **style)
     right.axhline(0, color=COLORS.get(against, "black"), linewidth=1)
     left.set(ylabel="test accuracy, %")
-    right.set(ylabel=f"difference to {against}, points")
+    right.set(ylabel=f"gain over {against}, points")
     for axes in (left, right):
         axes.set_xticks(range(len(values)), [" ".join(value) for value in values])
         axes.set(xlabel=" ".join(experiment.names))
