@@ -1,4 +1,4 @@
-"""What the layer costs by itself, forward and backward: ConductanceDropout against torch's dropout.
+"""What a layer costs by itself, forward and backward: ConductanceDropout and Jumpout against torch's dropout.
 
 A ratio above 1 says that ours is slower. Also the bytes that each keeps for the backward pass, per element.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.report import write_report
-from lightning_ydrop import ConductanceDropout
+from lightning_ydrop import ConductanceDropout, Jumpout
 
 SHAPES = ((64, 1024), (64, 4096), (1024, 1024), (4096, 4096), (32, 256, 28, 28))
 Step = Callable[[], None]
@@ -40,28 +40,26 @@ def main(
             plain = nn.Dropout(0.5) if elementwise else nn.Dropout2d(0.5)
             driven = ConductanceDropout(0.5, elementwise=elementwise).to(where)
             driven.update(torch.rand(shape[1], device=where) / 2, elasticity=0.5, initial_drop_prob=0.35)
-            x = torch.randn(*shape, device=where, requires_grad=True)
-            modules: dict[str, Callable[[Tensor], Tensor]] = {
-                "plain": plain,
-                "driven": driven,
-                "compiled plain": torch.compile(plain, dynamic=False),
-                "compiled driven": torch.compile(driven, dynamic=False),
-            }
-            steps = {name: _forward_and_backward(module, x) for name, module in modules.items()}
+            ours = {"driven": driven, "jumpout": Jumpout(granularity="element" if elementwise else "channel")}
+            x = torch.randn(*shape, device=where).relu().requires_grad_()
+            modules: dict[str, Callable[[Tensor], Tensor]] = {"plain": plain, **ours}
+            compiled = {f"compiled {name}": torch.compile(module, dynamic=False) for name, module in modules.items()}
+            steps = {name: _forward_and_backward(module, x) for name, module in (modules | compiled).items()}
             seconds = interleaved(steps, rounds=rounds, device=where)
-            eager, compiled = ratios(seconds, "plain"), ratios(seconds, "compiled plain")
-            rows.append(
+            rows += [
                 {
                     "shape": tuple(shape),
+                    "layer": type(layer).__name__,
                     "against": type(plain).__name__,
-                    "eager": eager["driven"],
-                    "eager quartiles": quartiles(seconds, "driven", "plain"),
-                    "compiled": compiled["compiled driven"],
-                    "compiled quartiles": quartiles(seconds, "compiled driven", "compiled plain"),
-                    "bytes kept": _bytes_kept(driven, x) / x.numel(),
+                    "eager": ratios(seconds, "plain")[name],
+                    "eager quartiles": quartiles(seconds, name, "plain"),
+                    "compiled": ratios(seconds, "compiled plain")[f"compiled {name}"],
+                    "compiled quartiles": quartiles(seconds, f"compiled {name}", "compiled plain"),
+                    "bytes kept": _bytes_kept(layer, x) / x.numel(),
                     "bytes kept by torch": _bytes_kept(plain, x) / x.numel(),
                 }
-            )
+                for name, layer in ours.items()
+            ]
     write_report("mask", where, settings, rows)
 
 

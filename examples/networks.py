@@ -11,22 +11,24 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_ydrop import ConductanceDropout
+from lightning_ydrop import ConductanceDropout, Jumpout
 
-Dropout = Literal["none", "vanilla", "conductance"]
+Dropout = Literal["none", "vanilla", "conductance", "jumpout"]
 
 
 def fully_connected(in_features: int, hidden: Sequence[int], num_classes: int, dropout: Dropout, p: float) -> nn.Module:
     """Stack linear layers, each hidden one followed by its dropout and a ReLU: FC_1 has `hidden=[1024, 1024]`."""
-    kinds: dict[Dropout, Callable[[], nn.Module]] = {
-        "none": nn.Identity,
-        "vanilla": lambda: nn.Dropout(p),
-        "conductance": lambda: ConductanceDropout(p),
+    # Dropout comes before the ReLU: a unit's activation, and so its conductance, is the linear output. Jumpout counts
+    # the activations that the ReLU leaves.
+    activations: dict[Dropout, Callable[[], list[nn.Module]]] = {
+        "none": lambda: [nn.Identity(), nn.ReLU()],
+        "vanilla": lambda: [nn.Dropout(p), nn.ReLU()],
+        "conductance": lambda: [ConductanceDropout(p), nn.ReLU()],
+        "jumpout": lambda: [nn.ReLU(), Jumpout()],
     }
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
-        # Between the linear layer and its ReLU: a unit's activation, and so its conductance, is the linear output.
-        layers += [nn.Linear(in_features, width), kinds[dropout](), nn.ReLU()]
+        layers += [nn.Linear(in_features, width), *activations[dropout]()]
         in_features = width
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
@@ -61,8 +63,8 @@ class Classifier(L.LightningModule):
         hidden: Width of each hidden layer.
         channels: Of each convolution before them; none by default.
         batch_norm: Whether the convolutions are those of M_1 and M_2, with BatchNorm, or those of S_1 to S_4.
-        dropout: What stands in each hidden layer: nothing, nn.Dropout or ConductanceDropout.
-        p: Drop rate of nn.Dropout, and of ConductanceDropout while Y-Drop is not at work.
+        dropout: What stands in each hidden layer: nothing, nn.Dropout, ConductanceDropout or Jumpout.
+        p: Drop rate of nn.Dropout, and of ConductanceDropout while Y-Drop is not at work. Jumpout draws its own.
         lr: Learning rate.
         momentum: Momentum.
         milestones: Epochs at whose end the learning rate falls to a tenth.

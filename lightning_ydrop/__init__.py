@@ -3,7 +3,7 @@
 from lightning_ydrop.callbacks import YDropCallback
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
-from lightning_ydrop.layers import ConductanceDropout, ConversionReport, convert_dropout, restore_dropout
+from lightning_ydrop.layers import ConductanceDropout, ConversionReport, Jumpout, convert_dropout, restore_dropout
 from lightning_ydrop.phase1.adapters import Adapter, IndexAdapter, KeyAdapter
 from lightning_ydrop.phase1.attribution import layer_conductance
 from lightning_ydrop.phase1.context import Phase1
@@ -24,6 +24,7 @@ __all__ = [
     "HalfNormalRate",
     "IndexAdapter",
     "Inverted",
+    "Jumpout",
     "KeyAdapter",
     "Measure",
     "NegativeLoss",

@@ -43,11 +43,12 @@ PAPER: dict[str, dict[str, float]] = {
         "svhn_m_2": (94.42, 94.38, 94.82),
     }.items()
 }
-ARMS = ("plain", "dropout", "dropout_at_mean_rate", "ydrop", "random", "shuffled", "inverted")
+ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
 COLORS = {
     "plain": "tab:purple",
     "dropout": "tab:orange",
     "dropout_at_mean_rate": "tab:brown",
+    "jumpout": "tab:pink",
     "ydrop": "tab:green",
     "random": "tab:gray",
     "shuffled": "tab:blue",

@@ -1,8 +1,14 @@
-"""Dropping units: the vanilla way of one rate for all, and with a probability for each unit."""
+"""Dropping units: the vanilla way of one rate for all, with a probability for each unit, and Jumpout's."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Granularity = Literal["element", "channel"]
+# The rate of active units goes no further, however few they are: where all were dropped, none could be rescaled.
+MAX_JUMPOUT_RATE = 0.95
 
 
 def vanilla_dropout(x: Tensor, p: float, unit_dim: int = 1, elementwise: bool = False) -> Tensor:
@@ -49,4 +55,41 @@ def unit_dropout(
     keep = torch.rand(drawn, dtype=torch.float32, device=x.device) >= drop_prob.view(per_unit)
     scale = (1 - mean_drop_prob).reciprocal().view(per_unit).to(x.dtype)
     # For the backward pass a mask of x's size is kept in bytes; a smaller one joins the scale, and x is read once.
+    return x * keep * scale if elementwise else x * (keep * scale)
+
+
+def jumpout(
+    x: Tensor,
+    p_min: float = 0.0,
+    sigma: float = 0.1,
+    p_max: float = 0.5,
+    granularity: Granularity = "element",
+    scale_exponent: float = 0.75,
+) -> Tensor:
+    """Drop active units at a rate that is drawn anew, and is higher where they are fewer (Jumpout, ICML 2019).
+
+    A share `p = min(p_min + |N(0, sigma)|, p_max)` of all units is to be dropped. Dropping a zero changes nothing, so
+    that the active ones are dropped at `p / q`, where `q` is the share of elements above 0 in this very tensor: under
+    DDP that of the local batch. The rate is capped at 0.95, also where nothing is active.
+
+    Args:
+        x: Activations behind a ReLU, (B, *), with channels in dimension 1.
+        p_min: Smallest and likeliest share, in [0, 1).
+        sigma: Spread of the normal that is halved, at least 0.
+        p_max: Largest share, in [0, 1), at least `p_min`.
+        granularity: Draw for each "element", or for each sample and "channel".
+        scale_exponent: `e` of what rescales: 1 keeps the mean, 0.5 the second moment, and 0.75 lies between.
+
+    Returns:
+        Shape, dtype and device of `x`: `x * m * (1 - p / q)**-e` with `m ~ Bernoulli(1 - p / q)`.
+
+    """
+    drawn = (p_min + sigma * torch.randn((), dtype=torch.float32, device=x.device).abs()).clamp(max=p_max)
+    active = (x > 0).mean(dtype=torch.float32)
+    # At least one element is counted as active, so that 0 / 0 is no rate.
+    rate = (drawn / active.clamp(min=1 / max(1, x.numel()))).clamp(max=MAX_JUMPOUT_RATE)
+    elementwise = granularity == "element" or x.ndim <= 2
+    size = x.shape if elementwise else (*x.shape[:2], *[1] * (x.ndim - 2))
+    keep = torch.rand(size, dtype=torch.float32, device=x.device) >= rate
+    scale = ((1 - rate) ** -scale_exponent).to(x.dtype)
     return x * keep * scale if elementwise else x * (keep * scale)

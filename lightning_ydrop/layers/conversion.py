@@ -1,6 +1,6 @@
-"""From nn.Dropout to ConductanceDropout, in a model that is built, and back."""
+"""From nn.Dropout to ConductanceDropout or Jumpout, in a model that is built, and back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,7 +14,9 @@ from lightning_ydrop.errors import (
     is_dropout_like,
 )
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
+from lightning_ydrop.layers.jumpout import Jumpout
 
+Twin = ConductanceDropout | Jumpout
 Patterns = str | Sequence[str] | None
 
 CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -32,6 +34,14 @@ CHANNELS_SECOND = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
+)
+RELUS = (nn.ReLU, nn.ReLU6)
+# What is positive where its input is, and so keeps a ReLU's activations what they are.
+KEEPING_ACTIVE = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, *CONVERTED, ConductanceDropout, Jumpout),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 COMPILED_ALONE = "compiled by itself, it would be called even when another stood there"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -65,12 +75,13 @@ def convert_dropout(
     include: Patterns = None,
     exclude: Patterns = None,
     unit_dim: Mapping[str, int] | None = None,
+    to: type[Twin] = ConductanceDropout,
 ) -> ConversionReport:
-    """Put a ConductanceDropout where every nn.Dropout, 1d, 2d and 3d of a model stands.
+    """Put a ConductanceDropout, or a Jumpout, where every nn.Dropout, 1d, 2d and 3d of a model stands.
 
-    Undriven, the new layers drop as the old ones did, bit for bit, but never in place. One instance at several places
-    becomes one new layer there, and a pattern that fits one of its names fits it at all of them. A second call converts
-    what has been added. `restore_dropout` undoes it.
+    Undriven, a ConductanceDropout drops as the old layer did, bit for bit, but never in place. One instance at several
+    places becomes one new layer there, and a pattern that fits one of its names fits it at all of them. A second call
+    converts what has been added. `restore_dropout` undoes it.
 
     The units of nn.Dropout1d, 2d and 3d are the channels. Those of nn.Dropout lie where the layers around it put them:
     in dimension 1 behind convolutions and what goes with them, in the last one behind linear layers, layer norms,
@@ -83,6 +94,7 @@ def convert_dropout(
             something that drops. None: all.
         exclude: Names of those to leave.
         unit_dim: Patterns of names, and the `unit_dim` of nn.Dropout there, where the report shows a wrong one.
+        to: `ConductanceDropout` or `Jumpout`, which has no `unit_dim`.
 
     Returns:
         What was converted, and what was left and why.
@@ -108,6 +120,12 @@ def convert_dropout(
             "`unit_dim` is a mapping from patterns of names to dimensions.",
             'Pass, for example, unit_dim={"encoder.*": -1}.',
         )
+    if to not in (ConductanceDropout, Jumpout) or (to is Jumpout and unit_dim is not None):
+        raise ConfigurationError(
+            f"convert_dropout(to={describe(to)}, unit_dim={describe(unit_dim)}) was given.",
+            "`to` is the class ConductanceDropout or Jumpout, which takes no `unit_dim`.",
+            "Pass, for example, to=Jumpout alone.",
+        )
     if type(model) in CONVERTED:
         raise _not_by_itself("convert_dropout", model)
     modules = _named(model)
@@ -120,16 +138,15 @@ def convert_dropout(
     all_names = _all_names(modules)
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
-    twins: dict[int, ConductanceDropout] = {}
+    twins: dict[int, Twin] = {}
     for name, module in modules.items():
         names = all_names[id(module)]
-        if reason := _reason_to_leave(names, module, included, excluded):
+        if reason := _reason_to_leave(model, names, module, included, excluded, to):
             left[_reported(name)] = reason
         elif type(module) in CONVERTED:
             why = "as before, where it is the same layer"
             if id(module) not in twins:
-                dim, why = _unit_dim(model, names, module, placed)
-                twins[id(module)] = _twin(module, dim)
+                twins[id(module)], why = _twin(model, names, module, placed, to)
             why += ", no longer in place" if module.inplace else ""
             converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {twins[id(module)]!r}, {why}"
     # Put in place when all are made, so that a `unit_dim` that is refused leaves the model as it was.
@@ -146,7 +163,7 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
         model: The model, which is changed.
 
     Returns:
-        What was restored, and which ConductanceDropout was left, since it was there from the beginning.
+        What was restored, and which of our layers was left, since it was there from the beginning.
 
     Raises:
         ConfigurationError: If the model itself is a layer that `convert_dropout` made.
@@ -162,14 +179,14 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
 
     """
     check_module("restore_dropout", model)
-    if isinstance(model, ConductanceDropout) and model.replaced:
+    if isinstance(model, Twin) and model.replaced:
         raise _not_by_itself("restore_dropout", model)
     modules = _named(model)
     all_names = _all_names(modules)
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
     for name, module in modules.items():
-        if not isinstance(module, ConductanceDropout):
+        if not isinstance(module, Twin):
             continue
         if not module.replaced:
             left[_reported(name)] = "it was not made by convert_dropout"
@@ -223,7 +240,7 @@ def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
 
 
 def _drops(module: nn.Module) -> bool:
-    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout)):
+    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout, Jumpout)):
         return True
     # What is called after dropout but holds other modules, such as a network, is judged by these.
     return is_dropout_like(module) and not list(module.children())
@@ -265,7 +282,12 @@ def _check_pattern(model: nn.Module, pattern: object, names: Iterable[str], rule
 
 
 def _reason_to_leave(
-    names: Sequence[str], module: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None
+    model: nn.Module,
+    names: Sequence[str],
+    module: nn.Module,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    to: type[Twin],
 ) -> str | None:
     """Say why something that drops is not converted: None for what is, and for what does not drop."""
     if type(module) not in CONVERTED:
@@ -280,6 +302,8 @@ def _reason_to_leave(
         return COMPILED_ALONE
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
+    if to is Jumpout and not all(_follows_relu(model, name) for name in names):
+        return "no nn.ReLU is seen before it"
     return None
 
 
@@ -288,31 +312,45 @@ def _reason_of_another_kind(module: nn.Module) -> str | None:
         return "dropout of attention weights is no module"
     if isinstance(module, nn.RNNBase) and module.dropout > 0:
         return "dropout between its recurrent layers is no module"
-    if _drops(module) and not isinstance(module, ConductanceDropout):
+    if _drops(module) and not isinstance(module, Twin):
         return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
     return None
 
 
-def _unit_dim(model: nn.Module, names: Sequence[str], module: nn.Module, placed: Mapping[str, int]) -> tuple[int, str]:
+def _unit_dim(model: nn.Module, name: str, module: nn.Module) -> tuple[int, str]:
     """Find the dimension of the units, and say why it is that one."""
     if isinstance(module, CHANNEL_DROPOUTS):
         return 1, "its channels"
-    for pattern, dim in placed.items():
-        if _fits(names, pattern):
-            return dim, "as told"
-    path = names[0].split(".")
+    for before, behind in _surroundings(model, name):
+        for neighbour in before:
+            for each in reversed(_deciding(neighbour)):
+                return _dim_around(each), f"behind {type(each).__name__}"
+        for neighbour in behind:
+            for each in _deciding(neighbour):
+                return _dim_around(each), f"before {type(each).__name__}"
+    return -1, "with nothing around it that tells"
+
+
+def _surroundings(model: nn.Module, name: str) -> Iterator[tuple[list[nn.Module | None], list[nn.Module | None]]]:
+    """List what stands before a module, the closest first, and what behind it: in its container, and around that."""
+    path = name.split(".")
     for depth in reversed(range(len(path))):
         # Not named_children(), which passes over what the container holds a second time.
         around = model.get_submodule(".".join(path[:depth]))._modules
         position = list(around).index(path[depth])
         siblings = list(around.values())
-        for neighbour in reversed(siblings[:position]):
-            for behind in reversed(_deciding(neighbour)):
-                return _dim_around(behind), f"behind {type(behind).__name__}"
-        for neighbour in siblings[position + 1 :]:
-            for before in _deciding(neighbour):
-                return _dim_around(before), f"before {type(before).__name__}"
-    return -1, "with nothing around it that tells"
+        yield siblings[:position][::-1], siblings[position + 1 :]
+
+
+def _follows_relu(model: nn.Module, name: str) -> bool:
+    """Tell whether what comes to a module is what a ReLU has put out."""
+    for before, _ in _surroundings(model, name):
+        for neighbour in before:
+            leaves = [] if neighbour is None else [part for part in neighbour.modules() if not list(part.children())]
+            for leaf in reversed(leaves):
+                if not isinstance(leaf, KEEPING_ACTIVE):
+                    return isinstance(leaf, RELUS)
+    return False
 
 
 def _deciding(module: nn.Module | None) -> list[nn.Module]:
@@ -325,12 +363,21 @@ def _dim_around(module: nn.Module) -> int:
     return 1 if isinstance(module, CHANNELS_SECOND) else -1
 
 
-def _twin(module: nn.Module, unit_dim: int) -> ConductanceDropout:
-    """Make the layer that stands for a dropout of torch's."""
-    twin = ConductanceDropout(module.p, unit_dim, elementwise=type(module) is nn.Dropout)  # type: ignore[arg-type]
+def _twin(
+    model: nn.Module, names: Sequence[str], module: nn.Module, placed: Mapping[str, int], to: type[Twin]
+) -> tuple[Twin, str]:
+    """Make the layer that stands for a dropout of torch's, and say why it is like that."""
+    twin: Twin
+    elementwise = type(module) is nn.Dropout
+    if to is Jumpout:
+        twin, why = Jumpout(granularity="element" if elementwise else "channel"), "behind ReLU"
+    else:
+        told = [dim for pattern, dim in placed.items() if _fits(names, pattern) and elementwise]
+        dim, why = (told[0], "as told") if told else _unit_dim(model, names[0], module)
+        twin = ConductanceDropout(module.p, dim, elementwise)  # type: ignore[arg-type]
     twin.replaced = (module,)
     twin.training = module.training
-    return twin
+    return twin, why
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

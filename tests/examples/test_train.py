@@ -71,7 +71,8 @@ def test_every_arm_is_what_its_file_says(arm: str, say: Callable[..., str]) -> N
     kinds = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
     assert (config["early_stopping"]["monitor"], config["early_stopping"]["patience"]) == ("val_loss", 10)
     assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random", "shuffled", "inverted"))
-    expected = {"plain": "none", "dropout": "vanilla", "dropout_at_mean_rate": "vanilla"}.get(arm, "conductance")
+    kinds_of_others = {"plain": "none", "dropout": "vanilla", "dropout_at_mean_rate": "vanilla", "jumpout": "jumpout"}
+    expected = kinds_of_others.get(arm, "conductance")
     assert config.get("model", {}).get("dropout", "none") == expected
 
 

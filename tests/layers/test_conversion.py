@@ -15,6 +15,7 @@ from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
     ConversionReport,
+    Jumpout,
     YDrop,
     convert_dropout,
     restore_dropout,
@@ -632,3 +633,70 @@ def test_a_report_says_it_all() -> None:
         "  4: ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True) -> Dropout(p=0.2, inplace=False)\n"
         "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
     )
+
+
+def jumpouts(model: nn.Module) -> dict[str, str]:
+    return {name: module.granularity for name, module in model.named_modules() if isinstance(module, Jumpout)}
+
+
+def test_jumpout_comes_where_a_relu_stands_before() -> None:
+    model = conv_net()
+    report = convert_dropout(model, to=Jumpout)
+    assert jumpouts(model) == {"5": "element", "10": "element"}
+    assert report.left == {"1": "no nn.ReLU is seen before it"}
+    assert "Dropout(p=0.2) -> Jumpout(p_min=0.0, sigma=0.1, p_max=0.5, granularity='element'" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("before", "converted"),
+    [
+        ([nn.ReLU()], True),
+        ([nn.ReLU6(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()], True),
+        ([nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.ReLU(), nn.Identity())), nn.AvgPool2d(2)], True),
+        ([nn.ReLU(), nn.Dropout2d(0.1), nn.MaxPool2d(2)], True),
+        ([nn.ReLU(), nn.BatchNorm2d(2)], False),
+        ([nn.ReLU(), nn.Conv2d(2, 2, 1)], False),
+        ([nn.LeakyReLU()], False),
+        ([nn.GELU(), nn.MaxPool2d(2)], False),
+        ([nn.Identity()], False),
+        ([], False),
+    ],
+)
+def test_what_lies_between_a_relu_and_jumpout(before: list[nn.Module], converted: bool) -> None:
+    for last in (nn.Dropout(), nn.Sequential(nn.Dropout())):
+        model = nn.Sequential(*copy.deepcopy(before), last)
+        report = convert_dropout(model, to=Jumpout)
+        name = f"{len(before)}.0" if isinstance(last, nn.Sequential) else f"{len(before)}"
+        assert (name in report.converted) == converted
+        assert (name in report.left) != converted
+
+
+def test_jumpout_goes_where_convolutions_have_channels_and_back_again() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(6, 2)).eval()
+    old = model[2]
+    convert_dropout(model, to=Jumpout)
+    assert jumpouts(model) == {"2": "channel"}
+    assert not model[2].training
+    x = torch.randn(4, 3, 3, 3)
+    expected = model(x)
+    assert torch.equal(model.train()(x), model(x)) is False
+    assert restore_dropout(model).converted.keys() == {"2"}
+    assert model[2] is old
+    assert model[2].training
+    assert torch.equal(model.eval()(x), expected)
+
+
+def test_torchvisions_classifiers_take_jumpout() -> None:
+    alexnet = models.AlexNet(num_classes=5)
+    assert convert_dropout(alexnet, to=Jumpout).converted.keys() == {"classifier.0", "classifier.3"}
+    mobilenet = models.mobilenet_v3_small(num_classes=5)  # its classifier has a hard swish
+    assert "classifier.2" in convert_dropout(mobilenet, to=Jumpout).left
+
+
+@pytest.mark.parametrize("wrong", [{"to": nn.Dropout}, {"to": Jumpout()}, {"to": Jumpout, "unit_dim": {"*": 1}}])
+def test_what_dropout_cannot_become_is_refused(wrong: dict[str, Any]) -> None:
+    model = conv_net()
+    before = repr(model)
+    with pytest.raises(ConfigurationError, match=r"convert_dropout\(to="):
+        convert_dropout(model, **wrong)
+    assert repr(model) == before
