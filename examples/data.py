@@ -6,11 +6,13 @@ Splits, normalisation and augmentation are the paper's (sec. 5, arXiv 2409.09088
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from filelock import FileLock
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -183,9 +185,11 @@ class FromTorchvision(ImagesInMemory):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download what is missing, in one process."""
-        for train in (True, False):
-            self.read(train, download=self.download)
+        """Download what is missing, in one process at a time."""
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(self.root) / f"{type(self).__name__}.lock"):
+            for train in (True, False):
+                self.read(train, download=self.download)
 
     def load(self, train: bool) -> Labelled:
         """Read what is there by now."""

@@ -60,7 +60,7 @@ def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path
     x, y = next(iter(data.val_dataloader()))
     device = next(model.parameters()).device
     x, y = x[:num_samples].to(device), y[:num_samples].to(device)
-    scores = layer_conductance(model, x, y, layers=model.hidden_layers(), n_steps=10, max_rows=2048)
+    scores = layer_conductance(model, x, y, layers=model.hidden_layers(), n_steps=10, max_rows=256)
     columns = [values.mean(0).tolist() for values in scores.values()]
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)

@@ -1,6 +1,7 @@
 """One run of the paper's experiments, and the machine that runs share."""
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -9,9 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import torch
+import yaml
+from filelock import FileLock, Timeout
 
 HERE = Path(__file__).parent
 TRAIN = HERE.parent / "train.py"
@@ -21,6 +25,8 @@ ARMS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"base"})
 YDROP_ARMS = [arm for arm in ARMS if "YDropCallback" in (CONFIGS / f"{arm}.yaml").read_text()]
 # What stands before the name of an argument of YDropCallback.
 YDROP = "ydrop."
+# Arguments that say where a run takes place, and change nothing that it finds.
+PLACES = ("data.root=", "data.download=", "data.num_workers=", "trainer.accelerator=")
 
 
 @dataclass(frozen=True)
@@ -50,37 +56,64 @@ class Run:
         return self.out / self.row / "_".join([self.arm, *self.varied]) / f"seed_{self.seed}"
 
     @property
+    def files(self) -> list[Path]:
+        """The configuration, the later ones laid over the earlier."""
+        return [CONFIGS / "base.yaml", HERE / "rows" / f"{self.row}.yaml", CONFIGS / f"{self.arm}.yaml"]
+
+    @property
     def arguments(self) -> list[str]:
         """What train.py is called with, but for a checkpoint to go on from."""
         given = [*self.settings, *self.varied]
-        arguments = [
-            *("fit", f"--config={CONFIGS / 'base.yaml'}", f"--config={HERE / 'rows' / f'{self.row}.yaml'}"),
-            *(f"--checkpoint.dirpath={self.folder / 'checkpoints'}", "--checkpoint.save_last=true"),
+        ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
+        return [
+            *("fit", *(f"--config={file}" for file in self.files)),
+            # Of the last callback, which is the arm's.
+            *(f"--trainer.callbacks.init_args.{each}" for each in ydrop if self.arm in YDROP_ARMS),
             *(f"--{each}" for each in given if not each.startswith(YDROP)),
-            *(f"--config={CONFIGS / f'{self.arm}.yaml'}", f"--seed_everything={self.seed}"),
+            *(f"--seed_everything={self.seed}", "--trainer.enable_progress_bar=false"),
             *(f"--trainer.logger.init_args.save_dir={self.folder}", "--trainer.logger.init_args.name=logs"),
-            "--trainer.enable_progress_bar=false",
+            *(f"--checkpoint.dirpath={self.folder / 'checkpoints'}", "--checkpoint.save_last=true"),
         ]
-        if self.arm in YDROP_ARMS:
-            ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
-            arguments += [f"--trainer.callbacks.init_args.{each}" for each in ydrop]
-        return arguments
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run what it is, wherever it takes place."""
+        return {
+            "row": self.row,
+            "arm": self.arm,
+            "seed": self.seed,
+            "varied": dict(each.split("=", 1) for each in self.varied),
+            "settings": what_matters(self.settings, self.arm),
+            "files": hashlib.sha256(json.dumps(list(map(_content, self.files))).encode()).hexdigest(),
+        }
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What it reached, once it is done.
+        """What it reached, once it is done."""
+        file = self.folder / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def check(self) -> None:
+        """Refuse a folder that holds another run, or the beginning of one.
 
         Raises:
-            SystemExit: If the folder holds the result of another run.
+            SystemExit: If it does.
 
         """
-        file = self.folder / "result.json"
-        if not file.exists():
-            return None
-        result: dict[str, Any] = json.loads(file.read_text())
-        if result["settings"] != list(self.settings):
-            raise SystemExit(f"{file} is of a run with other settings: name another folder with --out.")
-        return result
+        file = self.folder / "run.json"
+        if file.exists() and json.loads(file.read_text()) != self.identity:
+            raise SystemExit(f"{file} is of a run with other settings or YAML files: name another folder with --out.")
+
+
+def _content(file: Path) -> Any:
+    """Read a YAML file, whose comments change nothing."""
+    return yaml.safe_load(file.read_text())
+
+
+def what_matters(settings: tuple[str, ...], arm: str) -> list[str]:
+    """Choose from settings those that change what a run of an arm finds."""
+    elsewhere = PLACES if arm in YDROP_ARMS else (*PLACES, YDROP)
+    return sorted(each for each in settings if not each.startswith(elsewhere))
 
 
 class Machine:
@@ -98,6 +131,9 @@ class Machine:
         self.slots: SimpleQueue[int] = SimpleQueue()
         for slot in range(jobs):
             self.slots.put(slot)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = Lock()
+        self._stopped = False
 
     def run(self, run: Run) -> str | None:
         """Run to the end, and write result.json, as soon as there is room.
@@ -108,46 +144,78 @@ class Machine:
         """
         slot = self.slots.get()
         try:
-            return self._run(run, slot)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(run.folder / "lock", timeout=0):
+                run.check()
+                write_at_once(run.folder / "run.json", run.identity)
+                # Another process may have ended it in the meantime.
+                return None if run.result else self._train(run, slot)
+        except Timeout:
+            return f"{run.folder}: another process is at it."
         finally:
             self.slots.put(slot)
 
-    def _run(self, run: Run, slot: int) -> str | None:
-        run.folder.mkdir(parents=True, exist_ok=True)
+    def stop(self) -> None:
+        """End all runs, and start no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _train(self, run: Run, slot: int) -> str | None:
         last = run.folder / "checkpoints" / "last.ckpt"
         resumed = last.exists()
-        arguments = [*run.arguments, *([f"--ckpt_path={last}"] if resumed else [])]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        if torch.cuda.is_available():
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
         began = time.perf_counter()
-        with (run.folder / "log.txt").open("a") as log:
-            done = subprocess.run(
-                [sys.executable, TRAIN, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-            )
-        if done.returncode != 0:
-            return f"{run.folder}: train.py ended with {done.returncode}; see log.txt there."
-        newest = max((run.folder / "logs").glob("version_*"), key=lambda folder: folder.stat().st_mtime)
-        result = {
-            "row": run.row,
-            "arm": run.arm,
-            "seed": run.seed,
-            "varied": dict(each.split("=", 1) for each in run.varied),
-            "settings": list(run.settings),
-            **json.loads((newest / "reached.json").read_text()),
-            "seconds": time.perf_counter() - began,
-            "resumed": resumed,
-            "arguments": run.arguments,
-        }
-        # Written at once or not at all: half a file would count as done.
-        part = run.folder / "result.json.part"
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.rename(run.folder / "result.json")
+        if status := self._call([*run.arguments, *([f"--ckpt_path={last}"] if resumed else [])], run.folder, slot):
+            return f"{run.folder}: train.py ended with {status}; see log.txt there."
+        reached = newest_logs(run.folder) / "reached.json"
+        if not reached.exists():
+            return f"{run.folder}: train.py left no result, as in a trial run; see log.txt there."
+        write_at_once(
+            run.folder / "result.json",
+            {
+                **run.identity,
+                **json.loads(reached.read_text()),
+                "seconds": time.perf_counter() - began,
+                "resumed": resumed,
+                "arguments": run.arguments,
+            },
+        )
         last.unlink(missing_ok=True)
         if not self.keep_checkpoints:
             for file in (run.folder / "checkpoints").glob("*.ckpt"):
                 file.unlink()
         return None
+
+    def _call(self, arguments: list[str], folder: Path, slot: int) -> int:
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        if torch.cuda.is_available():
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+            environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[slot % torch.cuda.device_count()]
+        with (folder / "log.txt").open("ab") as log:
+            with self._lock:
+                if self._stopped:
+                    return -1
+                command = [sys.executable, str(TRAIN), *arguments]
+                process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+                self._running.add(process)
+            try:
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+
+def newest_logs(folder: Path) -> Path:
+    """Find the logs of a run, or of its last part where it was interrupted."""
+    return max((folder / "logs").glob("version_*"), key=lambda version: int(version.name.rpartition("_")[2]))
+
+
+def write_at_once(file: Path, content: object) -> None:
+    """Write JSON wholly or not at all: half a file would count as done."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)
 
 
 def num_cores() -> int:
@@ -159,9 +227,8 @@ def num_cores() -> int:
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every program takes that starts runs."""
-    parser.add_argument(
-        "--set", nargs="+", default=[], type=setting, metavar="NAME=VALUE", help="arguments of all runs"
-    )
+    named: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "type": setting}
+    parser.add_argument("--set", **named, metavar="NAME=VALUE", help="arguments of all runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share cores and GPUs")
 
 

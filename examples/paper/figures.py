@@ -9,9 +9,10 @@ figures show the first seed of each arm, the tables in figures.md all of them.
 
 import argparse
 import copy
+import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ mpl.use("Agg")  # no screen is needed
 
 import torch
 import yaml
+from experiment import newest_logs
 from matplotlib import pyplot as plt
 from report import place
 from tables import markdown, spread
@@ -67,17 +69,33 @@ class Shown:
     pruned: Mapping[str, RemovalCurve]
 
 
-def networks(folder: Path) -> Iterator[tuple[str, TrainCLI]]:
-    """Find the networks that run.py has kept, each with its data, by arm."""
-    for result in sorted(folder.rglob("result.json")):
-        found = list((result.parent / "checkpoints").glob("*.ckpt"))
-        if len(found) != 1:
-            raise SystemExit(f"There is no checkpoint beside {result}: run.py keeps them with --keep-checkpoints.")
-        (file,) = (result.parent / "logs").glob("version_*/config.yaml")
-        config = yaml.safe_load(file.read_text())
-        cli = train({section: config[section] for section in SECTIONS}, run=False)
-        cli.model.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
-        yield result.parent.parent.name, cli
+def read(folder: Path) -> list[Path]:
+    """Find the results of a grid of one row, whose networks were kept.
+
+    Raises:
+        SystemExit: If there is no network beside one of them, or they are of several rows.
+
+    """
+    results = sorted(folder.rglob("result.json"))
+    rows = {json.loads(result.read_text())["row"] for result in results}
+    if len(rows) != 1:
+        raise SystemExit(f"{folder} has results of {len(rows)} rows; figures are of one: name its folder with --runs.")
+    for result in results:
+        if len(list((result.parent / "checkpoints").glob("*.ckpt"))) != 1:
+            raise SystemExit(
+                f"There is not one checkpoint beside {result}: run.py keeps them with --keep-checkpoints, "
+                "from runs that it had not done before."
+            )
+    return results
+
+
+def network(result: Path) -> TrainCLI:
+    """Make the network of a run again, and its data."""
+    config = yaml.safe_load((newest_logs(result.parent) / "config.yaml").read_text())
+    cli = train({section: config[section] for section in SECTIONS}, run=False)
+    (checkpoint,) = (result.parent / "checkpoints").glob("*.ckpt")
+    cli.model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    return cli
 
 
 def shown(cli: TrainCLI, repeats: int) -> Shown:
@@ -86,7 +104,7 @@ def shown(cli: TrainCLI, repeats: int) -> Shown:
     cli.datamodule.setup("test")
     validation, test = cli.datamodule.val_dataloader(), cli.datamodule.test_dataloader()
     layers = model.hidden_layers()
-    conductance = mean_conductance(model, validation, layers=layers, n_steps=10, quadrature="trapezoid")
+    conductance = mean_conductance(model, validation, layers=layers, n_steps=10, quadrature="trapezoid", max_rows=1024)
     strongest = removal_curve(model, test, conductance, layers=layers, shares=SHARES)
     at_random = removal_curve(model, test, "random", layers=layers, shares=SHARES, repeats=repeats)
     return Shown(conductance, at_random, strongest, {by: pruned(model, test, conductance, by) for by in PRUNED_BY})
@@ -208,8 +226,8 @@ def main(args: Sequence[str] | None = None) -> None:
     known = parser.parse_args(args)
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
-    for arm, cli in tqdm(list(networks(known.runs)), unit="network", dynamic_ncols=True):
-        found[arm].append(shown(cli, known.repeats))
+    for result in tqdm(read(known.runs), unit="network", dynamic_ncols=True):
+        found[json.loads(result.read_text())["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
     write({arm: found[arm] for arm in sorted(found, key=place)}, folder)

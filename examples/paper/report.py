@@ -9,6 +9,7 @@ by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) sta
 import argparse
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
+from experiment import YDROP, YDROP_ARMS
 from matplotlib import pyplot as plt
 from scipy.stats import t as student
 from tables import markdown, spread
+
+from lightning_ydrop.analysis.plots import colors_of
 
 # Test accuracy in percent.
 PAPER: dict[str, dict[str, float]] = {
@@ -44,17 +48,6 @@ PAPER: dict[str, dict[str, float]] = {
     }.items()
 }
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
-COLORS = {
-    "plain": "tab:purple",
-    "dropout": "tab:orange",
-    "dropout_at_mean_rate": "tab:brown",
-    "jumpout": "tab:pink",
-    "ydrop": "tab:green",
-    "random": "tab:gray",
-    "shuffled": "tab:blue",
-    "inverted": "tab:red",
-}
-
 # What a run reached, as run.py leaves it.
 Result = Mapping[str, Any]
 # By seed.
@@ -63,12 +56,12 @@ Runs = Mapping[int, Result]
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of one row with the same settings.
+    """The runs of one row with the same settings, but for those of Y-Drop, which may be each arm's own.
 
     Attributes:
         row: Its name.
         names: The arguments that were varied, if any.
-        settings: The arguments that all runs share, but for where the data lie.
+        settings: The arguments that all runs share.
         arms: By the values of these, and by arm, the runs.
 
     """
@@ -115,19 +108,33 @@ def read(folders: Sequence[Path]) -> list[Experiment]:
     """Read all results.
 
     Raises:
-        SystemExit: If there are none.
+        SystemExit: If there are none, or a run is there twice.
 
     """
-    found: dict[tuple[str, tuple[str, ...], tuple[str, ...]], dict[tuple[str, ...], dict[str, dict[int, Result]]]] = {}
-    for file in sorted(file for folder in folders for file in folder.rglob("result.json")):
-        result = json.loads(file.read_text())
-        settings = tuple(each for each in result["settings"] if not each.startswith("data.root="))
-        arms = found.setdefault((result["row"], tuple(result["varied"]), settings), {})
-        runs = arms.setdefault(tuple(result["varied"].values()), {}).setdefault(result["arm"], {})
-        runs[result["seed"]] = result
-    if not found:
+    results = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.rglob("result.json"))]
+    if not results:
         raise SystemExit(f"There is no result.json in {', '.join(map(str, folders))}: run examples/paper/run.py first.")
-    return [Experiment(*key, arms) for key, arms in sorted(found.items())]
+    by_experiment: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Result]] = {}
+    for result in results:
+        settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
+        by_experiment.setdefault((result["row"], tuple(result["varied"]), settings), []).append(result)
+    return [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
+
+
+def _by_values(results: Sequence[Result]) -> dict[tuple[str, ...], dict[str, dict[int, Result]]]:
+    arms: dict[tuple[str, ...], dict[str, dict[int, Result]]] = {}
+    for result in results:
+        runs = arms.setdefault(tuple(result["varied"].values()), {}).setdefault(label(result, results), {})
+        if result["seed"] in runs:
+            raise SystemExit(f"{result['arm']} of {result['row']} is there twice with seed {result['seed']}.")
+        runs[result["seed"]] = result
+    return arms
+
+
+def label(result: Result, others: Sequence[Result]) -> str:
+    """Name an arm, and where it is there with several settings of Y-Drop, those that not all of it share."""
+    shared = set.intersection(*(set(other["settings"]) for other in others if other["arm"] == result["arm"]))
+    return " ".join([result["arm"], *(each.removeprefix(YDROP) for each in result["settings"] if each not in shared)])
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
@@ -172,16 +179,17 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
 
 def place(arm: str) -> int:
     """Say where an arm stands among the others."""
-    return ARMS.index(arm) if arm in ARMS else len(ARMS)
+    name = arm.split()[0]
+    return ARMS.index(name) if name in ARMS else len(ARMS)
 
 
 def order(value: str) -> tuple[float, ...]:
     """Sort numbers, and lists of them, by what they are; anything else comes last."""
     try:
         number = json.loads(value)
-    except json.JSONDecodeError:
+        return tuple(map(float, number)) if isinstance(number, list) else (float(number),)
+    except (TypeError, ValueError):
         return (math.inf,)
-    return tuple(number) if isinstance(number, list) else (float(number),)
 
 
 def draw(experiment: Experiment, picture: Path) -> None:
@@ -192,6 +200,7 @@ def draw(experiment: Experiment, picture: Path) -> None:
     values = experiment.values
     arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
     against = next((arm for arm in ("dropout", "random") if arm in arms), arms[0])
+    colors = colors_of(arms)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for number, arm in enumerate(arms):
         # At equal distances, and beside each other where the bars would hide each other.
@@ -200,14 +209,14 @@ def draw(experiment: Experiment, picture: Path) -> None:
             at + shift: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]
         }
         accuracies = [[100 * run["test_acc"] for run in each[arm].values()] for each in points.values()]
-        style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": COLORS.get(arm), "linewidth": 1}
+        style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": colors[arm], "linewidth": 1}
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies]
         left.errorbar(list(points), [statistics.fmean(each) for each in accuracies], spreads, **style)
         if arm != against:
             pairs = {at: difference(each[arm], each[against]) for at, each in points.items() if against in each}
             half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
             right.errorbar(list(pairs), [each.mean for each in pairs.values()], half_widths, **style)
-    right.axhline(0, color=COLORS.get(against, "black"), linewidth=1)
+    right.axhline(0, color=colors[against], linewidth=1)
     left.set(ylabel="test accuracy, %")
     right.set(ylabel=f"gain over {against}, points")
     for axes in (left, right):
@@ -219,22 +228,38 @@ def draw(experiment: Experiment, picture: Path) -> None:
     plt.close(figure)
 
 
-def command(experiment: Experiment) -> str:
-    """Say how to run it again."""
-    runs = list(experiment.runs())
-    arms = sorted({run["arm"] for run in runs}, key=place)
-    parts = ["python examples/paper/run.py --rows", experiment.row, "--arms", *arms]
-    parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
-    if experiment.names:
-        axes = zip(experiment.names, zip(*experiment.values, strict=True), strict=True)
-        parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(values))}" for name, values in axes)]
-    return " ".join([*parts, *(["--set", *experiment.settings] if experiment.settings else [])])
+def commands(experiment: Experiment) -> list[str]:
+    """Say how to run it again: in one grid, or in several where arms have settings of their own."""
+    by_settings: dict[tuple[str, ...], list[Result]] = {}
+    others = []
+    for run in experiment.runs():
+        if run["arm"] in YDROP_ARMS:
+            by_settings.setdefault(tuple(run["settings"]), []).append(run)
+        else:
+            others.append(run)
+    # What is set of Y-Drop is nothing to the other arms: a single grid serves all.
+    settings = next(iter(by_settings)) if len(by_settings) == 1 else experiment.settings
+    by_settings[settings] = others + by_settings.get(settings, [])
+    lines = []
+    for settings, runs in sorted(by_settings.items()):
+        if not runs:
+            continue
+        parts = ["python", "examples/paper/run.py", "--rows", experiment.row]
+        parts += ["--arms", *sorted({run["arm"] for run in runs}, key=place)]
+        parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
+        values = sorted({tuple(run["varied"].values()) for run in runs}, key=lambda values: list(map(order, values)))
+        if experiment.names:
+            axes = zip(experiment.names, zip(*values, strict=True), strict=True)
+            parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(axis))}" for name, axis in axes)]
+        parts += ["--set", *settings] if settings else []
+        lines.append(shlex.join(parts))
+    return lines
 
 
 def section(experiment: Experiment, picture: Path) -> Iterator[str]:
     """Write one experiment's part of the report, and a picture where something was varied."""
     yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
-    yield f"```sh\n{command(experiment)}\n```"
+    yield "\n".join(["```sh", *commands(experiment), "```"])
     if len(experiment.arms) > 1:
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"

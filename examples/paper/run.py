@@ -16,6 +16,8 @@ one, as ydrop.elasticity and the like.
 import argparse
 import itertools
 import re
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -46,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vary",
         nargs="+",
+        action="extend",
         default=[],
         type=setting,
         metavar="NAME=VALUE,VALUE",
@@ -56,21 +59,37 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep the best checkpoint of each run")
     known = parser.parse_args(args)
     grid = list(grid_of(known))
+    for run in grid:
+        run.check()
     ahead = [run for run in grid if run.result is None]
-    machine = Machine(known.jobs, known.keep_checkpoints)
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
-    failures = []
-    with (
-        ThreadPoolExecutor(known.jobs) as pool,
-        tqdm(total=len(ahead), unit="run", dynamic_ncols=True) as progress,
-    ):
-        for future in as_completed([pool.submit(machine.run, run) for run in ahead]):
-            if failure := future.result():
-                failures.append(failure)
-                progress.write(failure)
-            progress.update()
-    if failures:
-        raise SystemExit(f"{len(failures)} of {len(ahead)} runs failed.")
+    if failures := run_all(ahead, Machine(known.jobs, known.keep_checkpoints), known.jobs):
+        raise SystemExit(f"{failures} of {len(ahead)} runs failed.")
+
+
+def run_all(runs: Sequence[Run], machine: Machine, jobs: int) -> int:
+    """Run all, so many at a time, and say what goes wrong.
+
+    Returns:
+        How many runs failed.
+
+    """
+    failures = 0
+    pool = ThreadPoolExecutor(jobs)
+    waiting = [pool.submit(machine.run, run) for run in runs]
+    # A grid that is told to end ends its runs too: started again, it goes on with them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with tqdm(total=len(runs), unit="run", dynamic_ncols=True) as progress:
+            for future in as_completed(waiting):
+                if failure := future.result():
+                    failures += 1
+                    progress.write(failure)
+                progress.update()
+    finally:
+        machine.stop()
+        pool.shutdown(cancel_futures=True)
+    return failures
 
 
 if __name__ == "__main__":

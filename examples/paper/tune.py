@@ -1,35 +1,41 @@
 """Tune elasticity and annealing of an arm, over the sets that the paper names and by validation loss alone.
 
-    python examples/paper/tune.py --row mnist_fc_1 --trials 50 --jobs 4 --set data.root=data
+    python examples/paper/tune.py --row mnist_fc_1 --jobs 4 --set data.root=data
 
-A trial is a run of run.py with a pair of the two. The study is Optuna's. Started again, here or on another machine that
-reaches the same --storage, it goes on with the pairs that are left; --trials is how many more, 50 being all of them.
-The study.md in the folder --out has the lowest validation loss of each pair.
+A trial is a run of run.py with a pair of the two. The study is Optuna's: started again, here or on another machine that
+reaches the same --storage, it goes on with the pairs that are left, at most --trials of them. A study.md beside the
+trials has the lowest validation loss of each pair.
 """
 
 import argparse
+import itertools
 import math
+import signal
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
-from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments
+from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments, what_matters
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from tables import markdown
 
 # Sec. 5, arXiv 2409.09088.
 ELASTICITIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-ANNEALING_EPOCHS = tuple(range(1, 11))
+ANNEALING_EPOCHS = (1, 3, 5, 7, 9)
+PAIRS = tuple(itertools.product(ELASTICITIES, ANNEALING_EPOCHS))
 
 
 class Objective:
     """The lowest validation loss of a run, averaged over seeds."""
 
-    def __init__(self, known: argparse.Namespace) -> None:
+    def __init__(self, known: argparse.Namespace, folder: Path, machine: Machine) -> None:
         self.known = known
-        self.machine = Machine(known.jobs)
+        self.folder = folder
+        self.machine = machine
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train with the pair that the trial suggests."""
@@ -40,7 +46,7 @@ class Objective:
         losses = []
         for seed in known.seeds:
             # A folder for each trial: one that was interrupted on this machine may be going on elsewhere.
-            run = Run(known.row, known.arm, seed, pair, tuple(known.set), known.out / f"trial_{trial.number:03}")
+            run = Run(known.row, known.arm, seed, pair, tuple(known.set), self.folder / f"trial_{trial.number:03}")
             if failure := self.machine.run(run):
                 raise RuntimeError(failure)
             assert run.result is not None
@@ -48,13 +54,19 @@ class Objective:
         return statistics.fmean(losses)
 
 
-def table(study: optuna.Study) -> str:
-    """Lay out the lowest loss that each pair reached, and the pair to choose."""
+def losses_of(study: optuna.Study) -> dict[tuple[float, int], float]:
+    """Find the lowest loss that each pair has reached, of those that are done."""
     lowest: dict[tuple[float, int], float] = {}
-    for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+    for trial in study.get_trials(states=[TrialState.COMPLETE]):
         assert trial.value is not None
         pair = (trial.params["elasticity"], trial.params["annealing_epochs"])
         lowest[pair] = min(trial.value, lowest.get(pair, math.inf))
+    return lowest
+
+
+def table(study: optuna.Study) -> str:
+    """Lay out the lowest losses, and the pair to choose."""
+    lowest = losses_of(study)
     lines: list[list[object]] = [["elasticity \\ annealing epochs", *ANNEALING_EPOCHS]]
     for elasticity in ELASTICITIES:
         losses = [lowest.get((elasticity, epochs)) for epochs in ANNEALING_EPOCHS]
@@ -80,11 +92,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--row", required=True, choices=ROWS, help="network and data, a file of rows/")
     parser.add_argument("--arm", default="ydrop", choices=YDROP_ARMS, help="of examples/configs/, with a YDropCallback")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial's loss is the mean over them")
-    parser.add_argument("--trials", type=int, default=50, help="how many more to run")
+    parser.add_argument("--trials", type=int, default=len(PAIRS), help="how many more to run")
     add_shared_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
     parser.add_argument("--storage", help="a file or a database's URL; studies.journal in --out by default")
     known = parser.parse_args(args)
+    folder = known.out / f"{known.row}_{known.arm}"
     study = optuna.create_study(
         study_name=f"{known.row} {known.arm}",
         storage=storage(known.storage or str(known.out / "studies.journal")),
@@ -92,13 +105,33 @@ def main(args: Sequence[str] | None = None) -> None:
         sampler=optuna.samplers.GridSampler({"elasticity": ELASTICITIES, "annealing_epochs": ANNEALING_EPOCHS}),
         load_if_exists=True,
     )
-    same = {"settings": known.set, "seeds": known.seeds}
+    same = {"settings": what_matters(tuple(known.set), known.arm), "seeds": known.seeds}
     if study.user_attrs.setdefault("runs", same) != same:
-        raise SystemExit(f"The study has trials with {study.user_attrs['runs']}: name another --storage, or --out.")
+        raise SystemExit(f"The study has trials with {study.user_attrs['runs']}: name another --out, or --storage.")
     study.set_user_attr("runs", same)
-    study.optimize(Objective(known), n_trials=known.trials, n_jobs=known.jobs, show_progress_bar=True)
-    (known.out / "study.md").write_text(table(study))
+    tune(study, known, folder)
+    (folder / "study.md").write_text(table(study))
     print(f"\n{table(study)}")
+
+
+def tune(study: optuna.Study, known: argparse.Namespace, folder: Path) -> None:
+    """Try the pairs that are left, at most so many."""
+    done = losses_of(study)
+    left = [pair for pair in PAIRS if pair not in done]
+    failed = {tuple(trial.params.values()) for trial in study.get_trials(states=[TrialState.FAIL])}
+    for elasticity, annealing_epochs in failed.intersection(left):
+        # The sampler takes what has failed for done.
+        study.enqueue_trial({"elasticity": elasticity, "annealing_epochs": annealing_epochs})
+    machine = Machine(known.jobs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if num_trials := min(known.trials, len(left)):
+            objective = Objective(known, folder, machine)
+            study.optimize(objective, n_trials=num_trials, n_jobs=known.jobs, show_progress_bar=True)
+    except RuntimeError as failure:
+        raise SystemExit(str(failure)) from None
+    finally:
+        machine.stop()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class ConductanceMonitor(Callback):
         layers: Names of the layers; every `ConductanceDropout` by default. Any module that puts out one floating tensor
             will do.
         num_batches: Validation batches of each loader that are measured, at least 1.
-        every_n_epochs: It measures in every so-manyth epoch, at least 1.
+        every_n_epochs: It measures at the end of every so-manyth epoch, at least 1: of 2, in those that
+            `check_val_every_n_epoch=2` validates.
         figures: Whether to draw; this takes matplotlib.
         n_steps: Steps on the path, at least 1.
         quadrature: Where on each step the gradient is taken.
@@ -116,7 +117,7 @@ class ConductanceMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Measure a batch."""
-        if batch_idx >= self.num_batches or trainer.current_epoch % self.every_n_epochs:
+        if batch_idx >= self.num_batches or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         inputs, target = read_batch(pl_module, self.adapter, batch)
         forward = own_method(pl_module, "ydrop_forward")

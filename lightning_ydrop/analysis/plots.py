@@ -3,7 +3,8 @@
 No figure is shown or kept by pyplot: each function draws into the axes that it is given, or into those of a new figure.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,8 +14,15 @@ from lightning_ydrop.analysis.removal import RemovalCurve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the paper's arms; others take matplotlib's own in turn.
+# The paper's arms have its colors, and others the remaining ones in turn.
 COLORS = {"y-drop": "tab:green", "ydrop": "tab:green", "dropout": "tab:orange", "plain": "tab:purple"}
+OTHERS = ("tab:gray", "tab:blue", "tab:red", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+
+
+def colors_of(labels: Iterable[str]) -> dict[str, str]:
+    """Choose a color for each label: the paper's for its arms, and others that none of these has."""
+    others = itertools.cycle(OTHERS)
+    return {label: COLORS.get(label.lower()) or next(others) for label in labels}
 
 
 def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) -> "Axes":
@@ -29,8 +37,9 @@ def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) ->
 
     """
     axes = axes or _new_axes()
+    colors = colors_of(means)
     for label, mean in means.items():
-        axes.plot(_falling(mean), color=COLORS.get(label.lower()), label=label)
+        axes.plot(_falling(mean), color=colors[label], label=label)
     axes.set(xlabel="units, sorted", ylabel="mean conductance")
     return _finished(axes)
 
@@ -50,9 +59,10 @@ def plot_cumulative_conductance(
 
     """
     axes = axes or _new_axes()
+    colors = colors_of(means)
     for number, (label, mean) in enumerate(means.items()):
         sums = _falling(mean).cumsum(0)
-        (line,) = axes.plot(sums, color=COLORS.get(label.lower()), label=label)
+        axes.plot(sums, color=colors[label], label=label)
         for mark in marks:
             place = max(0, round(mark * len(sums)) - 1)
             # In lines at the foot, where no curve is and none hides another.
@@ -63,9 +73,9 @@ def plot_cumulative_conductance(
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 fontsize=7,
-                color=line.get_color(),
+                color=colors[label],
             )
-            axes.plot(place, float(sums[place]), ".", color=line.get_color())
+            axes.plot(place, float(sums[place]), ".", color=colors[label])
     axes.set(xlabel="units, sorted", ylabel="cumulative mean conductance")
     return _finished(axes)
 
@@ -82,11 +92,12 @@ def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None)
 
     """
     axes = axes or _new_axes()
+    colors = colors_of(curves)
     for label, curve in curves.items():
         shares = [100 * share for share in curve.shares]
         mean, std = 100 * curve.mean, 100 * curve.std
-        (line,) = axes.plot(shares, mean, ".-", color=COLORS.get(label.lower()), label=label)
-        axes.fill_between(shares, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.plot(shares, mean, ".-", color=colors[label], label=label)
+        axes.fill_between(shares, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0)
     axes.set(xlabel="units removed, %", ylabel="accuracy, %")
     return _finished(axes)
 

@@ -16,7 +16,8 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], share: float) ->
     """Remove the units with the lowest scores of some layers, with their weights and biases, by `torch.nn.utils.prune`.
 
     The layers keep their shapes, and what is removed stays 0 when the network trains on. As with all of torch's
-    pruning, `prune.remove(layer, "weight")` makes that final, for checkpoints too.
+    pruning, `prune.remove(layer, "weight")` makes that final, for checkpoints too. Where normalisation follows a layer,
+    a removed unit still passes on the constant that this makes of 0.
 
     Args:
         model: A model.

@@ -100,6 +100,12 @@ def removal_curve(
     """
     if not isinstance(order, Mapping):
         check_choice("removal_curve", "order", order, ("random", "conductance"))
+    if measuring and order != "conductance":
+        raise ConfigurationError(
+            f"removal_curve(order={describe(order)}, {', '.join(measuring)}=...) was given.",
+            "Other arguments are those of `layer_conductance`, and serve the order by conductance.",
+            "Leave them out, or pass order='conductance'.",
+        )
     check_count("removal_curve", "repeats", repeats, minimum=1, example=25)
     for share in shares:
         check_fraction("removal_curve", "shares", share, example=0.5)

@@ -88,13 +88,13 @@ class Inverted(Measure):
 
 
 class Shuffled(Measure):
-    """A control: the scores of another measure given to the wrong units, to the same ones in every phase 1.
+    """A control: the scores of another measure, each given to a wrong unit, and to the same one in every phase 1.
 
     Unlike RandomImportance it ranks as steadily as the measure itself: what it lacks is only which unit a score is of.
 
     Args:
-        measure: The measure whose scores are exchanged between the units of a layer.
-        seed: Of the choice of who exchanges with whom.
+        measure: The measure whose scores are handed round between the units of a layer.
+        seed: Of the order in which they are.
 
     Raises:
         ConfigurationError: If it is no measure, or the seed is no whole number.
@@ -108,11 +108,13 @@ class Shuffled(Measure):
         self.seed = seed
 
     def score(self, phase1: Phase1) -> dict[str, Tensor]:
-        """Exchange the scores of the wrapped measure."""
+        """Hand round the scores of the wrapped measure."""
         scores = {}
         for name, values in self.measure.score(phase1).items():
             order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed))
-            scores[name] = values[:, order.to(values.device, non_blocking=True)]
+            # Each has that of the next one in a circle of all, so that nobody keeps its own.
+            giver = torch.empty_like(order).scatter(0, order, order.roll(1))
+            scores[name] = values[:, giver.to(values.device, non_blocking=True)]
         return scores
 
     def __repr__(self) -> str:

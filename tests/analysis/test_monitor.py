@@ -112,7 +112,14 @@ def test_it_measures_in_every_so_manyth_epoch(tmp_path: Path) -> None:
     monitor = ConductanceMonitor("body.3", every_n_epochs=2, figures=True)
     trainer_of(monitor, logger=CSVLogger(tmp_path), max_epochs=4).fit(Validated(), data())
     pictures = sorted(path.name for path in tmp_path.rglob("*.png"))
-    assert pictures == ["cumulative-12.png", "cumulative-4.png", "units-12.png", "units-4.png"]
+    assert pictures == ["cumulative-16.png", "cumulative-8.png", "units-16.png", "units-8.png"]
+
+
+def test_it_measures_wherever_the_trainer_validates_as_rarely(tmp_path: Path) -> None:
+    monitor = ConductanceMonitor("body.3", every_n_epochs=2, figures=False)
+    trainer = trainer_of(monitor, logger=CSVLogger(tmp_path), max_epochs=2, check_val_every_n_epoch=2)
+    trainer.fit(Validated(), data())
+    assert "conductance/body.3/gini" in trainer.callback_metrics
 
 
 def test_tensorboard_shows_the_figures(tmp_path: Path) -> None:

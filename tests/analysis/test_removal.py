@@ -128,3 +128,10 @@ def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -
     given: dict[str, Any] = {"model": model, "data": [(X, Y)]} | arguments
     with pytest.raises(ConfigurationError, match=message):
         removal_curve(**given)
+
+
+@pytest.mark.parametrize("order", ["random", {"1": torch.ones(8)}])
+def test_arguments_that_serve_no_order_are_refused(order: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.Linear(8, 2))
+    with pytest.raises(ConfigurationError, match=r"removal_curve\(order=.*, share=\.\.\.\)"):
+        removal_curve(model, [(torch.rand(2, 4), torch.tensor([0, 1]))], order, share=(0, 0.5))

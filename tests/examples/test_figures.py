@@ -10,6 +10,7 @@ import torch
 from lightning_ydrop.analysis import RemovalCurve
 from tests.examples.programs import EXAMPLES, imported
 from tests.examples.test_data import drawn, write_mnist
+from tests.examples.test_report import leave
 
 figures = imported("paper/figures")
 
@@ -64,7 +65,9 @@ def test_the_networks_of_a_grid_are_shown(tmp_path: Path) -> None:
 
 
 def test_without_checkpoints_it_says_how_to_keep_them(tmp_path: Path) -> None:
-    (tmp_path / "mnist_fig_2/plain/seed_0").mkdir(parents=True)
-    (tmp_path / "mnist_fig_2/plain/seed_0/result.json").write_text("{}")
+    leave(tmp_path, "mnist_fig_2", "plain", 0, 0.98)
     with pytest.raises(SystemExit, match="--keep-checkpoints"):
+        figures.main(["--runs", str(tmp_path)])
+    leave(tmp_path, "digits", "plain", 0, 0.98)
+    with pytest.raises(SystemExit, match="results of 2 rows"):
         figures.main(["--runs", str(tmp_path)])

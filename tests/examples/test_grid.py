@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock
 
 from tests.examples.programs import EXAMPLES, imported
 from tests.examples.test_data import drawn, write_mnist
+
+experiment = imported("paper/experiment")
 
 SETTINGS = ["data.download=false", "model.hidden=[16]", "trainer.accelerator=cpu"]
 
@@ -58,17 +62,85 @@ def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
     assert not list((root / "out").rglob("*.ckpt"))
     assert "2 runs, 2 of them done before" in run(root, *args, settings=settings)
     assert results(root) == found
-    run(root, *args, settings=("trainer.max_epochs=3",), rc=1)  # would leave runs that cannot be compared
+    # Elsewhere it is the same, and with other settings it is another that cannot be compared.
+    assert "2 of them done before" in run(root, *args, settings=(*settings, f"data.root={root}"))
+    assert "run.json is of a run with other settings" in run(root, *args, settings=("trainer.max_epochs=3",), rc=1)
 
 
 @pytest.mark.parametrize("arm", ["plain", "dropout", "ydrop", "inverted"])
 def test_an_arm_is_given_what_it_takes(arm: str, tmp_path: Path) -> None:
     varied, settings = ("ydrop.elasticity=0.1", "model.lr=0.1"), ("ydrop.annealing_epochs=1", "data.root=data")
-    run = imported("paper/experiment").Run("mnist_fc_1", arm, 3, varied, settings, tmp_path)
+    run = experiment.Run("mnist_fc_1", arm, 3, varied, settings, tmp_path)
     callback = {each for each in run.arguments if "callbacks" in each}
     given = {f"--trainer.callbacks.init_args.{each}" for each in ("annealing_epochs=1", "elasticity=0.1", "seed=3")}
     assert callback == (given if arm in ("ydrop", "inverted") else set())
+    # What is said on the command line is not written over by the files.
+    last_file = max(place for place, each in enumerate(run.arguments) if each.startswith("--config"))
+    assert last_file == 3
     assert {"--model.lr=0.1", "--data.root=data", "--seed_everything=3"} <= set(run.arguments)
+
+
+def test_a_run_is_what_matters_to_it(tmp_path: Path) -> None:
+    def identity(arm: str, *settings: str) -> dict[str, Any]:
+        found: dict[str, Any] = experiment.Run("mnist_fc_1", arm, 0, (), settings, tmp_path).identity
+        return found
+
+    assert identity("plain", "a=1", "b=2") == identity("plain", "b=2", "data.root=there", "a=1", "ydrop.n_steps=2")
+    assert identity("ydrop") != identity("ydrop", "ydrop.n_steps=2")
+    assert identity("plain")["files"] != identity("dropout")["files"]
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    run = experiment.Run("mnist_fc_1", "plain", 0, (), (), tmp_path)
+    run.folder.mkdir(parents=True)
+    with FileLock(run.folder / "lock"):
+        assert "another process is at it" in experiment.Machine(1).run(run)
+
+
+def test_gpus_are_those_that_the_user_may_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Process:
+        def __init__(self, command: list[str], env: dict[str, str], **kwargs: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(experiment.subprocess, "Popen", Process)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    machine = experiment.Machine(3)
+    for seed in range(3):
+        machine.run(experiment.Run("mnist_fc_1", "plain", seed, (), (), tmp_path))
+    assert seen == ["5", "7", "5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_grid_that_is_told_to_end_ends_its_runs(number: signal.Signals, root: Path) -> None:
+    settings = ("trainer.max_epochs=1000", "data.batch_size=8")
+    process = subprocess.Popen(
+        command(root, "--arms", "plain", "--seeds", "0", "1", settings=settings),
+        start_new_session=True,  # so that a Ctrl-C reaches it alone
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(root / "out/mnist_fc_1/plain/seed_0/checkpoints/last.ckpt", process)
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nothing is left of its group
+    assert not (root / "out/mnist_fc_1/plain/seed_1/log.txt").exists()
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    ends = time.monotonic() + 120
+    while not file.exists():
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -91,14 +163,12 @@ def test_what_is_interrupted_goes_on(root: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     folder = root / "out/mnist_fc_1/ydrop/seed_0"
-    ends = time.monotonic() + 120
-    while not (folder / "checkpoints/last.ckpt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < ends
-        time.sleep(0.02)
+    wait_for(folder / "checkpoints/last.ckpt", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not results(root)
+    # Under other settings it would go on with what it has learned under these.
+    assert "of a run with other settings" in run(root, *args, settings=("trainer.max_epochs=61",), rc=1)
     run(root, *args, settings=settings)
     (result,) = results(root).values()
     assert result["resumed"]

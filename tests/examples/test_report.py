@@ -11,12 +11,10 @@ from tests.examples.programs import imported
 report = imported("paper/report")
 
 
-def leave(
-    folder: Path, row: str, arm: str, seed: int, test_acc: float, setting: str = "data.val_fraction=0.1", **varied: str
-) -> None:
+def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, *settings: str, **varied: str) -> None:
     """Write what run.py leaves."""
     result: dict[str, Any] = {"row": row, "arm": arm, "seed": seed, "varied": varied, "test_acc": test_acc}
-    result["settings"] = ["data.root=/somewhere", setting]
+    result["settings"] = settings
     place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
     place.mkdir(parents=True)
     (place / "result.json").write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
@@ -39,15 +37,15 @@ def test_differences_are_paired_with_their_confidence_interval() -> None:
 
 def test_a_row_has_the_papers_figure_beside_ours(tmp_path: Path) -> None:
     for seed, (dropout, ydrop) in enumerate([(0.98, 0.985), (0.982, 0.984), (0.981, 0.986)]):
-        leave(tmp_path, "mnist_fc_1", "dropout", seed, dropout)
-        leave(tmp_path, "mnist_fc_1", "ydrop", seed, ydrop)
+        leave(tmp_path, "mnist_fc_1", "dropout", seed, dropout, "data.val_fraction=0.1")
+        leave(tmp_path, "mnist_fc_1", "ydrop", seed, ydrop, "data.val_fraction=0.1", "ydrop.n_steps=7")
     report.main(["--runs", str(tmp_path)])
     lines = (tmp_path / "report.md").read_text().splitlines()
     first, second = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in ("dropout", "ydrop"))
     assert first.startswith("| dropout | 98.10 ± 0.10 | 98.30 |  | +0.40 ± 0.43 (3) |")
     assert second.startswith("| ydrop | 98.50 ± 0.10 | 98.47 | +0.40 ± 0.43 (3) |  |")
     assert "from 6 runs" in "\n".join(lines)
-    command = "--rows mnist_fc_1 --arms dropout ydrop --seeds 0 1 2 --set data.val_fraction=0.1"
+    command = "--rows mnist_fc_1 --arms dropout ydrop --seeds 0 1 2 --set data.val_fraction=0.1 ydrop.n_steps=7"
     assert f"python examples/paper/run.py {command}" in lines
 
 
@@ -58,7 +56,7 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "report/all.md")])
     written = (tmp_path / "report/all.md").read_text()
     assert "## mnist_fc_1 against data.train_fraction\n" in written
-    assert "--arms dropout ydrop random --seeds 0 --vary data.train_fraction=0.01,0.1,1 --set" in written
+    assert "--arms dropout ydrop random --seeds 0 --vary data.train_fraction=0.01,0.1,1\n" in written
     assert "### data.train_fraction=0.01\n" in written
     assert "98.47" not in written  # the paper's figure is that of all data
     assert "](1_mnist_fc_1_data.train_fraction.png)" in written
@@ -70,8 +68,8 @@ def test_values_stand_in_their_order(tmp_path: Path) -> None:
         leave(tmp_path, "mnist_fc_1", "ydrop", 0, 0.9, **{"model.hidden": widths})
     report.main(["--runs", str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
-    assert "--vary model.hidden=[256],[256,256],[1024,1024]" in written
-    assert [report.order(value) for value in ("0.5", "1e-3", "[4,2]", "all")] == [(0.5,), (1e-3,), (4, 2), (math.inf,)]
+    assert "--vary 'model.hidden=[256],[256,256],[1024,1024]'" in written
+    assert [report.order(value) for value in ("0.5", "[4,2]", "all", "null")] == [(0.5,), (4, 2), *2 * [(math.inf,)]]
 
 
 def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None:
@@ -85,6 +83,26 @@ def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None
     assert "--set data.val_fraction=0.25\n" in written
     assert "| ydrop | 90.00 |" in written
     assert "| ydrop | 80.00 |" in written
+
+
+def test_arms_have_settings_of_their_own(tmp_path: Path) -> None:
+    for number, arm, setting in ((0, "ydrop", "ydrop.n_steps=3"), (1, "ydrop", "ydrop.n_steps=5"), (2, "random", "")):
+        leave(tmp_path / str(number), "digits", arm, 0, 0.9 + number / 100, "data.val_fraction=0.1", *setting.split())
+    leave(tmp_path / "3", "digits", "plain", 0, 0.8, "data.val_fraction=0.1")
+    report.main(["--runs", str(tmp_path)])
+    written = (tmp_path / "report.md").read_text()
+    for line in ("plain | 80.00", "random | 92.00", "ydrop n_steps=3 | 90.00", "ydrop n_steps=5 | 91.00"):
+        assert f"| {line} |" in written
+    grids = [line.partition(" --arms ")[2] for line in written.splitlines() if "run.py" in line]
+    common = "--seeds 0 --set data.val_fraction=0.1"
+    assert grids == [f"plain random {common}", *(f"ydrop {common} ydrop.n_steps={steps}" for steps in (3, 5))]
+
+
+def test_a_run_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        leave(tmp_path / folder, "digits", "ydrop", 4, 0.9)
+    with pytest.raises(SystemExit, match="ydrop of digits is there twice with seed 4"):
+        report.main(["--runs", str(tmp_path)])
 
 
 def test_without_results_it_says_so(tmp_path: Path) -> None:

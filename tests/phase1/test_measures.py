@@ -134,7 +134,7 @@ def test_shuffled_gives_each_score_to_the_same_wrong_unit_every_time() -> None:
     )
     assert torch.equal(shuffled.sort(1).values, base.sort(1).values)
     order = (shuffled.unsqueeze(2) == base.unsqueeze(1)).all(0).int().argmax(1)  # of which unit each score is
-    assert (order != torch.arange(len(order))).any()
+    assert (order != torch.arange(len(order))).all()
     assert not torch.equal(shuffled, other)
     later = Conductance().score(phase1_of(model, x.flip(1), y))["1"]
     assert torch.equal(Shuffled(Conductance()).score(phase1_of(model, x.flip(1), y))["1"], later[:, order])
