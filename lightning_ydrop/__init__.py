@@ -1,6 +1,7 @@
 """Y-Drop for PyTorch Lightning: dropout that drops the units that matter most more often (arXiv 2409.09088)."""
 
 from lightning_ydrop.callbacks import YDropCallback
+from lightning_ydrop.distillation import DropoutDistillation, monte_carlo
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
 from lightning_ydrop.layers import ConductanceDropout, ConversionReport, Jumpout, convert_dropout, restore_dropout
@@ -21,6 +22,7 @@ __all__ = [
     "ConductanceDropout",
     "ConfigurationError",
     "ConversionReport",
+    "DropoutDistillation",
     "HalfNormalRate",
     "IndexAdapter",
     "Inverted",
@@ -40,5 +42,6 @@ __all__ = [
     "YDropCallback",
     "convert_dropout",
     "layer_conductance",
+    "monte_carlo",
     "restore_dropout",
 ]

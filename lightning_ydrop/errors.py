@@ -154,7 +154,7 @@ def check_module(owner: str, model: object) -> None:
 def is_dropout_like(module: nn.Module) -> bool:
     """Tell whether a module drops something, by its class or the name of its class."""
     kind = type(module).__name__.lower()
-    return isinstance(module, TORCH_DROPOUTS) or "drop" in kind or "stochasticdepth" in kind
+    return isinstance(module, TORCH_DROPOUTS) or any(word in kind for word in ("drop", "jumpout", "stochasticdepth"))
 
 
 def dropout_like_modules(model: nn.Module) -> list[str]:

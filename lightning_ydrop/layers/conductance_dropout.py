@@ -143,6 +143,12 @@ class ConductanceDropout(nn.Module):
         """
         activate_layers([self], share)
 
+    def activate_mean(self) -> None:
+        """Drop at the running mean of the probabilities of all updates, as the layer has done on average."""
+        for applied in (self._applied_drop_prob, self._applied_mean):
+            applied.copy_(self.mean_drop_prob)
+        self.active = True
+
     def restore(self, drop_prob: Tensor, mean_drop_prob: Tensor) -> None:
         """Take back what another layer's attributes of these names held, both of shape (U,), float32, on its device."""
         self.reset()

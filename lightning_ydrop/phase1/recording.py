@@ -58,7 +58,7 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
             stack.enter_context(_constant_parameters(modules))
         if metrics := [module for module in modules if isinstance(module, Metric)]:
             stack.enter_context(_metrics_kept(metrics))
-        stack.enter_context(_slow_attention())
+        stack.enter_context(slow_attention())
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             # Which cannot differentiate them in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -197,7 +197,7 @@ def _metrics_kept(metrics: Sequence[Metric]) -> Iterator[None]:
 
 
 @contextmanager
-def _slow_attention() -> Iterator[None]:
+def slow_attention() -> Iterator[None]:
     """Keep `nn.TransformerEncoderLayer` off its fast path, which skips the dropout layers inside it."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,0 +1,157 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from lightning_ydrop import ConductanceDropout, ConfigurationError, Jumpout, monte_carlo
+from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
+from tests.sameness import assert_same
+
+# Chance of a false alarm in each comparison, by Hoeffding's inequality.
+ALARM = 1e-9
+
+
+def network(width: int = 4, p: float = 0.3) -> nn.Sequential:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Dropout(p), nn.Linear(width, 3))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=2.0)  # far from linear, so that the average is not the prediction of one pass
+    return model
+
+
+def exact(model: nn.Sequential, x: Tensor, p: float) -> Tensor:
+    """The average over all masks, one after the other, each with its probability."""
+    hidden = model[:2](x)
+    average = torch.zeros(len(x), 3)
+    for mask in itertools.product((0.0, 1.0), repeat=hidden.shape[1]):
+        kept = int(sum(mask))
+        chance = (1 - p) ** kept * p ** (len(mask) - kept)
+        average += chance * model[3](hidden * torch.tensor(mask) / (1 - p)).softmax(1)
+    return average
+
+
+def test_it_is_the_average_over_all_masks() -> None:
+    model, x, num_samples = network(), torch.randn(5, 3), 20_000
+    found = monte_carlo(model, x, num_samples)
+    assert found.num_samples == num_samples
+    bound = math.sqrt(math.log(2 * 15 / ALARM) / (2 * num_samples))
+    assert (found.probabilities - exact(model, x, 0.3)).abs().max() < bound
+    # In evaluation mode the network gives something else.
+    assert (model.eval()(x).softmax(1) - exact(model, x, 0.3)).abs().max() > 3 * bound
+
+
+def test_a_sample_has_masks_of_its_own_in_one_pass() -> None:
+    model, passes = network(16), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    x = torch.ones(2, 3)
+    found = monte_carlo(model, x, 3).probabilities
+    assert passes == [6]
+    assert not torch.equal(found[0], found[1])
+
+
+def test_rows_are_split_where_memory_does_not_allow_them() -> None:
+    model, passes = network(), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    monte_carlo(model, torch.ones(4, 3), 7, max_rows=13)
+    monte_carlo(model, torch.ones(4, 3), 2, max_rows=1)
+    assert passes == [12, 12, 4, 4, 4]
+
+
+@pytest.mark.parametrize("layer", [Jumpout(), StochasticDepth(0.5, "batch")])
+def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module) -> None:
+    model, passes = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), layer, nn.Linear(8, 2)), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    monte_carlo(model, torch.ones(4, 3), 3)
+    assert passes == [4, 4, 4]
+
+
+def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> None:
+    driven = ConductanceDropout()
+    driven.update(torch.linspace(0, 0.9, 8), elasticity=0.5, initial_drop_prob=0.2)
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.BatchNorm1d(8).eval(), nn.Dropout(), driven, nn.Dropout(0.1).eval(), nn.Linear(8, 2)
+    )
+    before, flags = [value.clone() for value in model.state_dict().values()], [each.training for each in model]
+    applied = [driven.active, driven._applied_drop_prob.clone(), driven._applied_mean.clone()]
+    seen: list[tuple[bool, ...]] = []
+    model[5].register_forward_pre_hook(lambda module, args: seen.append(tuple(each.training for each in model)))
+    found = monte_carlo(model, torch.randn(6, 3), 2)
+    assert seen == [(False, False, True, True, True, False)]
+    assert [each.training for each in model] == flags
+    assert_same(list(model.state_dict().values()), before)
+    assert_same([driven.active, driven._applied_drop_prob, driven._applied_mean], applied)
+    assert not found.probabilities.requires_grad
+
+
+def test_a_driven_layer_drops_at_its_running_mean() -> None:
+    layer, linear = ConductanceDropout(), nn.Linear(2, 2, bias=False)
+    layer.update(torch.tensor([0.0, 0.8]), elasticity=0.5, initial_drop_prob=0.2)  # now 0.1 and 0.5
+    layer.deactivate()
+    linear.weight.data = torch.tensor([[0.0, 0.0], [0.0, 50.0]])
+    found = monte_carlo(nn.Sequential(layer, linear), torch.ones(1, 2), 20_000).probabilities[0]
+    # Where the second unit is dropped both classes are as likely, otherwise the second is certain.
+    assert abs(float(found[0]) - 0.25) < math.sqrt(math.log(2 / ALARM) / (2 * 20_000)) / 2
+
+
+def test_attention_and_recurrence_drop_too() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.4, batch_first=True)
+    for model in (layer, nn.Sequential(layer)):
+        found = monte_carlo(model, torch.ones(2, 5, 8), 2).probabilities  # classes in dimension 1
+        assert found.shape == (2, 5, 8)
+        assert not torch.equal(found[0], found[1])
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.lstm(x)[0][:, -1] * scale}
+
+    found = monte_carlo(Recurrent(), {"x": torch.ones(2, 5, 3), "scale": torch.tensor(100.0)}, 1).probabilities
+    assert not torch.equal(found[0], found[1])
+
+
+def test_entropy_is_that_of_the_average() -> None:
+    found = MonteCarlo(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), 1)
+    assert torch.allclose(found.entropy, torch.tensor([math.log(2), 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 4, 3, 5)])
+def test_divergence_is_kullbacks_and_leiblers(shape: tuple[int, ...]) -> None:
+    average, logits = MonteCarlo(torch.randn(shape).softmax(1), 9), torch.randn(shape)
+    divergence = MonteCarloDivergence()
+    for half in (slice(0, 1), slice(1, None)):
+        divergence.update(logits[half], MonteCarlo(average.probabilities[half], 9))
+    p, q = (each.movedim(1, -1).reshape(-1, 4) for each in (average.probabilities, logits.softmax(1)))
+    slow = sum(
+        sum(a * math.log(a / b) for a, b in zip(*rows, strict=True))
+        for rows in zip(p.tolist(), q.tolist(), strict=True)
+    )
+    assert float(divergence.compute()) == pytest.approx(slow / len(p), rel=1e-4)
+
+
+def test_a_class_that_no_mask_has_seen_makes_no_nan() -> None:
+    divergence = MonteCarloDivergence()
+    divergence.update(torch.tensor([[0.0, -200.0]]), MonteCarlo(torch.tensor([[1.0, 0.0]]), 1))
+    assert float(divergence.compute()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "settings", "message"),
+    [
+        (nn.Linear(3, 2), torch.ones(1, 3), {}, "has no layer that drops"),
+        (network(), torch.ones(1, 3), {"num_samples": 0}, "num_samples=0"),
+        (network(), torch.ones(1, 3), {"max_rows": 0}, "max_rows=0"),
+        (network(), {}, {}, "at least one tensor"),
+        (network(), (torch.ones(1, 3), torch.ones(1, 3)), {}, "forward takes"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused(
+    model: nn.Module, inputs: object, settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        monte_carlo(model, inputs, **settings)  # type: ignore[arg-type]
