@@ -155,7 +155,7 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
         "its gain over dropout (pairs)",
         "Y-Drop's gain over it (pairs)",
     ]
-    columns += ["validation loss", "epochs", "seconds", "runs"]
+    columns += ["validation loss", "epochs", "runs"]
     lines = [columns]
     for arm in sorted(arms, key=place):
         runs = arms[arm]
@@ -170,7 +170,7 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
                 f"{paper[arm]:.2f}" if arm in paper else "",
                 *gains,
                 spread([run["val_loss"] for run in runs.values()], 4),
-                *(f"{statistics.fmean(run[name] for run in runs.values()):.0f}" for name in ("epochs", "seconds")),
+                f"{statistics.fmean(run['epochs'] for run in runs.values()):.0f}",
                 str(len(runs)),
             ]
         )
@@ -203,19 +203,17 @@ def draw(experiment: Experiment, picture: Path) -> None:
     colors = colors_of(arms)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for number, arm in enumerate(arms):
-        # At equal distances, and beside each other where the bars would hide each other.
-        shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
-        points = {
-            at + shift: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]
-        }
-        accuracies = [[100 * run["test_acc"] for run in each[arm].values()] for each in points.values()]
+        points = {at: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]}
         style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": colors[arm], "linewidth": 1}
+        accuracies = [[100 * run["test_acc"] for run in each[arm].values()] for each in points.values()]
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies]
         left.errorbar(list(points), [statistics.fmean(each) for each in accuracies], spreads, **style)
         if arm != against:
             pairs = {at: difference(each[arm], each[against]) for at, each in points.items() if against in each}
             half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
-            right.errorbar(list(pairs), [each.mean for each in pairs.values()], half_widths, **style)
+            # Beside each other, since the bars would hide each other.
+            shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
+            right.errorbar([at + shift for at in pairs], [each.mean for each in pairs.values()], half_widths, **style)
     right.axhline(0, color=colors[against], linewidth=1)
     left.set(ylabel="test accuracy, %")
     right.set(ylabel=f"gain over {against}, points")
