@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from torchmetrics.regression import KLDivergence
+from torchmetrics import Metric
 
 from lightning_ydrop.distillation.masks import draws_once_for_a_batch, dropping, stochastic_modules
 from lightning_ydrop.errors import ConfigurationError, check_count, describe
@@ -127,11 +128,11 @@ def check_drops(owner: str, model: nn.Module) -> None:
         )
 
 
-class MonteCarloDivergence(KLDivergence):
+class MonteCarloDivergence(Metric):
     """The divergence of predictions from Monte Carlo averages, KL(average || prediction) in nats, mean over samples.
 
-    It is torchmetrics' KLDivergence, and adds up over batches and ranks as that does. 0 says that one pass gives what
-    the average of many gives; it is what dropout distillation minimises.
+    It adds up over batches and ranks, as torchmetrics do. 0 says that one pass gives what the average of many gives; it
+    is what dropout distillation minimises.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
@@ -143,19 +144,23 @@ class MonteCarloDivergence(KLDivergence):
 
     """
 
+    full_state_update = False
+    total: Tensor
+    num_rows: Tensor
+
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(log_prob=True, **kwargs)
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("num_rows", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, average: MonteCarlo) -> None:  # type: ignore[override]
+    def update(self, logits: Tensor, average: MonteCarlo) -> None:
         """Add the predictions (B, C, *) of a batch, as logits, and the averages for the same batch."""
-        # What no mask has given any probability counts as next to none: its logarithm would be infinite.
-        tiny = torch.finfo(torch.float32).tiny
-        log_average = average.probabilities.clamp(min=tiny).log()
-        super().update(_rows_of_classes(log_average), _rows_of_classes(logits.float().log_softmax(1)))
+        self.total += F.kl_div(logits.float().log_softmax(1), average.probabilities, reduction="sum")
+        self.num_rows += logits[:, 0].numel()
 
-
-def _rows_of_classes(values: Tensor) -> Tensor:
-    return values.movedim(1, -1).flatten(0, -2)
+    def compute(self) -> Tensor:
+        """Give the mean."""
+        return self.total / self.num_rows
 
 
 def _batch_size(inputs: Inputs) -> int:
