@@ -15,14 +15,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
 import torch
-import yaml
-from experiment import newest_logs
+from kept import network, read
 from matplotlib import pyplot as plt
 from report import place
 from tables import markdown, spread
@@ -30,17 +30,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).parent.parent))  # the program that has trained them, and its modules
-
-from networks import Classifier
-from train import TrainCLI
-from train import main as train
+if TYPE_CHECKING:
+    from networks import Classifier
+    from train import TrainCLI
 
 from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
-# Of a run's config.yaml, what makes network and data again.
-SECTIONS = ("seed_everything", "early_stopping", "checkpoint", "model", "data")
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 # Share of the top 20% of units in percent, and at which share of removed units accuracy starts to fall (Sec. 6.2).
 PAPER = {"plain": ("50.0", "20"), "dropout": ("41.7", "60"), "ydrop": ("nearly linear", "80")}
@@ -69,36 +65,7 @@ class Shown:
     pruned: Mapping[str, RemovalCurve]
 
 
-def read(folder: Path) -> list[Path]:
-    """Find the results of a grid of one row, whose networks were kept.
-
-    Raises:
-        SystemExit: If there is no network beside one of them, or they are of several rows.
-
-    """
-    results = sorted(folder.rglob("result.json"))
-    rows = {json.loads(result.read_text())["row"] for result in results}
-    if len(rows) != 1:
-        raise SystemExit(f"{folder} has results of {len(rows)} rows; figures are of one: name its folder with --runs.")
-    for result in results:
-        if len(list((result.parent / "checkpoints").glob("*.ckpt"))) != 1:
-            raise SystemExit(
-                f"There is not one checkpoint beside {result}: run.py keeps them with --keep-checkpoints, "
-                "from runs that it had not done before."
-            )
-    return results
-
-
-def network(result: Path) -> TrainCLI:
-    """Make the network of a run again, and its data."""
-    config = yaml.safe_load((newest_logs(result.parent) / "config.yaml").read_text())
-    cli = train({section: config[section] for section in SECTIONS}, run=False)
-    (checkpoint,) = (result.parent / "checkpoints").glob("*.ckpt")
-    cli.model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    return cli
-
-
-def shown(cli: TrainCLI, repeats: int) -> Shown:
+def shown(cli: "TrainCLI", repeats: int) -> Shown:
     """Measure one network."""
     model = cli.model.eval()
     cli.datamodule.setup("test")
@@ -111,7 +78,7 @@ def shown(cli: TrainCLI, repeats: int) -> Shown:
 
 
 def pruned(
-    model: Classifier, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
+    model: "Classifier", test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
 ) -> RemovalCurve:
     """Prune copies of a network, and test them."""
     torch.manual_seed(0)
@@ -185,8 +152,8 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     figure, panels = plt.subplots(
         1, len(first), figsize=(5 * len(first), 3.8), layout="constrained", sharey=True, squeeze=False
     )
-    for (arm, network), axes in zip(first.items(), panels[0], strict=True):
-        plot_removal(network.pruned, axes)
+    for (arm, each), axes in zip(first.items(), panels[0], strict=True):
+        plot_removal(each.pruned, axes)
         axes.set(title=arm, xlabel="units pruned, the weakest first, %")
     figure.savefig(folder / "pruning.png", dpi=120)
     plt.close("all")

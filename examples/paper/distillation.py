@@ -1,0 +1,161 @@
+"""Distil networks that were trained with dropout, and see how close one pass comes to the average over their masks.
+
+    python examples/paper/run.py --rows digits --arms dropout ydrop --keep-checkpoints --out runs/teachers
+    python examples/paper/distillation.py --runs runs/teachers
+
+Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
+set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
+masks. What is measured of a teacher stays beside it, in distilled.json: started again, the program measures the others.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from experiment import num_cores, write_at_once
+from kept import checkpoint_of, config_of, made_again, network, read
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from report import place
+from tables import markdown, spread
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from tqdm import tqdm
+
+from lightning_ydrop import DropoutDistillation, monte_carlo
+from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
+
+COLUMNS = ("divergence", "accuracy", "negative log-likelihood")
+# What gives logits, or their logarithms of probabilities, for a batch.
+Predictor = Callable[[Tensor], Tensor]
+
+
+def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, float]]:
+    """Distil the network of one run, and measure everything on its test set, by predictor."""
+    torch.set_num_threads(threads)
+    sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
+    teacher, data, config = network(result).model, network(result).datamodule, config_of(result)
+    seed = json.loads(result.read_text())["seed"]
+    halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
+    predictors: dict[str, Predictor] = {"one pass": teacher}
+    for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
+        seed_everything(seed, verbose=False)
+        distillation = DropoutDistillation(
+            teacher,
+            checkpoint=str(checkpoint_of(result)),
+            student=student,
+            num_masks=4,
+            optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        )
+        predictors[name] = taught(distillation, data)
+    for masks in sorted({10, 100, samples}):
+        predictors[f"{masks} masks"] = partial(averaged, teacher, masks)
+    return measured(predictors, teacher, data, samples)
+
+
+def taught(distillation: DropoutDistillation, data: LightningDataModule) -> nn.Module:
+    """Train a student as its teacher was trained: until the validation loss falls no more."""
+    with TemporaryDirectory() as folder:
+        best = ModelCheckpoint(folder, monitor="val_loss")
+        trainer = Trainer(
+            default_root_dir=folder,
+            max_epochs=200,
+            devices=1,
+            callbacks=[EarlyStopping("val_loss", patience=10), best],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(distillation, data)
+        distillation.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    return distillation.student.cpu().eval()
+
+
+def averaged(teacher: nn.Module, masks: int, x: Tensor) -> Tensor:
+    """Predict by a Monte Carlo average."""
+    return monte_carlo(teacher, x, masks).probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def measured(
+    predictors: Mapping[str, Predictor], teacher: nn.Module, data: LightningDataModule, samples: int
+) -> dict[str, dict[str, float]]:
+    """Measure predictors on the test set, against an average over so many masks."""
+    data.setup("test")
+    teacher.cpu().eval()
+    metrics = {name: (MonteCarloDivergence(), MeanMetric(), MeanMetric()) for name in predictors}
+    with torch.no_grad():
+        for x, y in data.test_dataloader():
+            average: MonteCarlo = monte_carlo(teacher, x, samples)
+            for name, predict in predictors.items():
+                logits = predict(x)
+                divergence, accuracy, likelihood = metrics[name]
+                divergence.update(logits, average)
+                accuracy.update(logits.argmax(1).eq(y).float())
+                likelihood.update(F.cross_entropy(logits, y, reduction="none"))
+    return {
+        name: {column: float(metric.compute()) for column, metric in zip(COLUMNS, each, strict=True)}
+        for name, each in metrics.items()
+    }
+
+
+def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
+    """Lay out mean and standard deviation over teachers."""
+    lines: list[Sequence[str]] = [
+        [
+            "teacher trained with",
+            "prediction",
+            "divergence, 1e-3 nats",
+            "accuracy, %",
+            "negative log-likelihood",
+            "teachers",
+        ]
+    ]
+    for arm, teachers in arms.items():
+        for name in teachers[0]:
+            divergence, accuracy, likelihood = ([teacher[name][column] for teacher in teachers] for column in COLUMNS)
+            lines.append(
+                [
+                    arm,
+                    name,
+                    spread([1000 * each for each in divergence], 2),
+                    spread([100 * each for each in accuracy], 2),
+                    spread(likelihood, 4),
+                    str(len(teachers)),
+                ]
+            )
+    return markdown(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/teachers"), help="what run.py left, of one row")
+    parser.add_argument("--samples", type=int, default=1000, help="masks of the average that all are compared with")
+    parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
+    known = parser.parse_args(args)
+    results = read(known.runs)
+    left = [result for result in results if not result.with_name("distilled.json").exists()]
+    threads = max(1, num_cores() // known.jobs)
+    with ProcessPoolExecutor(known.jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(distilled, result, known.samples, threads): result for result in left}
+        for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
+            write_at_once(waiting[future].with_name("distilled.json"), future.result())
+    found = defaultdict(list)
+    for result in sorted(results, key=lambda result: place(json.loads(result.read_text())["arm"])):
+        found[json.loads(result.read_text())["arm"]].append(json.loads(result.with_name("distilled.json").read_text()))
+    text = f"# Distillation of {json.loads(results[0].read_text())['row']}\n\n{table(found)}\n"
+    (known.runs / "distillation.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

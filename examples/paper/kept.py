@@ -1,0 +1,64 @@
+"""Networks that run.py has trained and kept."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from experiment import newest_logs
+
+sys.path.append(str(Path(__file__).parent.parent))  # the program that has trained them, and its modules
+
+from train import TrainCLI
+from train import main as train
+
+# Of a run's config.yaml, what makes network and data again.
+SECTIONS = ("seed_everything", "early_stopping", "checkpoint", "model", "data")
+
+
+def read(folder: Path) -> list[Path]:
+    """Find the results of a grid of one row, whose networks were kept.
+
+    Raises:
+        SystemExit: If there is no network beside one of them, or they are of several rows.
+
+    """
+    results = sorted(folder.rglob("result.json"))
+    rows = {json.loads(result.read_text())["row"] for result in results}
+    if len(rows) != 1:
+        raise SystemExit(f"{folder} has results of {len(rows)} rows; one is wanted: name its folder with --runs.")
+    for result in results:
+        checkpoint_of(result)
+    return results
+
+
+def checkpoint_of(result: Path) -> Path:
+    """Find the checkpoint of a run at its lowest validation loss."""
+    found = list((result.parent / "checkpoints").glob("*.ckpt"))
+    if len(found) != 1:
+        raise SystemExit(
+            f"There is not one checkpoint beside {result}: run.py keeps them with --keep-checkpoints, "
+            "from runs that it had not done before."
+        )
+    return found[0]
+
+
+def config_of(result: Path) -> dict[str, Any]:
+    """Read the configuration that a run has had."""
+    config: dict[str, Any] = yaml.safe_load((newest_logs(result.parent) / "config.yaml").read_text())
+    return config
+
+
+def made_again(config: Mapping[str, Any]) -> TrainCLI:
+    """Make the network of a run again, untrained, and its data."""
+    return train({section: config[section] for section in SECTIONS}, run=False)
+
+
+def network(result: Path) -> TrainCLI:
+    """Make the trained network of a run again, and its data."""
+    cli = made_again(config_of(result))
+    cli.model.load_state_dict(torch.load(checkpoint_of(result), map_location="cpu", weights_only=True)["state_dict"])
+    return cli

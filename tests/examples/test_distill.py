@@ -1,0 +1,103 @@
+"""From a network trained with dropout to its student, by the programs of examples/."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.examples.programs import EXAMPLES, imported
+from tests.examples.test_data import drawn, write_mnist
+
+paper = imported("paper/distillation")
+
+SMALL = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist_fc_1"])
+@pytest.mark.parametrize("dropout", ["vanilla", "conductance"])
+def test_a_teacher_is_trained_and_distilled(data: str, dropout: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    write_mnist(tmp_path, drawn((1, 28, 28), 100, 10, 0), drawn((1, 28, 28), 20, 10, 1))
+    where = [] if data == "digits" else [f"--data.root={tmp_path}", "--data.download=false"]
+    quiet = [*SMALL, f"--trainer.logger.save_dir={tmp_path / 'runs'}", "--trainer.log_every_n_steps=1", *where]
+    arm = {"vanilla": "dropout", "conductance": "ydrop"}[dropout]
+    trained = cli(
+        [
+            *("fit", f"--config={EXAMPLES / 'configs/base.yaml'}", f"--config={EXAMPLES / f'paper/rows/{data}.yaml'}"),
+            *(f"--config={EXAMPLES / f'configs/{arm}.yaml'}", "--model.hidden=[16,8]", *quiet),
+            *(["--trainer.callbacks.annealing_epochs=0"] if arm == "ydrop" else []),
+        ]
+    )
+    checkpoint = trained.trainer.checkpoint_callback.best_model_path
+    distilled = imported("distill").main(
+        [
+            *("fit", f"--config={EXAMPLES / f'distillation/{data}.yaml'}", f"--model.checkpoint={checkpoint}", *quiet),
+            *("--model.teacher.hidden=[16,8]", f"--model.teacher.dropout={dropout}"),
+        ]
+    )
+    state = torch.load(distilled.trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
+    student = imported("networks").Classifier(distilled.datamodule.shape, hidden=[16, 8], dropout=dropout)
+    student.load_state_dict(state)
+    teacher = trained.model.state_dict()
+    assert any(not torch.equal(state[name], teacher[name]) for name in teacher)
+    assert all(torch.equal(value, teacher[name]) for name, value in distilled.model.teacher.state_dict().items())
+    assert float(distilled.trainer.callback_metrics["val_loss"]) > 0
+
+
+def test_predictors_are_measured_against_the_average(tmp_path: Path) -> None:
+    data = imported("data").Digits()
+    torch.manual_seed(0)
+    teacher = imported("networks").Classifier(data.shape, hidden=[32], dropout="vanilla")
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # far from linear: one pass is not the average
+    found = paper.measured(
+        {
+            "one pass": teacher,
+            "2 masks": partial(paper.averaged, teacher, 2),
+            "300": partial(paper.averaged, teacher, 300),
+        },
+        teacher,
+        data,
+        samples=300,
+    )
+    divergence = {name: each["divergence"] for name, each in found.items()}
+    assert 0 < divergence["300"] < 0.1 * divergence["2 masks"]
+    assert divergence["300"] < 0.5 * divergence["one pass"]
+    data.setup("test")
+    x, y = data.test.normalise(data.test.images), data.test.labels
+    logits = teacher.eval()(x)
+    assert found["one pass"]["accuracy"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
+    slow = torch.nn.functional.cross_entropy(logits, y).item()
+    assert found["one pass"]["negative log-likelihood"] == pytest.approx(slow, rel=1e-5)
+    lines = paper.table({"dropout": [found, found]}).splitlines()
+    assert lines[2].startswith(f"| dropout | one pass | {1000 * divergence['one pass']:.2f} ± 0.00 |")
+    assert len(lines) == 2 + 3
+
+
+@pytest.mark.slow
+def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
+    grid = ["--rows", "digits", "--arms", "dropout", "ydrop", "--seeds", "0", "--jobs", "2", "--keep-checkpoints"]
+    settings = ["model.hidden=[16]", "trainer.max_epochs=3", "ydrop.annealing_epochs=1"]
+
+    def program(name: str, *args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "paper" / name), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    program("run.py", *grid, "--set", *settings, "--out", "runs/teachers")
+    said = program("distillation.py", "--samples", "20", "--jobs", "2")
+    assert said.count("| dropout |") == said.count("| ydrop |") == 6  # one pass, two students, three averages
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("distilled.json")}
+    assert len(files) == 2
+    assert program("distillation.py", "--samples", "20") == said
+    assert {file: file.stat().st_mtime_ns for file in files} == files
