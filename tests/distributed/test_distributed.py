@@ -98,7 +98,7 @@ def test_observing_changes_nothing(results: Results, strategy: str, accumulate: 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = (case for strategy in RESUMED for case in (f"resumed/{strategy}", f"{strategy}/1/measure"))
-    return launch(2, tmp_path_factory.mktemp("others"), "engine", *cases)
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", "distilled", *cases)
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:
@@ -141,6 +141,20 @@ def test_measuring_first_changes_nothing(two: Results, others: Results, strategy
 def test_a_resumed_run_is_the_uninterrupted_one(others: Results, strategy: str) -> None:
     for uninterrupted, resumed in others[f"resumed/{strategy}"]:
         assert_same(uninterrupted, resumed)
+
+
+def test_students_are_the_same_on_all_ranks_and_the_teacher_is_what_it_was(others: Results) -> None:
+    first, second = others["distilled"]
+    assert_same(first["student"], second["student"])
+    assert not torch.equal(first["student"]["0.weight"], first["before"]["0.weight"])
+    for ended in (first, second):
+        assert_same(ended["teacher"], ended["before"])
+
+
+def test_the_divergence_of_all_ranks_is_that_of_all_samples(others: Results) -> None:
+    log_probabilities = torch.tensor([[0.0, 1.0]]).log_softmax(1)
+    for ended in others["distilled"]:
+        assert torch.allclose(ended["divergence"], -log_probabilities.mean())
 
 
 def test_tensor_parallelism_is_refused(others: Results) -> None:

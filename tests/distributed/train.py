@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
+    DropoutDistillation,
+    Jumpout,
     Measure,
     Phase1,
     YDrop,
@@ -24,6 +26,7 @@ from lightning_ydrop import (
     layer_conductance,
 )
 from lightning_ydrop.analysis import ConductanceSpread
+from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
 from lightning_ydrop.phase1.measures import Conductance
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -203,6 +206,37 @@ def engine_cases() -> dict[str, Any]:
     return cases
 
 
+def distilled() -> dict[str, Any]:
+    """Distil a network with BatchNorm under DDP, each rank with its own part of the data."""
+    torch.manual_seed(5)
+    teacher = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), Jumpout(), nn.Dropout(), nn.Linear(16, 5))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    distillation = DropoutDistillation(teacher, num_masks=2)
+    rows = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+    data = DataLoader(TensorDataset(rows), 8)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy=STRATEGIES["default"](0),
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(distillation, data, data)
+    # Each rank adds half of the samples, with averages that differ.
+    average = MonteCarlo(torch.eye(2)[[dist.get_rank()]], 1)
+    divergence = MonteCarloDivergence()
+    divergence.update(torch.tensor([[0.0, 1.0]]), average)
+    return {
+        "student": dict(distillation.student.named_parameters()),
+        "teacher": dict(teacher.state_dict()),
+        "before": before,
+        "divergence": divergence.compute(),
+    }
+
+
 def main(folder: Path, *cases: str) -> None:
     """Run the cases, each named as strategy/accumulation/mode or otherwise."""
     torch.set_num_threads(1)
@@ -210,6 +244,8 @@ def main(folder: Path, *cases: str) -> None:
     for case in cases:
         if case == "engine":
             ended: Any = engine_cases()
+        elif case == "distilled":
+            ended = distilled()
         elif case.startswith("resumed/"):
             ended = resumed(case.split("/")[1], folder)
         else:
