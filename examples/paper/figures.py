@@ -177,7 +177,7 @@ def write(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     ]
     for by in PRUNED_BY:
         parts += [
-            f"## Pruned for good, the weakest by {by} first",
+            "## Pruned for good, " + ("at random" if by == "random" else f"the weakest by {by} first"),
             markdown([["arm", *head], *accuracies(arms, lambda network, by=by: network.pruned[by])]),  # type: ignore[misc]
         ]
     parts.append("![Accuracy of what is left](pruning.png)")
