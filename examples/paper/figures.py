@@ -165,6 +165,7 @@ def write(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     head = [f"{100 * share:.0f}%" for share in SHARES]
     parts = [
         "# What trained networks show",
+        "By `examples/paper/figures.py`, of networks that `examples/paper/run.py --keep-checkpoints` has trained.",
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
         "How many units can be removed is the largest share that costs no more than one percent of accuracy.",
         summary(arms),
