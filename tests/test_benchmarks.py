@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import fidelity, host, layers, mask, memory, ranks, report, step, trade
+from benchmarks import distillation, fidelity, host, layers, mask, memory, ranks, report, step, trade
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import ACTIVATIONS
 from lightning_ydrop import ConductanceDropout
@@ -90,6 +90,13 @@ def test_steps_are_compared(loop: str, results: Path, small: str) -> None:
     assert row["floor"] == pytest.approx(1 + phase1 / training)
     assert row["paper/captum"] == row["paper"] / row["captum"]
     assert min(row["none"], row["recommended"], row["dropout ms"]) > 0
+
+
+def test_masks_in_one_pass_are_timed_against_as_many_passes(results: Path, small: str) -> None:
+    distillation.main(networks=[small], num_masks=(1, 3), rounds=2)
+    rows = rows_of(results / "distillation-cpu.json")
+    assert [(row["network"], row["masks"]) for row in rows] == [("small", 1), ("small", 3)]
+    assert all(row["against as many passes"] > 0 and row["against a student's training step"] > 0 for row in rows)
 
 
 def test_an_exact_setting_finds_all_and_chance_half(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

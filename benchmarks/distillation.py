@@ -1,0 +1,68 @@
+"""What a teacher's predictions cost in dropout distillation: many masks in one pass, against as many passes."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.measuring import interleaved, quartiles, ratios, training_step
+from benchmarks.report import write_report
+from benchmarks.step import BATCH_SIZE, CASES
+from lightning_ydrop.distillation.masks import dropping
+from lightning_ydrop.distillation.monte_carlo import mean_probabilities
+
+
+def main(
+    device: str = "cpu",
+    threads: int = 1,
+    rounds: int = 30,
+    networks: Sequence[str] = ("FC_1", "FC_2", "S_1"),
+    num_masks: Sequence[int] = (1, 2, 4, 8),
+    seed: int = 0,
+) -> None:
+    """Measure every network and number of masks; a batch has 64 samples.
+
+    Args:
+        device: Where.
+        threads: Of the CPU.
+        rounds: How often each alternative is timed.
+        networks: The teachers, with nn.Dropout.
+        num_masks: Masks for each sample.
+        seed: Of weights and batch.
+
+    """
+    settings = dict(locals())
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    where = torch.device(device)
+    rows = []
+    for name in networks:
+        case = CASES[name]
+        teacher = case.model("dropout").to(where)
+        x = torch.randn(BATCH_SIZE, *case.shape, device=where)
+        y = torch.randint(10, (BATCH_SIZE,), device=where)
+        runs: dict[str, Callable[[], object]] = {"training step": training_step(case.model("none").to(where), x, y)}
+        predict = torch.no_grad()(mean_probabilities)
+        for count in num_masks:
+            runs[f"{count} one pass"] = partial(predict, teacher, x, count)
+            runs[f"{count} passes"] = partial(predict, teacher, x, count, max_rows=BATCH_SIZE)
+        with dropping(teacher), torch.enable_grad():  # for the student's step
+            seconds = interleaved(runs, rounds=rounds, device=where)
+        rows += [
+            {
+                "network": name,
+                "masks": count,
+                "one pass ms": 1e3 * statistics.median(seconds[f"{count} one pass"]),
+                "against as many passes": ratios(seconds, f"{count} passes")[f"{count} one pass"],
+                "quartiles": quartiles(seconds, f"{count} one pass", f"{count} passes"),
+                "against a student's training step": ratios(seconds, "training step")[f"{count} one pass"],
+            }
+            for count in num_masks
+        ]
+    write_report("distillation", where, settings, rows)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
