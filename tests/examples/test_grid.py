@@ -124,6 +124,7 @@ def test_a_grid_that_is_told_to_end_ends_its_runs(number: signal.Signals, root: 
     process = subprocess.Popen(
         command(root, "--arms", "plain", "--seeds", "0", "1", settings=settings),
         start_new_session=True,  # so that a Ctrl-C reaches it alone
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which in the background is ignored
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
