@@ -1,6 +1,7 @@
 """The programs of examples/, whose modules stand beside them as in folders of scripts."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,3 +15,12 @@ def imported(path: str) -> ModuleType:
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
     return importlib.import_module(Path(path).name)
+
+
+def said(path: str, *args: str, cwd: Path) -> str:
+    """Run a program of examples/ as its users do, to its end, and give its output."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / path), *args], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

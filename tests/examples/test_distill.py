@@ -1,7 +1,5 @@
 """From a network trained with dropout to its student, by the programs of examples/."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.examples.programs import EXAMPLES, imported
+from tests.examples.programs import EXAMPLES, imported, said
 from tests.examples.test_data import drawn, write_mnist
 
 paper = imported("paper/distillation")
@@ -83,21 +81,10 @@ def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
     grid = ["--rows", "digits", "--arms", "dropout", "ydrop", "--seeds", "0", "--jobs", "2", "--keep-checkpoints"]
     settings = ["model.hidden=[16]", "trainer.max_epochs=3", "ydrop.annealing_epochs=1", "data.train_fraction=0.05"]
 
-    def program(name: str, *args: str) -> str:
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / "paper" / name), *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    program("run.py", *grid, "--set", *settings, "--out", "runs/teachers")
-    said = program("distillation.py", "--samples", "20", "--jobs", "2")
-    assert said.count("| dropout |") == said.count("| ydrop |") == 6  # one pass, two students, three averages
+    said("paper/run.py", *grid, "--set", *settings, "--out", "runs/teachers", cwd=tmp_path)
+    table = said("paper/distillation.py", "--samples", "20", "--jobs", "2", cwd=tmp_path)
+    assert table.count("| dropout |") == table.count("| ydrop |") == 6  # one pass, two students, three averages
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("distilled.json")}
     assert len(files) == 2
-    assert program("distillation.py", "--samples", "20") == said
+    assert said("paper/distillation.py", "--samples", "20", cwd=tmp_path) == table
     assert {file: file.stat().st_mtime_ns for file in files} == files

@@ -1,14 +1,12 @@
 """What trained networks show."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_ydrop.analysis import RemovalCurve
-from tests.examples.programs import EXAMPLES, imported
+from tests.examples.programs import imported, said
 from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
 
@@ -48,18 +46,9 @@ def test_the_networks_of_a_grid_are_shown(tmp_path: Path) -> None:
         "trainer.accelerator=cpu",
     ]
     grid = ["--rows", "mnist_fig_2", "--arms", "plain", "ydrop", "--seeds", "0", "1", "--jobs", "2"]
-    for program, *args in (
-        ("run.py", *grid, "--keep-checkpoints", "--set", *settings, "--out", "runs/figures"),
-        ("figures.py", "--repeats", "2"),
-    ):
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / "paper" / program), *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    grid += ["--keep-checkpoints", "--set", *settings, "--out", "runs/figures"]
+    said("paper/run.py", *grid, cwd=tmp_path)
+    said("paper/figures.py", "--repeats", "2", cwd=tmp_path)
     written = (tmp_path / "runs/figures/figures.md").read_text()
     assert written.count("| ydrop | ") == written.count("| plain | ") == 6
 

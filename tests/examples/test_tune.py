@@ -2,14 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.examples.programs import EXAMPLES, imported
+from tests.examples.programs import imported, said
 from tests.examples.test_data import drawn, write_mnist
 
 
@@ -91,18 +89,10 @@ def test_a_study_can_lie_in_a_database(tune: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_networks_are_tuned(tmp_path: Path) -> None:
     write_mnist(tmp_path / "data", drawn((1, 28, 28), 100, 10, 0), drawn((1, 28, 28), 20, 10, 1))
-    done = subprocess.run(
-        [
-            *(sys.executable, str(EXAMPLES / "paper/tune.py"), "--row", "mnist_fc_1", "--trials", "2", "--jobs", "2"),
-            *("--set", f"data.root={tmp_path / 'data'}", "trainer.max_epochs=2", "model.hidden=[16]"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    settings = [f"data.root={tmp_path / 'data'}", "trainer.max_epochs=2", "model.hidden=[16]"]
+    arguments = ["--row", "mnist_fc_1", "--trials", "2", "--jobs", "2", "--set", *settings]
+    table = said("paper/tune.py", *arguments, cwd=tmp_path)
     files = list((tmp_path / "runs/tune").rglob("result.json"))
     losses = [json.loads(file.read_text())["val_loss"] for file in files]
     assert len(losses) == 2
-    assert all(f"{loss:.4f}" in done.stdout for loss in losses)
+    assert all(f"{loss:.4f}" in table for loss in losses)
