@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -117,7 +118,7 @@ def what_matters(settings: tuple[str, ...], arm: str) -> list[str]:
 
 
 class Machine:
-    """What runs share: cores, and GPUs where there are any.
+    """What runs share: cores, and GPUs where there are any. At the end of a `with` of it no run is left.
 
     Args:
         jobs: Runs at a time.
@@ -155,7 +156,12 @@ class Machine:
         finally:
             self.slots.put(slot)
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Machine":
+        # A program that is told to end ends its runs too: started again, it goes on with them.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """End all runs, and start no more."""
         with self._lock:
             self._stopped = True

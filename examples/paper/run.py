@@ -16,8 +16,6 @@ one, as ydrop.elasticity and the like.
 import argparse
 import itertools
 import re
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -63,11 +61,11 @@ def main(args: Sequence[str] | None = None) -> None:
         run.check()
     ahead = [run for run in grid if run.result is None]
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
-    if failures := run_all(ahead, Machine(known.jobs, known.keep_checkpoints), known.jobs):
+    if failures := run_all(ahead, known.jobs, known.keep_checkpoints):
         raise SystemExit(f"{failures} of {len(ahead)} runs failed.")
 
 
-def run_all(runs: Sequence[Run], machine: Machine, jobs: int) -> int:
+def run_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> int:
     """Run all, so many at a time, and say what goes wrong.
 
     Returns:
@@ -76,18 +74,17 @@ def run_all(runs: Sequence[Run], machine: Machine, jobs: int) -> int:
     """
     failures = 0
     pool = ThreadPoolExecutor(jobs)
-    waiting = [pool.submit(machine.run, run) for run in runs]
-    # A grid that is told to end ends its runs too: started again, it goes on with them.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with tqdm(total=len(runs), unit="run", dynamic_ncols=True) as progress:
-            for future in as_completed(waiting):
+        with (
+            Machine(jobs, keep_checkpoints) as machine,
+            tqdm(total=len(runs), unit="run", dynamic_ncols=True) as progress,
+        ):
+            for future in as_completed([pool.submit(machine.run, run) for run in runs]):
                 if failure := future.result():
                     failures += 1
                     progress.write(failure)
                 progress.update()
     finally:
-        machine.stop()
         pool.shutdown(cancel_futures=True)
     return failures
 

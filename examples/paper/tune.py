@@ -10,9 +10,7 @@ trials has the lowest validation loss of each pair.
 import argparse
 import itertools
 import math
-import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,16 +120,15 @@ def tune(study: optuna.Study, known: argparse.Namespace, folder: Path) -> None:
     for elasticity, annealing_epochs in failed.intersection(left):
         # The sampler takes what has failed for done.
         study.enqueue_trial({"elasticity": elasticity, "annealing_epochs": annealing_epochs})
-    machine = Machine(known.jobs)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    num_trials = min(known.trials, len(left))
+    if num_trials == 0:
+        return
     try:
-        if num_trials := min(known.trials, len(left)):
+        with Machine(known.jobs) as machine:
             objective = Objective(known, folder, machine)
             study.optimize(objective, n_trials=num_trials, n_jobs=known.jobs, show_progress_bar=True)
     except RuntimeError as failure:
         raise SystemExit(str(failure)) from None
-    finally:
-        machine.stop()
 
 
 if __name__ == "__main__":

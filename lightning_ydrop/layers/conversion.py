@@ -240,7 +240,7 @@ def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
 
 
 def _drops(module: nn.Module) -> bool:
-    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout, Jumpout)):
+    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout)):
         return True
     # What is called after dropout but holds other modules, such as a network, is judged by these.
     return is_dropout_like(module) and not list(module.children())

@@ -53,7 +53,7 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
     modules = all_modules(model)
     with ExitStack() as stack:
         stack.enter_context(_random_stream_kept(device))
-        stack.enter_context(_evaluation_mode(modules))
+        stack.enter_context(evaluation_mode(modules))
         if constant_parameters:
             stack.enter_context(_constant_parameters(modules))
         if metrics := [module for module in modules if isinstance(module, Metric)]:
@@ -130,19 +130,20 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
 
 
 @contextmanager
-def _evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
     training = [module for module in modules if module.training]
     try:
         for module in training:
-            _set_training(module, False)
+            set_training(module, False)
         yield
     finally:
         for module in training:
-            _set_training(module, True)
+            set_training(module, True)
 
 
-def _set_training(module: nn.Module, training: bool) -> None:
+def set_training(module: nn.Module, training: bool) -> None:
+    """Set the flag of a module, and of none that it holds."""
     if type(module).__setattr__ is nn.Module.__setattr__:
         module.__dict__["training"] = training  # what it comes down to, without a search for parameters of that name
     else:
