@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from experiment import num_cores, write_at_once
-from kept import checkpoint_of, config_of, made_again, network, read
+from kept import arm_of, checkpoint_of, config_of, made_again, network, read
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from report import place
@@ -150,8 +150,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
             write_at_once(waiting[future].with_name("distilled.json"), future.result())
     found = defaultdict(list)
-    for result in sorted(results, key=lambda result: place(json.loads(result.read_text())["arm"])):
-        found[json.loads(result.read_text())["arm"]].append(json.loads(result.with_name("distilled.json").read_text()))
+    for result in sorted(results, key=lambda result: place(arm_of(result))):
+        found[arm_of(result)].append(json.loads(result.with_name("distilled.json").read_text()))
     text = f"# Distillation of {json.loads(results[0].read_text())['row']}\n\n{table(found)}\n"
     (known.runs / "distillation.md").write_text(text)
     print(text)

@@ -9,7 +9,6 @@ figures show the first seed of each arm, the tables in figures.md all of them.
 
 import argparse
 import copy
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import matplotlib as mpl
 mpl.use("Agg")  # no screen is needed
 
 import torch
-from kept import network, read
+from kept import arm_of, network, read
 from matplotlib import pyplot as plt
 from report import place
 from tables import markdown, spread
@@ -195,7 +194,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
     for result in tqdm(read(known.runs), unit="network", dynamic_ncols=True):
-        found[json.loads(result.read_text())["arm"]].append(shown(network(result), known.repeats))
+        found[arm_of(result)].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
     write({arm: found[arm] for arm in sorted(found, key=place)}, folder)

@@ -46,6 +46,12 @@ def checkpoint_of(result: Path) -> Path:
     return found[0]
 
 
+def arm_of(result: Path) -> str:
+    """Say by which arm a run was trained."""
+    arm: str = json.loads(result.read_text())["arm"]
+    return arm
+
+
 def config_of(result: Path) -> dict[str, Any]:
     """Read the configuration that a run has had."""
     config: dict[str, Any] = yaml.safe_load((newest_logs(result.parent) / "config.yaml").read_text())
