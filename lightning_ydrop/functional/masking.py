@@ -85,9 +85,9 @@ def jumpout(
 
     """
     drawn = (p_min + sigma * torch.randn((), dtype=torch.float32, device=x.device).abs()).clamp(max=p_max)
-    active = (x > 0).mean(dtype=torch.float32)
     # At least one element is counted as active, so that 0 / 0 is no rate.
-    rate = (drawn / active.clamp(min=1 / max(1, x.numel()))).clamp(max=MAX_JUMPOUT_RATE)
+    active = torch.count_nonzero(x > 0).clamp(min=1)
+    rate = (drawn * x.numel() / active).clamp(max=MAX_JUMPOUT_RATE)
     elementwise = granularity == "element" or x.ndim <= 2
     size = x.shape if elementwise else (*x.shape[:2], *[1] * (x.ndim - 2))
     keep = torch.rand(size, dtype=torch.float32, device=x.device) >= rate
