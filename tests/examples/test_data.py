@@ -168,6 +168,7 @@ def test_every_row_of_the_tables_has_its_file_and_every_arm() -> None:
         *(f"cifar10_s_{n}" for n in (1, 2, 3, 4)),
         *(f"{name}_m_{n}" for name in ("stl10", "cifar100", "svhn") for n in (1, 2)),
         "mnist_fig_2",
+        "mnist_s_1",
     }
     controls = {"dropout_at_mean_rate", "random", "shuffled", "inverted"}
     assert {path.stem for path in ARMS} == {"plain", "dropout", "jumpout", "ydrop", *controls}
