@@ -152,9 +152,13 @@ def check_module(owner: str, model: object) -> None:
 
 
 def is_dropout_like(module: nn.Module) -> bool:
-    """Tell whether a module drops something, by its class or the name of its class."""
+    """Tell whether a module drops something, by its class or the name of its class.
+
+    What is called after dropout but holds other modules, such as a network, is judged by these.
+    """
     kind = type(module).__name__.lower()
-    return isinstance(module, TORCH_DROPOUTS) or any(word in kind for word in ("drop", "jumpout", "stochasticdepth"))
+    named = any(word in kind for word in ("drop", "jumpout", "stochasticdepth")) and not module._modules
+    return isinstance(module, TORCH_DROPOUTS) or named
 
 
 def dropout_like_modules(model: nn.Module) -> list[str]:

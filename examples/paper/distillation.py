@@ -5,7 +5,8 @@
 
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
-masks. What is measured of a teacher stays beside it, in distilled.json: started again, the program measures the others.
+masks. What is measured of a teacher stays beside it, in distilled.json: started again, the program measures the others,
+and those that were compared with another number of masks.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from experiment import num_cores, write_at_once
-from kept import arm_of, checkpoint_of, config_of, made_again, network, read
+from kept import arm_of, checkpoint_of, config_of, made_again, read
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from report import place
@@ -43,23 +45,24 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
     """Distil the network of one run, and measure everything on its test set, by predictor."""
     torch.set_num_threads(threads)
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
-    teacher, data, config = network(result).model, network(result).datamodule, config_of(result)
-    seed = json.loads(result.read_text())["seed"]
+    config = config_of(result)
+    made = made_again(config)
     halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
-    predictors: dict[str, Predictor] = {"one pass": teacher}
+    predictors: dict[str, Predictor] = {}
     for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
-        seed_everything(seed, verbose=False)
+        seed_everything(json.loads(result.read_text())["seed"], verbose=False)
         distillation = DropoutDistillation(
-            teacher,
+            made.model,
             checkpoint=str(checkpoint_of(result)),
             student=student,
             num_masks=4,
             optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
         )
-        predictors[name] = taught(distillation, data)
+        predictors[name] = taught(distillation, made.datamodule)
+    teacher = distillation.teacher
     for masks in sorted({10, 100, samples}):
         predictors[f"{masks} masks"] = partial(averaged, teacher, masks)
-    return measured(predictors, teacher, data, samples)
+    return measured({"one pass": teacher, **predictors}, teacher, made.datamodule, samples)
 
 
 def taught(distillation: DropoutDistillation, data: LightningDataModule) -> nn.Module:
@@ -76,7 +79,7 @@ def taught(distillation: DropoutDistillation, data: LightningDataModule) -> nn.M
             enable_model_summary=False,
         )
         trainer.fit(distillation, data)
-        distillation.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+        distillation.student.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     return distillation.student.cpu().eval()
 
 
@@ -105,6 +108,13 @@ def measured(
         name: {column: float(metric.compute()) for column, metric in zip(COLUMNS, each, strict=True)}
         for name, each in metrics.items()
     }
+
+
+def measured_before(result: Path, samples: int) -> dict[str, dict[str, float]] | None:
+    """Read what was measured of a teacher against an average over so many masks."""
+    file = result.with_name("distilled.json")
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return kept["measured"] if kept.get("samples") == samples else None
 
 
 def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
@@ -143,16 +153,18 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
     known = parser.parse_args(args)
     results = read(known.runs)
-    left = [result for result in results if not result.with_name("distilled.json").exists()]
+    left = [result for result in results if measured_before(result, known.samples) is None]
     threads = max(1, num_cores() // known.jobs)
     with ProcessPoolExecutor(known.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(distilled, result, known.samples, threads): result for result in left}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
-            write_at_once(waiting[future].with_name("distilled.json"), future.result())
-    found = defaultdict(list)
+            found = {"samples": known.samples, "measured": future.result()}
+            write_at_once(waiting[future].with_name("distilled.json"), found)
+    arms = defaultdict(list)
     for result in sorted(results, key=lambda result: place(arm_of(result))):
-        found[arm_of(result)].append(json.loads(result.with_name("distilled.json").read_text()))
-    text = f"# Distillation of {json.loads(results[0].read_text())['row']}\n\n{table(found)}\n"
+        if (before := measured_before(result, known.samples)) is not None:
+            arms[arm_of(result)].append(before)
+    text = f"# Distillation of {json.loads(results[0].read_text())['row']}\n\n{table(arms)}\n"
     (known.runs / "distillation.md").write_text(text)
     print(text)
 

@@ -1,10 +1,11 @@
-"""What a callback needs to measure a LightningModule on a batch of its own loaders."""
+"""What it takes to call a LightningModule, outside its own steps, on a batch of its loaders."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch import nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.phase1.adapters import Adapter
@@ -13,34 +14,34 @@ from lightning_ydrop.phase1.objectives import Target
 from lightning_ydrop.phase1.recording import all_modules
 
 
-def own_method(pl_module: LightningModule, name: str) -> Callable[..., Any] | None:
-    """Find a method that a LightningModule may have for Y-Drop.
+def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:
+    """Find a method that a model, as a rule a LightningModule, may have for Y-Drop.
 
     Raises:
         ConfigurationError: If what has that name is no method.
 
     """
-    method: Any = getattr(pl_module, name, None)
+    method: Any = getattr(model, name, None)
     if method is not None and not callable(method):
         raise ConfigurationError(
-            f"{type(pl_module).__name__}.{name} is {describe(method)}.",
-            f"`{name}` is a method that callbacks of lightning_ydrop call where a LightningModule has it.",
+            f"{type(model).__name__}.{name} is {describe(method)}.",
+            f"`{name}` is a method that lightning_ydrop calls where a model has it.",
             "Write a method of that name, or call the attribute something else.",
         )
     return method  # type: ignore[no-any-return]
 
 
-def read_batch(pl_module: LightningModule, adapter: Adapter, batch: Any) -> tuple[Inputs, Target]:
-    """Take inputs and target out of a batch: by the LightningModule's own `ydrop_inputs`, otherwise by an adapter.
+def read_batch(model: nn.Module, adapter: Adapter, batch: Any) -> tuple[Inputs, Target]:
+    """Take inputs and target out of a batch: by the model's own `ydrop_inputs`, otherwise by an adapter.
 
     Raises:
         ConfigurationError: If that gives no such pair.
 
     """
-    own = own_method(pl_module, "ydrop_inputs")
+    own = own_method(model, "ydrop_inputs")
     read: Any = adapter.read(batch) if own is None else own(batch)
     if not (isinstance(read, (tuple, list)) and len(read) == 2):
-        reader = f"{adapter!r}.read" if own is None else f"{type(pl_module).__name__}.ydrop_inputs"
+        reader = f"{adapter!r}.read" if own is None else f"{type(model).__name__}.ydrop_inputs"
         raise ConfigurationError(
             f"{reader} returned {describe(read)}.",
             "It returns a pair (inputs, target).",

@@ -1,58 +1,77 @@
 """A network in evaluation, but for its dropout."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
-from lightning_ydrop.errors import is_dropout_like
-from lightning_ydrop.layers import ConductanceDropout, Jumpout
-from lightning_ydrop.phase1.recording import all_modules, evaluation_mode, set_training, slow_attention
+from lightning_ydrop.errors import TORCH_DROPOUTS, is_dropout_like
+from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.phase1.recording import (
+    all_modules,
+    evaluation_mode,
+    metrics_kept,
+    set_training,
+    slow_attention,
+)
+
+# What drops between other things that it does, where its attribute `dropout` is above 0.
+WITH_A_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
 
 def stochastic_modules(model: nn.Module) -> list[nn.Module]:
     """List what drops something at random in a model: dropout layers, and attention and recurrence with a dropout."""
-    return [
-        module
-        for module in all_modules(model)
-        if is_dropout_like(module) or (isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0)
-    ]
+    return [module for module in all_modules(model) if _drops(module)]
 
 
-def draws_once_for_a_batch(module: nn.Module) -> bool:
-    """Tell whether a module draws something that all samples of a batch share."""
-    return isinstance(module, Jumpout) or getattr(module, "mode", None) == "batch"
+def draws_for_each_sample(module: nn.Module) -> bool:
+    """Tell whether a module that drops is known to draw anew for each sample of a batch."""
+    known = isinstance(module, (*TORCH_DROPOUTS, *WITH_A_DROPOUT, ConductanceDropout))
+    return known or getattr(module, "mode", None) == "row"  # torchvision's StochasticDepth
 
 
 @contextmanager
 def dropping(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, but for what drops, without gradients; at the end it is as it was.
 
-    A ConductanceDropout that has been driven drops at the running mean of its probabilities.
+    A ConductanceDropout that has been driven drops at the running mean of its probabilities. Metrics that the forward
+    pass updates count on copies.
     """
+    modules = all_modules(model)
     drops = stochastic_modules(model)
-    driven = [
-        (layer, layer.active, layer._applied_drop_prob.clone(), layer._applied_mean.clone())
-        for layer in drops
-        if isinstance(layer, ConductanceDropout) and len(layer.mean_drop_prob) > 0
-    ]
-    with evaluation_mode(all_modules(model)), torch.no_grad(), slow_attention():
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(modules))
+        stack.enter_context(metrics_kept(modules))
+        stack.enter_context(slow_attention())
+        stack.enter_context(torch.no_grad())
+        for module in drops:
+            if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:
+                stack.enter_context(module.dropping_at_mean())
+            set_training(module, True)
+            stack.callback(set_training, module, False)
+        yield
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """Leave a model in its mode, but let nothing drop; at the end it is as it was."""
+    drops = stochastic_modules(model)
+    # cuDNN differentiates no recurrent layer that is in evaluation mode.
+    recurrent = [(module, module.dropout) for module in drops if isinstance(module, nn.RNNBase)]
+    with evaluation_mode([module for module in drops if not isinstance(module, nn.RNNBase)]):
         try:
-            for module in drops:
-                set_training(module, True)
-            for layer, *_ in driven:
-                layer.activate_mean()
+            for module, _ in recurrent:
+                module.dropout = 0.0
             yield
         finally:
-            for layer, active, drop_prob, mean in driven:
-                layer._applied_drop_prob.copy_(drop_prob)
-                layer._applied_mean.copy_(mean)
-                layer.active = active
-            for module in drops:
-                set_training(module, False)
+            for module, p in recurrent:
+                module.dropout = p
 
 
-def dropout_off(model: nn.Module) -> AbstractContextManager[None]:
-    """Leave a model in its mode, but for what drops, which is in evaluation; at the end it is as it was."""
-    return evaluation_mode(stochastic_modules(model))
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, WITH_A_DROPOUT):
+        return module.dropout > 0
+    if isinstance(module, TORCH_DROPOUTS):
+        return module.p > 0
+    return isinstance(module, ConductanceDropout) or is_dropout_like(module)

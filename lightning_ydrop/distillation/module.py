@@ -1,9 +1,7 @@
 """A LightningModule that trains a student to say in one pass what its teacher says on average over its masks."""
 
-import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +9,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.distillation.masks import dropout_off, dropping
-from lightning_ydrop.distillation.monte_carlo import check_drops, mean_probabilities
+from lightning_ydrop.distillation.monte_carlo import check_drops, logits_of, mean_probabilities
+from lightning_ydrop.distillation.teachers import copied, load_checkpoint
 from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe, is_real
 from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.phase1.context import signature_of
-from lightning_ydrop.phase1.engine import YDrop
 from lightning_ydrop.phase1.inputs import Inputs, arguments_of
-from lightning_ydrop.phase1.objectives import read_output
+from lightning_ydrop.phase1.recording import random_stream_kept
+
+# They restore a module by the names in it, before a hook of Lightning's is called; a student's checkpoint has others.
+SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+STUDENT = "student."
 
 
 class DropoutDistillation(LightningModule):
@@ -26,19 +29,25 @@ class DropoutDistillation(LightningModule):
 
     For each batch the teacher, with its dropout on, predicts with masks drawn anew, and the student learns these
     predictions by cross-entropy. Its optimum is the average over all masks, which it then gives in one pass. Labels are
-    not needed: any data serve. Of the teacher only what drops is in training mode; its weights and its BatchNorm stay
-    as they are. Checkpoints are the student's own: they load into its class, as if it had been trained by itself.
+    not needed: any data serve. The teacher is a copy, of which only what drops is in training mode: its weights and its
+    BatchNorm stay as they are. Checkpoints are the student's own: they load into its class, as if it had been trained
+    by itself, and a Trainer goes on from them.
 
-    It logs `train_loss` and `val_loss`, the cross-entropy. The masks of validation are the same every time.
+    It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. The masks of validation and of testing are the
+    same every time.
 
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
         checkpoint: A checkpoint to take the teacher's weights from, and the probabilities that Y-Drop has left there.
         student: Any classifier with the same outputs. None: a copy of the teacher, its dropout off.
-        num_masks: Masks for each sample in a training step, in one pass of the teacher.
+        num_masks: Masks for each sample in a training step.
         temperature: What the logits of both are divided by, above 0.
         optimizer: Makes the optimiser from the student's parameters.
-        adapter: How inputs are found in a batch.
+        adapter: How inputs are found in a batch, where the teacher has no method `ydrop_inputs`; labels are not looked
+            at, `IndexAdapter(inputs=0, target=None)` needs none.
+        class_dim: Dimension of the classes in the logits of both, -1 for (B, *, C).
+        max_rows: At most so many rows pass through the teacher at once, but never fewer than the batch has. None: all
+            masks in one pass, where every layer draws for each sample.
 
     Raises:
         ConfigurationError: If nothing in the teacher drops, the checkpoint is not its own, or an argument is out of
@@ -61,89 +70,140 @@ class DropoutDistillation(LightningModule):
         temperature: float = 1.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         adapter: Adapter = AutomaticAdapter(),
+        class_dim: int = 1,
+        max_rows: int | None = None,
     ) -> None:
         super().__init__()
         check_module("DropoutDistillation", teacher)
         check_count("DropoutDistillation", "num_masks", num_masks, minimum=1, example=1)
+        if max_rows is not None:
+            check_count("DropoutDistillation", "max_rows", max_rows, minimum=1, example=4096)
         if not (is_real(temperature) and temperature > 0):
             raise ConfigurationError(
                 f"DropoutDistillation(temperature={describe(temperature)}) was given.",
                 "`temperature` is a finite number above 0.",
                 "Pass, for example, temperature=1.0.",
             )
+        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+            raise ConfigurationError(
+                f"DropoutDistillation(optimizer={describe(optimizer)}) was given.",
+                "`optimizer` makes an optimiser from the student's parameters.",
+                "Pass, for example, optimizer=functools.partial(torch.optim.SGD, lr=0.01).",
+            )
         check_adapter("DropoutDistillation", adapter)
-        check_drops("DropoutDistillation", teacher)
-        if student is not None:
-            check_module("DropoutDistillation", student)
+        teacher = copied(teacher)
         if checkpoint is not None:
-            _load(teacher, checkpoint)
+            hparams = _own_hparams(teacher, "teacher") if isinstance(teacher, LightningModule) else {}
+            load_checkpoint(teacher, checkpoint, hparams)
+        check_drops("DropoutDistillation", teacher)
         self._dropout_off = student is None
-        self.student = copy.deepcopy(teacher) if student is None else student
+        self.student = _student_of(teacher) if student is None else student
+        check_module("DropoutDistillation", self.student)
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
-            self.student.requires_grad_(True)  # as that of a teacher that has taught before
+            raise ConfigurationError(
+                f"DropoutDistillation(student={describe(student)}) was given, in which nothing is to be trained.",
+                "A student has parameters that require gradients.",
+                "Call student.requires_grad_(True), or that of the part that is to learn.",
+            )
         self.teacher = teacher.requires_grad_(False)
         self.num_masks = num_masks
         self.temperature = temperature
         self.optimizer = optimizer
         self.adapter = adapter
+        self.class_dim = class_dim
+        self.max_rows = max_rows
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the student."""
         return self.student(*args, **kwargs)
 
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that could not go on from a student's checkpoint.
+
+        Raises:
+            ConfigurationError: If the Trainer has one of them.
+
+        """
+        strategy = self.trainer.strategy
+        if any(base.__name__ in SHARDING for base in type(strategy).__mro__):
+            raise ConfigurationError(
+                f"DropoutDistillation was given to a Trainer with {type(strategy).__name__}.",
+                "Strategies that shard restore a module by the names in it, and a student's checkpoint has its own.",
+                'Distil with strategy="ddp".',
+            )
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy between what the teacher says with fresh masks and what the student says."""
-        loss = self._loss(batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
+        return self._logged_loss("train_loss", batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The same on held-out data, with the same masks each time, so that epochs can be compared."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with random_stream_kept(self.device):
             torch.manual_seed(batch_idx)
-            self.log("val_loss", self._loss(batch), prog_bar=True)
+            self._logged_loss("val_loss", batch, prog_bar=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The same on a test set, with the same masks each time."""
+        with random_stream_kept(self.device):
+            torch.manual_seed(batch_idx)
+            self._logged_loss("test_loss", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Give what the student returns for the inputs in a batch."""
+        return self._student_says(self._inputs_of(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give the student's parameters to the optimiser."""
         return self.optimizer(self.student.parameters())
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the student's: the teacher has its own checkpoint."""
-        return self.student.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the student's."""
-        return self.student.load_state_dict(state_dict, strict=strict, assign=assign)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what a checkpoint of the student's class holds besides its weights."""
+        """Keep what a checkpoint of the student's own class holds: the teacher has a checkpoint of its own."""
+        checkpoint["state_dict"] = {
+            name.removeprefix(STUDENT): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(STUDENT)
+        }
         if isinstance(self.student, LightningModule):
             self.student.on_save_checkpoint(checkpoint)
             if self.student.hparams:
+                # `load_from_checkpoint` reads hyperparameters under either of two keys. Under the usual one
+                # LightningCLI would take the student's for those of the module that goes on, which is this one.
+                checkpoint["hparams"] = _own_hparams(self.student, "teacher" if self._dropout_off else "student")
                 checkpoint[self.CHECKPOINT_HYPER_PARAMS_NAME] = self.student._hparams_name
-                checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self._hparams_of_student(self.student.hparams)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the student read what it has written."""
+        """Let the student read what it has written, and tell its weights from the teacher's."""
         if isinstance(self.student, LightningModule):
             self.student.on_load_checkpoint(checkpoint)
+        weights = {f"{STUDENT}{name}": value for name, value in checkpoint["state_dict"].items()}
+        checkpoint["state_dict"] = weights | {
+            f"teacher.{name}": value for name, value in self.teacher.state_dict().items()
+        }
 
-    def _hparams_of_student(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        given = hparams.get("teacher" if self._dropout_off else "student")
-        if "_instantiator" in hparams and isinstance(given, Mapping) and "class_path" in given:
-            # LightningCLI tells every module that it makes the arguments of the outermost, which is this one.
-            own = dict(given.get("init_args", {}))
-            return {**own, "_class_path": given["class_path"], "_instantiator": hparams["_instantiator"]}
-        return dict(hparams)
+    def _inputs_of(self, batch: Any) -> Inputs:
+        inputs, _ = read_batch(self.teacher, self.adapter, batch)
+        return inputs
 
-    def _loss(self, batch: Any) -> Tensor:
-        inputs: Inputs = self.adapter.read(batch)[0]
-        with dropping(self.teacher):
-            taught = mean_probabilities(self.teacher, inputs, self.num_masks, temperature=self.temperature)
-        positional, keywords = arguments_of(signature_of(self.student, self.student), inputs)
-        with dropout_off(self.student) if self._dropout_off else nullcontext():
-            logits = read_output(self.student(*positional, **keywords)).float() / self.temperature
+    def _student_says(self, inputs: Inputs) -> Any:
+        forward = own_method(self.student, "ydrop_forward") or self.student
+        positional, keywords = arguments_of(signature_of(self.student, forward), inputs)
+        return forward(*positional, **keywords)
+
+    def _logged_loss(self, name: str, batch: Any, prog_bar: bool = False) -> Tensor:
+        inputs = self._inputs_of(batch)
+        with logging_muted(self):
+            with dropping(self.teacher):
+                taught = mean_probabilities(
+                    self.teacher,
+                    inputs,
+                    self.num_masks,
+                    temperature=self.temperature,
+                    class_dim=self.class_dim,
+                    max_rows=self.max_rows,
+                    forward=own_method(self.teacher, "ydrop_forward"),
+                )
+            with dropout_off(self.student) if self._dropout_off else nullcontext():
+                logits = logits_of(self._student_says(inputs), len(taught), self.class_dim)
         if logits.shape != taught.shape:
             raise ConfigurationError(
                 f"The teacher's predictions have the shape {tuple(taught.shape)}, the student's {tuple(logits.shape)}.",
@@ -151,20 +211,27 @@ class DropoutDistillation(LightningModule):
                 "Give it as many outputs.",
             )
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
-        return nn.functional.cross_entropy(logits, taught) * self.temperature**2
+        loss = nn.functional.cross_entropy(logits / self.temperature, taught) * self.temperature**2
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=len(taught), sync_dist=True)
+        return loss
 
 
-def _load(teacher: nn.Module, checkpoint: str) -> None:
-    """Take a teacher's weights, and what Y-Drop has left, from a checkpoint of a Trainer."""
-    held = torch.load(Path(checkpoint), map_location="cpu", weights_only=True)
-    try:
-        teacher.load_state_dict(held["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"DropoutDistillation(checkpoint={checkpoint!r}) was given for {type(teacher).__name__}: {error}.",
-            "It is a checkpoint that a Trainer has saved of this very class.",
-            "Pass the teacher with the arguments that it was trained with, and a checkpoint of that training.",
-        ) from error
-    for name, state in held.get("callbacks", {}).items():
-        if name.startswith("YDropCallback") and state:
-            YDrop(teacher).load_state_dict(state)
+def _student_of(teacher: nn.Module) -> nn.Module:
+    """Copy a teacher for training, also one that was frozen or in evaluation mode when it was passed."""
+    student = copied(teacher).train()
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        student.requires_grad_(True)
+    return student
+
+
+def _own_hparams(module: LightningModule, role: str) -> dict[str, Any]:
+    """Give the hyperparameters that a teacher or student has saved.
+
+    LightningCLI tells every module that it makes the arguments of the outermost, which is the DropoutDistillation.
+    """
+    hparams: Mapping[str, Any] = module.hparams
+    given = hparams.get(role)
+    if "_instantiator" in hparams and isinstance(given, Mapping) and "class_path" in given:
+        own = dict(given.get("init_args", {}))
+        return {**own, "_class_path": given["class_path"], "_instantiator": hparams["_instantiator"]}
+    return dict(hparams)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
-from lightning_ydrop.distillation.masks import draws_once_for_a_batch, dropping, stochastic_modules
+from lightning_ydrop.distillation.masks import draws_for_each_sample, dropping, stochastic_modules
 from lightning_ydrop.errors import ConfigurationError, check_count, describe
 from lightning_ydrop.phase1.context import signature_of
 from lightning_ydrop.phase1.inputs import Inputs, arguments_of
@@ -42,6 +41,7 @@ def monte_carlo(
     inputs: Inputs,
     num_samples: int = 100,
     *,
+    class_dim: int = 1,
     max_rows: int = 4096,
     forward: Callable[..., Any] | None = None,
 ) -> MonteCarlo:
@@ -49,14 +49,16 @@ def monte_carlo(
 
     The model is in evaluation mode, but for what drops: BatchNorm uses its running statistics and keeps them. A
     ConductanceDropout that has been driven drops at the running mean of its probabilities. As many masks as `max_rows`
-    lets pass through the model at once; one at a time where something in it draws once for a whole batch, as Jumpout
-    does with its rate. The model is given back as it was.
+    lets pass through the model at once; one at a time where something in it may draw once for a whole batch, as
+    Jumpout does with its rate, and whatever else is no dropout of torch's or ours. The model is given back as it was.
+    Masks come from torch's random stream, so that they depend on `max_rows` too.
 
     Args:
         model: A model whose output is logits (B, C, *).
         inputs: What its forward takes: a tensor, a tuple for positional arguments, or a mapping for keyword arguments.
-            Tensors in it that have a row for each sample are repeated for each mask.
+            Tensors in it that have a row for each sample, as the first has, are repeated for each mask.
         num_samples: How many masks, at least 1.
+        class_dim: Dimension of the classes in the output, -1 for logits (B, *, C).
         max_rows: At most so many rows pass through the model at once, but never fewer than the batch has.
         forward: Another method of the model, to be called instead of it.
 
@@ -77,7 +79,9 @@ def monte_carlo(
     check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
     check_drops("monte_carlo", model)
     with dropping(model):
-        probabilities = mean_probabilities(model, inputs, num_samples, max_rows=max_rows, forward=forward)
+        probabilities = mean_probabilities(
+            model, inputs, num_samples, class_dim=class_dim, max_rows=max_rows, forward=forward
+        )
     return MonteCarlo(probabilities, num_samples)
 
 
@@ -87,6 +91,7 @@ def mean_probabilities(
     num_masks: int,
     *,
     temperature: float = 1.0,
+    class_dim: int = 1,
     max_rows: int | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Tensor:
@@ -97,20 +102,46 @@ def mean_probabilities(
 
     """
     forward = forward or model
-    signature = signature_of(model, forward)
-    batch_size = _batch_size(inputs)
+    positional, keywords = arguments_of(signature_of(model, forward), inputs)
+    batch_size = _batch_size((positional, keywords))
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
-    if any(map(draws_once_for_a_batch, stochastic_modules(model))):
+    if not all(map(draws_for_each_sample, stochastic_modules(model))):
         at_once = 1
     total: Tensor | None = None
     for start in range(0, num_masks, at_once):
         count = min(at_once, num_masks - start)
-        positional, keywords = arguments_of(signature, _repeated(inputs, batch_size, count))
-        logits = read_output(forward(*positional, **keywords)).float() / temperature
+        output = forward(*_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count))
+        logits = logits_of(output, count * batch_size, class_dim) / temperature
         summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
         total = summed if total is None else total + summed
     assert total is not None
     return total / num_masks
+
+
+def logits_of(output: Any, rows: int, class_dim: int) -> Tensor:
+    """Find the logits in what a model returned.
+
+    Args:
+        output: What it returned.
+        rows: How many went into it.
+        class_dim: Dimension of the classes in them.
+
+    Returns:
+        Shape (rows, C, *), float32.
+
+    Raises:
+        ConfigurationError: If there are none of this shape, or fewer than two classes.
+
+    """
+    logits = read_output(output)
+    if len(logits) != rows or not 0 < abs(class_dim) < logits.ndim or logits.shape[class_dim] < 2:
+        raise ConfigurationError(
+            f"The model's forward returned {describe(logits)} for {rows} rows, with class_dim={class_dim}.",
+            "Logits have a row for each row of the inputs, and a dimension of two classes or more.",
+            "Return logits of shape (B, C, *), or name the dimension of the classes with class_dim; of a single logit "
+            "make two, 0 and itself.",
+        )
+    return logits.movedim(class_dim, 1).float()
 
 
 def check_drops(owner: str, model: nn.Module) -> None:
@@ -145,6 +176,7 @@ class MonteCarloDivergence(Metric):
     """
 
     full_state_update = False
+    higher_is_better = False
     total: Tensor
     num_rows: Tensor
 
@@ -154,8 +186,27 @@ class MonteCarloDivergence(Metric):
         self.add_state("num_rows", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, average: MonteCarlo) -> None:
-        """Add the predictions (B, C, *) of a batch, as logits, and the averages for the same batch."""
-        self.total += F.kl_div(logits.float().log_softmax(1), average.probabilities, reduction="sum")
+        """Add a batch.
+
+        Args:
+            logits: Predictions, shape (B, C, *).
+            average: What `monte_carlo` found for the same samples.
+
+        Raises:
+            ConfigurationError: If the two have different shapes.
+
+        """
+        likely = average.probabilities
+        if logits.shape != likely.shape:
+            raise ConfigurationError(
+                f"Logits of the shape {tuple(logits.shape)} were given for averages of {tuple(likely.shape)}.",
+                "A prediction has the shape of the average that it is compared with, (B, C, *).",
+                "Pass the predictions for the same samples, with the classes in dimension 1.",
+            )
+        predicted = logits.float().log_softmax(1)
+        # Also where a class is impossible for both, log 0 = -inf: it adds nothing.
+        terms = torch.where(likely > 0, torch.xlogy(likely, likely) - likely * predicted, 0.0)
+        self.total += terms.sum()
         self.num_rows += logits[:, 0].numel()
 
     def compute(self) -> Tensor:
@@ -163,22 +214,23 @@ class MonteCarloDivergence(Metric):
         return self.total / self.num_rows
 
 
-def _batch_size(inputs: Inputs) -> int:
-    sizes: list[int] = []
-    tree_map_only(Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim > 0 else None, inputs)
-    if not sizes:
+def _batch_size(arguments: Any) -> int:
+    tensors: list[Tensor] = []
+    apply_to_collection(arguments, Tensor, tensors.append)
+    sizes = [len(tensor) for tensor in tensors if tensor.ndim > 0]
+    if not sizes or sizes[0] == 0:
         raise ConfigurationError(
-            f"The inputs are {describe(inputs)}.",
-            "They hold at least one tensor with a row for each sample.",
+            f"The inputs are {describe(arguments)}.",
+            "They hold at least one tensor with a row for each sample, the first of them, and at least one sample.",
             "Pass a batch of samples.",
         )
     return sizes[0]
 
 
-def _repeated(inputs: Inputs, batch_size: int, count: int) -> Inputs:
+def _repeated(arguments: Any, batch_size: int, count: int) -> Any:
     """Put the rows of a batch below each other so many times; tensors of another size stay as they are."""
 
     def repeat(tensor: Tensor) -> Tensor:
         return torch.cat([tensor] * count) if tensor.ndim > 0 and len(tensor) == batch_size else tensor
 
-    return inputs if count == 1 else tree_map_only(Tensor, repeat, inputs)
+    return arguments if count == 1 else apply_to_collection(arguments, Tensor, repeat)

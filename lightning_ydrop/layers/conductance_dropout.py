@@ -1,6 +1,7 @@
 """The layer that Y-Drop drives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -143,11 +144,19 @@ class ConductanceDropout(nn.Module):
         """
         activate_layers([self], share)
 
-    def activate_mean(self) -> None:
+    @contextmanager
+    def dropping_at_mean(self) -> Iterator[None]:
         """Drop at the running mean of the probabilities of all updates, as the layer has done on average."""
-        for applied in (self._applied_drop_prob, self._applied_mean):
-            applied.copy_(self.mean_drop_prob)
-        self.active = True
+        former = self.active, self._applied_drop_prob.clone(), self._applied_mean.clone()
+        try:
+            self._applied_drop_prob.copy_(self.mean_drop_prob)
+            self._applied_mean.copy_(self.mean_drop_prob)
+            self.active = True
+            yield
+        finally:
+            self.active = former[0]
+            self._applied_drop_prob.copy_(former[1])
+            self._applied_mean.copy_(former[2])
 
     def restore(self, drop_prob: Tensor, mean_drop_prob: Tensor) -> None:
         """Take back what another layer's attributes of these names held, both of shape (U,), float32, on its device."""

@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from lightning_ydrop.errors import (
-    TORCH_DROPOUTS,
     ConfigurationError,
     check_module,
     describe,
@@ -240,10 +239,7 @@ def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
 
 
 def _drops(module: nn.Module) -> bool:
-    if isinstance(module, (*TORCH_DROPOUTS, ConductanceDropout)):
-        return True
-    # What is called after dropout but holds other modules, such as a network, is judged by these.
-    return is_dropout_like(module) and not list(module.children())
+    return isinstance(module, ConductanceDropout) or is_dropout_like(module)
 
 
 def _dropping(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

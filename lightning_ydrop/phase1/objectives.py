@@ -267,8 +267,8 @@ def read_output(output: Any) -> Tensor:
             return candidate
     raise ConfigurationError(
         f"The model's forward returned {describe(output)}.",
-        "Phase 1 differentiates a floating tensor with a row for each sample: the output, its `logits`, or the first "
-        "such tensor in it.",
+        "It holds a floating tensor with a row for each sample: it is that tensor, or has it as its `logits`, or the "
+        "first such tensor in it is taken.",
         "Return the logits from forward; whatever else is needed can be computed in training_step.",
     )
 

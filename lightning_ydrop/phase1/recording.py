@@ -52,12 +52,11 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
     """
     modules = all_modules(model)
     with ExitStack() as stack:
-        stack.enter_context(_random_stream_kept(device))
+        stack.enter_context(random_stream_kept(device))
         stack.enter_context(evaluation_mode(modules))
         if constant_parameters:
             stack.enter_context(_constant_parameters(modules))
-        if metrics := [module for module in modules if isinstance(module, Metric)]:
-            stack.enter_context(_metrics_kept(metrics))
+        stack.enter_context(metrics_kept(modules))
         stack.enter_context(slow_attention())
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             # Which cannot differentiate them in evaluation mode.
@@ -172,7 +171,7 @@ def _constant_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _random_stream_kept(device: torch.device) -> Iterator[None]:
+def random_stream_kept(device: torch.device) -> Iterator[None]:
     """Give torch's random stream back as it was: some layers draw in evaluation too."""
     accelerated = device.type != "cpu"
     with torch.random.fork_rng(
@@ -182,8 +181,9 @@ def _random_stream_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics_kept(metrics: Sequence[Metric]) -> Iterator[None]:
-    """Let metrics that the forward pass updates count on copies of their states."""
+def metrics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let those of the modules that are metrics, which a forward pass may update, count on copies of their states."""
+    metrics = [module for module in modules if isinstance(module, Metric)]
     kept = [metric.__dict__ for metric in metrics]
     try:
         for metric in metrics:

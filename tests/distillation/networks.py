@@ -1,10 +1,11 @@
-"""A small classifier with dropout, as a LightningModule."""
+"""A small classifier with dropout, as a LightningModule, and data for it."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Small(LightningModule):
@@ -25,3 +26,18 @@ class Small(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Points(LightningDataModule):
+    """64 points, with labels or without."""
+
+    def __init__(self, labels: bool = True) -> None:
+        super().__init__()
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(3))
+        y = (x.sum(1) > 0).long() + (x[:, 0] > 1).long()
+        self.data = TensorDataset(x, y) if labels else TensorDataset(x)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, 16)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader

@@ -2,31 +2,46 @@ import copy
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
+from torchmetrics import SumMetric
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, DropoutDistillation, Jumpout, YDropCallback
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConfigurationError,
+    DropoutDistillation,
+    Jumpout,
+    KeyAdapter,
+    YDropCallback,
+)
+from lightning_ydrop.analysis import prune_units
 from lightning_ydrop.distillation import MonteCarloDivergence, monte_carlo
-from tests.distillation.networks import Small
+from lightning_ydrop.phase1.adapters import AutomaticAdapter
+from tests.distillation.networks import Points, Small
 from tests.sameness import assert_same
 
 
-def loader(labels: bool = True, rows: int = 64) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(rows, 4, generator=generator)
-    y = (x.sum(1) > 0).long() + (x[:, 0] > 1).long()
-    return DataLoader(TensorDataset(x, y) if labels else TensorDataset(x), 16)
+def loader(labels: bool = True) -> DataLoader[Any]:
+    return Points(labels).train_dataloader()
 
 
 def trainer_of(folder: Path, **settings: Any) -> Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(default_root_dir=folder, accelerator="cpu", **{"max_epochs": 2, **quiet, **settings})
+
+
+def loss_of(distillation: DropoutDistillation, batch: Any) -> Tensor:
+    """What a training step gives, without a Trainer to log it."""
+    with patch.object(distillation, "log"):
+        return distillation.training_step(batch, 0)
 
 
 @pytest.fixture
@@ -41,9 +56,8 @@ def teacher() -> Small:
 def test_the_loss_is_the_cross_entropy_to_what_the_teacher_says_with_fresh_masks(teacher: Small) -> None:
     x, masks = torch.randn(5, 4), 3
     distillation = DropoutDistillation(teacher, num_masks=masks, temperature=2.0)
-    distillation.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     torch.manual_seed(8)
-    loss = distillation.training_step([x], 0)
+    loss = loss_of(distillation, [x])
     torch.manual_seed(8)
     teacher.eval()
     hidden = teacher.net[2](teacher.net[1](teacher.net[0](x))).repeat(masks, 1)
@@ -72,13 +86,12 @@ def test_a_student_that_can_say_anything_says_the_average_over_masks(teacher: Sm
 
     student = Table()
     distillation = DropoutDistillation(teacher, student=student, num_masks=2000)
-    distillation.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     optimizer = torch.optim.LBFGS(student.parameters(), max_iter=100)
 
     def closure() -> Tensor:
         torch.manual_seed(1)
         optimizer.zero_grad()
-        loss = distillation.training_step(x, 0)
+        loss = loss_of(distillation, x)
         loss.backward()
         return loss
 
@@ -117,14 +130,85 @@ def test_it_is_fitted_by_a_trainer_and_the_teacher_stays_what_it_was(
     assert {"train_loss", "val_loss"} <= trainer.callback_metrics.keys()
 
 
-def test_a_teacher_teaches_more_than_once(teacher: Small) -> None:
+def test_the_teacher_is_a_copy_and_the_student_is_trained_as_the_original_was(teacher: Small) -> None:
+    nn.Module.requires_grad_(teacher.net[0], False)
     for _ in range(2):
         distillation = DropoutDistillation(teacher)
-        assert all(parameter.requires_grad for parameter in distillation.student.parameters())
-        assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    nn.Module.requires_grad_(teacher.net[0], True)
-    frozen = [parameter.requires_grad for parameter in DropoutDistillation(teacher).student.parameters()]
-    assert frozen == [True, True, False, False, False, False]
+        assert [parameter.requires_grad for parameter in distillation.student.parameters()] == [False] * 2 + [True] * 4
+        assert not any(parameter.requires_grad for parameter in distillation.teacher.parameters())
+        assert [parameter.requires_grad for parameter in teacher.parameters()] == [False] * 2 + [True] * 4
+    # As inference leaves it: a student is trained all the same.
+    teacher.freeze()
+    student = DropoutDistillation(teacher).student
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert all(module.training for module in student.modules())
+
+
+def test_a_network_can_be_its_own_student(teacher: Small, tmp_path: Path) -> None:
+    before = copy.deepcopy(teacher.state_dict())
+    distillation = DropoutDistillation(teacher, student=teacher)
+    trainer_of(tmp_path, max_epochs=1, enable_checkpointing=False).fit(distillation, loader(), loader())
+    assert_same(dict(distillation.teacher.state_dict()), dict(before))
+    assert distillation.student is teacher
+    assert not torch.equal(teacher.state_dict()["net.0.weight"], before["net.0.weight"])
+
+
+def test_a_pruned_teacher_is_copied(teacher: Small) -> None:
+    prune_units(teacher, {"net.0": torch.rand(16)}, 0.5)
+    teacher(torch.randn(4, 4))  # computes the pruned weights, with a gradient
+    distillation = DropoutDistillation(teacher)
+    loss_of(distillation, [torch.randn(4, 4)]).backward()
+    assert teacher.net[0].weight_orig.grad is None
+    assert distillation.student.get_submodule("net.0").weight_orig.grad is not None
+
+
+def test_nothing_drops_in_a_student_of_the_teachers_architecture_while_it_is_trained() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 8, num_layers=2, dropout=0.9, batch_first=True)
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.9, batch_first=True)
+            self.head = nn.Sequential(nn.Dropout(0.9), nn.Linear(8, 3))
+            self.seen: list[bool] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(self.lstm.training)
+            x = self.lstm(x)[0]
+            logits: Tensor = self.head(self.attention(x, x, x)[0][:, -1])
+            return logits
+
+    distillation = DropoutDistillation(Recurrent())
+    said: list[Tensor] = []
+    distillation.student.get_submodule("head").register_forward_hook(lambda module, args, output: said.append(output))
+    x = torch.randn(5, 6, 4)
+    for _ in range(2):
+        loss_of(distillation, x)
+    assert torch.equal(*said)
+    student = distillation.student
+    assert isinstance(student, Recurrent)
+    assert student.seen == [True, True]  # cuDNN differentiates no other
+    assert student.lstm.dropout == 0.9
+    assert all(module.training for module in student.modules())
+
+
+def test_metrics_and_logs_of_the_forward_pass_of_either_are_left_alone(tmp_path: Path) -> None:
+    class Counting(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counted = SumMetric()
+
+        def forward(self, x: Tensor) -> Any:
+            self.counted.update(len(x))
+            self.log("rows", len(x))
+            return super().forward(x)
+
+    distillation = DropoutDistillation(Counting())
+    trainer = trainer_of(tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(distillation, loader(), loader())
+    counted = distillation.teacher.get_submodule("counted")
+    assert isinstance(counted, SumMetric)
+    assert not counted.update_called
+    assert "rows" not in trainer.callback_metrics
 
 
 def test_validation_is_the_same_every_time_and_costs_training_no_random_number(teacher: Small, tmp_path: Path) -> None:
@@ -132,9 +216,14 @@ def test_validation_is_the_same_every_time_and_costs_training_no_random_number(t
     distillation = DropoutDistillation(teacher)
     first, second = (trainer.validate(distillation, loader(), verbose=False)[0]["val_loss"] for _ in range(2))
     assert first == second
-    distillation.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    seen: list[Tensor] = []
+    distillation.teacher.register_forward_hook(lambda module, args, output: seen.append(output))
+    same: Any = torch.ones(2, 4, 4)
+    trainer.validate(distillation, DataLoader(same, None), verbose=False)
+    assert (seen[0] != seen[1]).any()  # each batch has masks of its own
     stream = torch.get_rng_state()
-    distillation.validation_step(torch.randn(4, 4, generator=torch.Generator()), 0)
+    with patch.object(distillation, "log"):
+        distillation.validation_step(torch.randn(4, 4, generator=torch.Generator()), 0)
     assert torch.equal(torch.get_rng_state(), stream)
 
 
@@ -175,27 +264,233 @@ class Driven(Small):
         self.net[3] = ConductanceDropout()
 
 
-def test_a_teacher_comes_from_its_checkpoint_with_what_ydrop_has_left(tmp_path: Path) -> None:
-    trained, ydrop = Driven(), YDropCallback(annealing_epochs=0, elasticity=0.5)
+class OwnCallback(YDropCallback):
+    pass
+
+
+@pytest.mark.parametrize("callback", [YDropCallback, OwnCallback])
+@pytest.mark.parametrize("kind", [Driven, Small])
+def test_a_teacher_comes_from_its_checkpoint_with_what_ydrop_has_left(
+    kind: type[Small], callback: type[YDropCallback], tmp_path: Path
+) -> None:
+    trained, ydrop = kind(), callback(annealing_epochs=0, elasticity=0.5, convert=kind is Small)
     keeping = ModelCheckpoint(tmp_path / "kept", save_last=True)
     trainer_of(tmp_path, callbacks=[ydrop, keeping]).fit(trained, loader())
-    teacher = Driven()
-    DropoutDistillation(teacher, checkpoint=str(tmp_path / "kept/last.ckpt"))
+    teacher = DropoutDistillation(kind(), checkpoint=str(tmp_path / "kept/last.ckpt")).teacher
     assert_same(dict(teacher.state_dict()), dict(trained.state_dict()))
-    layer, other = teacher.net[3], trained.net[3]
+    layer, other = teacher.get_submodule("net.3"), trained.net[3]
     assert isinstance(layer, ConductanceDropout)
     assert isinstance(other, ConductanceDropout)
     assert len(other.mean_drop_prob.unique()) > 2
     assert torch.equal(layer.mean_drop_prob, other.mean_drop_prob)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.Dropout1d(0.3), nn.AlphaDropout(0.3), Jumpout()])
+def test_a_teacher_that_is_made_late_or_reads_its_checkpoint_does_so(tmp_path: Path) -> None:
+    class Late(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head: nn.Module | None = None
+
+        def configure_model(self) -> None:
+            self.head = self.head or nn.Sequential(nn.Dropout(), nn.Linear(3, 3))
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["said"] = 7
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            self.said = checkpoint["said"]
+
+    trained = Late()
+    keeping = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    trainer_of(tmp_path, max_epochs=1, callbacks=[keeping]).fit(trained, loader())
+    teacher = DropoutDistillation(Late(), checkpoint=str(tmp_path / "kept/last.ckpt")).teacher
+    assert isinstance(teacher, Late)
+    assert teacher.said == 7
+    assert_same(dict(teacher.state_dict()), dict(trained.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout(0.3), nn.Dropout1d(0.3), nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.3), Jumpout(0.3)],
+    ids=lambda layer: type(layer).__name__,
+)
 def test_it_serves_every_layer_that_drops(layer: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     teacher = Small()
-    teacher.net[3] = layer
-    trainer = trainer_of(tmp_path, max_epochs=1, enable_checkpointing=False)
-    trainer.fit(DropoutDistillation(teacher, num_masks=2), loader(), loader())
+    teacher.net[3] = nn.Sequential(nn.Unflatten(1, (4, 4)), layer, nn.Flatten())
+    said: list[Tensor] = []
+    distillation = DropoutDistillation(teacher, num_masks=2)
+    distillation.teacher.register_forward_hook(lambda module, args, output: said.extend(output.split(16)))
+    trainer = trainer_of(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer.fit(distillation, loader(), loader())
+    first, second = said
+    assert (first != second).any()
     assert math.isfinite(trainer.callback_metrics["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_it_is_fitted_in_every_precision(precision: str, teacher: Small, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, precision=precision, enable_checkpointing=False)
+    distillation = DropoutDistillation(teacher, num_masks=2)
+    with patch.object(distillation, "log", wraps=distillation.log) as log:
+        trainer.fit(distillation, loader(), loader())
+    losses = [call.args[1] for call in log.call_args_list]
+    # In bfloat16 a cross-entropy has two digits, and training would stand still.
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses)
+
+
+def test_inputs_are_found_as_the_callback_finds_them(tmp_path: Path) -> None:
+    class Own(Small):
+        def ydrop_inputs(self, batch: Any) -> tuple[Any, Any]:
+            return (batch["views"][1], batch["sign"]), None
+
+        def ydrop_forward(self, x: Tensor, sign: Tensor) -> Any:
+            return self.net(x) * sign
+
+        def forward(self, *args: Any) -> Any:
+            raise AssertionError
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Small().net
+
+        def forward(self, second: Tensor) -> Any:
+            return self.net(second)
+
+    batch: dict[str, Any] = {
+        "views": [torch.zeros(6, 4), torch.randn(6, 4)],
+        "sign": torch.tensor(-3.0),
+        "second": torch.randn(6, 4),
+    }
+    for teacher, adapter, said in (
+        (Own(), AutomaticAdapter(), lambda student: -3 * student.net(batch["views"][1])),
+        (Adapted(), KeyAdapter(inputs="second", target=None), lambda student: student.net(batch["second"])),
+    ):
+        distillation = DropoutDistillation(teacher.eval(), adapter=adapter, num_masks=2)
+        distillation.student.eval()
+        assert torch.equal(distillation.predict_step(batch, 0), said(distillation.student))
+        assert loss_of(distillation, batch).isfinite()
+
+
+def test_classes_lie_where_class_dim_says() -> None:
+    torch.manual_seed(0)
+    tokens = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3))
+    x, losses = torch.randn(5, 7, 4), []
+    for model, class_dim in ((tokens, -1), (nn.Sequential(tokens, Transposed()), 1)):
+        distillation = DropoutDistillation(model, num_masks=2, class_dim=class_dim)
+        torch.manual_seed(1)
+        losses.append(loss_of(distillation, x))
+    assert torch.allclose(losses[0], losses[1])
+    assert 0 < losses[0] < 3
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_no_more_rows_than_allowed_pass_the_teacher_at_once(teacher: Small) -> None:
+    distillation = DropoutDistillation(teacher, num_masks=5, max_rows=13)
+    rows: list[int] = []
+    distillation.teacher.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    loss_of(distillation, torch.randn(6, 4))
+    assert rows == [12, 12, 6]
+
+
+def test_it_is_tested_and_predicts_from_batches_with_labels(teacher: Small, tmp_path: Path) -> None:
+    trainer, distillation = trainer_of(tmp_path, enable_checkpointing=False), DropoutDistillation(teacher)
+    (tested,) = trainer.test(distillation, loader(), verbose=False)
+    (validated,) = trainer.validate(distillation, loader(), verbose=False)
+    assert tested["test_loss"] == validated["val_loss"]
+    predicted: Any = trainer.predict(distillation, loader())
+    assert torch.equal(torch.cat(predicted), distillation.student.eval()(Points().data.tensors[0]))
+
+
+def test_batches_are_weighed_by_their_samples(teacher: Small, tmp_path: Path) -> None:
+    x = torch.randn(20, 4)
+    batches: Any = [{"lengths": torch.ones(3), "x": part} for part in x.split([14, 6])]
+    distillation = DropoutDistillation(teacher, student=nn.Linear(4, 3), num_masks=4000)
+    trainer = trainer_of(tmp_path, enable_checkpointing=False)
+    (found,) = trainer.validate(distillation, DataLoader(batches, None), verbose=False)
+    taught = monte_carlo(teacher, x, 4000).probabilities
+    whole = float(nn.functional.cross_entropy(distillation.student(x).detach(), taught))
+    assert found["val_loss"] == pytest.approx(whole, rel=0.01)
+
+
+def program(folder: Path, *args: str, subclass: bool = False) -> LightningCLI:
+    """A LightningCLI program, with distillation as its one model, or with any model."""
+    return LightningCLI(
+        None if subclass else DropoutDistillation,
+        Points,
+        subclass_mode_model=subclass,
+        seed_everything_default=4,
+        args=[*args, f"--trainer.default_root_dir={folder}"],
+        save_config_callback=None,
+        trainer_defaults={
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [ModelCheckpoint(folder, save_last=True, enable_version_counter=False), Reseeding()],
+        },
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("subclass", [False, True])
+def test_a_program_goes_on_from_its_checkpoint(
+    subclass: bool, teacher: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls it by an older name
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # where Lightning leaves it for other tests
+    monkeypatch.setattr("sys.argv", ["program"])
+    trainer_of(tmp_path, max_epochs=1, callbacks=[ModelCheckpoint(tmp_path, save_last=True)]).fit(teacher, loader())
+    inner = ".init_args" if subclass else ""
+    arguments = [
+        *(["--model=lightning_ydrop.DropoutDistillation"] if subclass else []),
+        f"--model{inner}.teacher=tests.distillation.networks.Small",
+        f"--model{inner}.checkpoint={tmp_path / 'last.ckpt'}",
+        f"--model{inner}.num_masks=2",
+    ]
+    whole = program(tmp_path / "whole", "fit", *arguments, "--trainer.max_epochs=4", subclass=subclass).model
+    program(tmp_path / "half", "fit", *arguments, "--trainer.max_epochs=2", subclass=subclass)
+    further = [f"--ckpt_path={tmp_path / 'half/last.ckpt'}", "--trainer.max_epochs=4"]
+    resumed = program(tmp_path / "rest", "fit", *arguments, *further, subclass=subclass).model
+    assert isinstance(resumed, DropoutDistillation)
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    student = Small.load_from_checkpoint(tmp_path / "rest/last.ckpt")
+    assert_same(dict(student.state_dict()), dict(resumed.student.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_student_writes_and_reads_what_it_has_besides_its_weights(teacher: Small, tmp_path: Path) -> None:
+    class Telling(Small):
+        told = 0
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["told"] = 7
+            assert "net.0.weight" in checkpoint["state_dict"]
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            self.told = checkpoint["told"]
+            assert "net.0.weight" in checkpoint["state_dict"]
+
+    keeping = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    distillation = DropoutDistillation(teacher, student=Telling())
+    trainer_of(tmp_path, callbacks=[keeping], max_epochs=1).fit(distillation, loader(), loader())
+    held = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
+    assert held["told"] == 7
+    assert held["state_dict"].keys() == distillation.student.state_dict().keys()
+    assert Telling.load_from_checkpoint(tmp_path / "kept/last.ckpt").told == 7
+    other = DropoutDistillation(teacher, student=Telling())
+    trainer_of(tmp_path, callbacks=[keeping]).validate(
+        other, loader(), ckpt_path=tmp_path / "kept/last.ckpt", verbose=False
+    )
+    assert isinstance(other.student, Telling)
+    assert other.student.told == 7
+    assert_same(dict(other.state_dict()), dict(distillation.state_dict()))
 
 
 def test_it_is_made_by_yaml(teacher: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +545,11 @@ model:
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": math.inf}, "temperature=inf"),
         ({"adapter": None}, "adapter=None"),
+        ({"max_rows": 0}, "max_rows=0"),
+        ({"optimizer": 0.1}, "optimizer=0.1"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer=SGD"),
+        ({"student": nn.Linear(4, 3).requires_grad_(False)}, "nothing is to be trained"),
+        ({"teacher": nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0))}, "has no layer that drops"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str, teacher: Small) -> None:
@@ -260,12 +560,29 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str, teache
 def test_a_checkpoint_of_another_network_is_refused(teacher: Small, tmp_path: Path) -> None:
     torch.save({"state_dict": Small(width=3).state_dict()}, tmp_path / "other.ckpt")
     torch.save([1], tmp_path / "none.ckpt")
-    for file in ("other.ckpt", "none.ckpt"):
+    torch.save({"state_dict": {}, "datamodule_hyper_parameters": {"root": tmp_path}}, tmp_path / "unsafe.ckpt")
+    for file in ("other.ckpt", "none.ckpt", "unsafe.ckpt"):
         with pytest.raises(ConfigurationError, match=rf"{file}.*was given for Small"):
             DropoutDistillation(teacher, checkpoint=str(tmp_path / file))
 
 
-def test_a_student_with_other_outputs_is_refused(teacher: Small) -> None:
-    distillation = DropoutDistillation(teacher, student=nn.Linear(4, 2))
-    with pytest.raises(ConfigurationError, match=r"\(5, 3\), the student's \(5, 2\)"):
-        distillation.training_step(torch.randn(5, 4), 0)
+def test_a_teacher_made_with_other_arguments_than_it_was_trained_with_is_refused(tmp_path: Path) -> None:
+    keeping = ModelCheckpoint(tmp_path, save_last=True)
+    trainer_of(tmp_path, max_epochs=1, callbacks=[keeping]).fit(Small(p=0.1), loader())
+    with pytest.raises(ConfigurationError, match=r"trained with p=0\.1, and now has p=0\.5"):
+        DropoutDistillation(Small(), checkpoint=str(tmp_path / "last.ckpt"))
+    DropoutDistillation(Small(p=0.1), checkpoint=str(tmp_path / "last.ckpt"))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_outputs_that_do_not_fit_are_refused(outputs: int, teacher: Small) -> None:
+    distillation = DropoutDistillation(teacher, student=nn.Linear(4, outputs))
+    with pytest.raises(ConfigurationError, match=rf"\(5, {outputs}\)"):
+        loss_of(distillation, torch.randn(5, 4))
+
+
+def test_strategies_that_shard_are_refused(teacher: Small, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    trainer.strategy.__class__ = type("FSDPStrategy", (SingleDeviceStrategy,), {})
+    with pytest.raises(ConfigurationError, match="a Trainer with FSDPStrategy"):
+        trainer.fit(DropoutDistillation(teacher), loader(), loader())

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections import UserDict
 
 import pytest
 import torch
@@ -60,12 +61,29 @@ def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     assert passes == [12, 12, 4, 4, 4]
 
 
-@pytest.mark.parametrize("layer", [Jumpout(), StochasticDepth(0.5, "batch")])
+class WeightDrop(nn.Linear):
+    """Drops weights, the same for all samples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, nn.functional.dropout(self.weight, 0.5, self.training))
+
+
+@pytest.mark.parametrize("layer", [Jumpout(), StochasticDepth(0.5, "batch"), WeightDrop()])
 def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module) -> None:
     model, passes = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), layer, nn.Linear(8, 2)), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 3)
     assert passes == [4, 4, 4]
+
+
+def test_what_draws_for_each_sample_takes_one_pass() -> None:
+    model, passes = nn.Sequential(nn.Linear(3, 8), nn.AlphaDropout(), StochasticDepth(0.5, "row"), nn.Linear(8, 2)), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    monte_carlo(model, torch.ones(4, 3), 3)
+    assert passes == [12]
 
 
 def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> None:
@@ -115,6 +133,51 @@ def test_attention_and_recurrence_drop_too() -> None:
     assert not torch.equal(found[0], found[1])
 
 
+class Batch(UserDict[str, Tensor]):
+    """As a tokenizer of Hugging Face's returns it."""
+
+
+def test_inputs_may_be_nested_and_another_method_called() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+            self.rows: list[tuple[int, int]] = []
+
+        def predict(self, batch: Batch, options: list[Tensor]) -> Tensor:
+            self.rows.append((len(batch["x"]), len(options[0])))
+            return self.drop(batch["x"]) + options[0].sum()
+
+    model, batch = Model(), Batch(x=torch.ones(4, 3))
+    shared = torch.ones(7)  # of no sample
+    found = monte_carlo(model, (batch, [shared]), 5, forward=model.predict)
+    assert model.rows == [(20, 7)]
+    assert found.probabilities.shape == (4, 3)
+    assert not torch.equal(found.probabilities[0], found.probabilities[1])
+
+
+def test_classes_lie_where_class_dim_says() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2))
+    x = torch.randn(4, 5, 3)
+    torch.manual_seed(1)
+    found = monte_carlo(model, x, 50, class_dim=-1)
+    torch.manual_seed(1)
+    logits = model.eval()[3](nn.functional.dropout(model[1](model[0](x)).repeat(50, 1, 1)))
+    slow = logits.softmax(2).view(50, 4, 5, 2).mean(0)
+    assert torch.allclose(found.probabilities, slow.movedim(2, 1), atol=1e-6)
+    assert found.entropy.shape == (4, 5)
+
+
+def test_in_half_precision_probabilities_are_exact() -> None:
+    model, x = network(16, 0.3), torch.randn(64, 3)
+    found = monte_carlo(model.bfloat16(), x.bfloat16(), 20).probabilities
+    assert found.dtype == torch.float32
+    assert (found.sum(1) - 1).abs().max() < 1e-5
+    divergence = MonteCarloDivergence()
+    divergence.update(found.log().bfloat16(), MonteCarlo(found, 20))
+    assert 0 < divergence.compute() < 1e-4  # what rounding the logits makes of 0; in bfloat16 steps would be 4e-3
+
+
 def test_entropy_is_that_of_the_average() -> None:
     found = MonteCarlo(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), 1)
     assert torch.allclose(found.entropy, torch.tensor([math.log(2), 0.0]))
@@ -136,8 +199,22 @@ def test_divergence_is_kullbacks_and_leiblers(shape: tuple[int, ...]) -> None:
 
 def test_a_class_that_no_mask_has_seen_makes_no_nan() -> None:
     divergence = MonteCarloDivergence()
-    divergence.update(torch.tensor([[0.0, -200.0]]), MonteCarlo(torch.tensor([[1.0, 0.0]]), 1))
+    for impossible in (-200.0, -math.inf):
+        divergence.update(torch.tensor([[0.0, impossible]]), MonteCarlo(torch.tensor([[1.0, 0.0]]), 1))
     assert float(divergence.compute()) == pytest.approx(0, abs=1e-6)
+
+
+def test_predictions_of_another_shape_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\(5, 3\) were given for averages of \(1, 3\)"):
+        MonteCarloDivergence().update(torch.randn(5, 3), MonteCarlo(torch.ones(1, 3) / 3, 1))
+
+
+class DropNet(nn.Module):
+    """Called after dropout, and has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +223,13 @@ def test_a_class_that_no_mask_has_seen_makes_no_nan() -> None:
         (nn.Linear(3, 2), torch.ones(1, 3), {}, "has no layer that drops"),
         (network(), torch.ones(1, 3), {"num_samples": 0}, "num_samples=0"),
         (network(), torch.ones(1, 3), {"max_rows": 0}, "max_rows=0"),
+        (DropNet(), torch.ones(1, 3), {}, "has no layer that drops"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)), torch.ones(1, 3), {}, "has no layer that drops"),
         (network(), {}, {}, "at least one tensor"),
+        (network(), torch.ones(0, 3), {}, "at least one sample"),
+        (nn.Sequential(nn.Dropout(), nn.Linear(3, 1)), torch.ones(2, 3), {}, "two classes or more"),
+        (nn.Sequential(nn.Dropout(), nn.Flatten(0)), torch.ones(2, 3), {}, r"shape=\(600,\).*for 200 rows"),
+        (network(), torch.ones(1, 3), {"class_dim": 0}, "class_dim=0"),
         (network(), (torch.ones(1, 3), torch.ones(1, 3)), {}, "forward takes"),
     ],
 )
