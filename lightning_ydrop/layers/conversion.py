@@ -87,6 +87,10 @@ def convert_dropout(
     embeddings, attention and recurrent layers; the closest such layer before it in its container decides, otherwise the
     closest behind it, otherwise those around the container. The report says which it was.
 
+    A Jumpout, which draws rates of its own whatever that of the old layer was, comes only where a ReLU stands before,
+    in the order of definition, with nothing between the two but pooling, flattening and other dropout. Its arguments
+    are its defaults; they are attributes that can be set afterwards.
+
     Args:
         model: The model, which is changed.
         include: Names of the modules to convert, as patterns of fnmatch such as "classifier.*", each of which fits
@@ -298,6 +302,8 @@ def _reason_to_leave(
         return COMPILED_ALONE
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
+    if to is Jumpout and module.p == 0:
+        return "with p=0 it drops nothing, and Jumpout would"
     if to is Jumpout and not all(_follows_relu(model, name) for name in names):
         return "no nn.ReLU is seen before it"
     return None

@@ -105,7 +105,7 @@ def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> No
 
 
 def test_a_driven_layer_drops_at_its_running_mean() -> None:
-    layer, linear = ConductanceDropout(), nn.Linear(2, 2, bias=False)
+    layer, linear = ConductanceDropout(0.1), nn.Linear(2, 2, bias=False)
     layer.update(torch.tensor([0.0, 0.8]), elasticity=0.5, initial_drop_prob=0.2)  # now 0.1 and 0.5
     layer.deactivate()
     linear.weight.data = torch.tensor([[0.0, 0.0], [0.0, 50.0]])

@@ -207,11 +207,13 @@ def engine_cases() -> dict[str, Any]:
 
 
 def distilled() -> dict[str, Any]:
-    """Distil a network with BatchNorm under DDP, each rank with its own part of the data."""
+    """Distil a network with BatchNorm into one with Jumpout under DDP, each rank with its own part of the data."""
     torch.manual_seed(5)
     teacher = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), Jumpout(), nn.Dropout(), nn.Linear(16, 5))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distillation = DropoutDistillation(teacher, num_masks=2)
+    student = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), Jumpout(), nn.Linear(16, 5))
+    untaught = {name: value.clone() for name, value in student.named_parameters()}
+    distillation = DropoutDistillation(teacher, student=student, num_masks=2)
     rows = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
     data = DataLoader(TensorDataset(rows), 8)
     trainer = Trainer(
@@ -231,7 +233,9 @@ def distilled() -> dict[str, Any]:
     divergence.update(torch.tensor([[0.0, 1.0]]), average)
     return {
         "student": dict(distillation.student.named_parameters()),
-        "teacher": dict(teacher.state_dict()),
+        "untaught": untaught,
+        "logged": trainer.callback_metrics,
+        "teacher": dict(distillation.teacher.state_dict()),
         "before": before,
         "divergence": divergence.compute(),
     }

@@ -647,6 +647,12 @@ def test_jumpout_comes_where_a_relu_stands_before() -> None:
     assert "Dropout(p=0.2) -> Jumpout(p_min=0.0, sigma=0.1, p_max=0.5, granularity='element'" in str(report)
 
 
+def test_what_drops_nothing_becomes_no_jumpout() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.0))
+    assert convert_dropout(model, to=Jumpout).left == {"2": "with p=0 it drops nothing, and Jumpout would"}
+    assert convert_dropout(model).converted.keys() == {"2"}
+
+
 @pytest.mark.parametrize(
     ("before", "converted"),
     [
