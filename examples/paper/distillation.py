@@ -36,6 +36,17 @@ from tqdm import tqdm
 from lightning_ydrop import DropoutDistillation, monte_carlo
 from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
 
+TEXT = """# Distillation of {row}
+
+By `examples/paper/distillation.py --samples {samples}`, of networks that `examples/paper/run.py --keep-checkpoints` has
+trained.
+
+On the test set: KL(average || prediction), where the average is over {samples} masks, and how right the predictions
+are; mean and standard deviation over teachers. The student starts from its teacher's weights, the one of half the
+width from none.
+
+{table}
+"""
 COLUMNS = ("divergence", "accuracy", "negative log-likelihood")
 # What gives logits, or their logarithms of probabilities, for a batch.
 Predictor = Callable[[Tensor], Tensor]
@@ -151,6 +162,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/teachers"), help="what run.py left, of one row")
     parser.add_argument("--samples", type=int, default=1000, help="masks of the average that all are compared with")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
+    parser.add_argument("--out", type=Path, help="file for the table; distillation.md in --runs by default")
     known = parser.parse_args(args)
     results = read(known.runs)
     left = [result for result in results if measured_before(result, known.samples) is None]
@@ -164,8 +176,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for result in sorted(results, key=lambda result: place(arm_of(result))):
         if (before := measured_before(result, known.samples)) is not None:
             arms[arm_of(result)].append(before)
-    text = f"# Distillation of {json.loads(results[0].read_text())['row']}\n\n{table(arms)}\n"
-    (known.runs / "distillation.md").write_text(text)
+    text = TEXT.format(row=json.loads(results[0].read_text())["row"], samples=known.samples, table=table(arms))
+    (known.out or known.runs / "distillation.md").write_text(text)
     print(text)
 
 
