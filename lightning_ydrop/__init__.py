@@ -5,7 +5,7 @@ from lightning_ydrop.distillation import DropoutDistillation, monte_carlo
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
 from lightning_ydrop.layers import ConductanceDropout, ConversionReport, Jumpout, convert_dropout, restore_dropout
-from lightning_ydrop.phase1.adapters import Adapter, IndexAdapter, KeyAdapter
+from lightning_ydrop.models.adapters import Adapter, IndexAdapter, KeyAdapter
 from lightning_ydrop.phase1.attribution import layer_conductance
 from lightning_ydrop.phase1.context import Phase1
 from lightning_ydrop.phase1.engine import YDrop

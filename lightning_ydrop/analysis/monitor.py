@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
 from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
-from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
-from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.phase1.attribution import layer_conductance, select_layers
 from lightning_ydrop.phase1.inputs import check_baseline
 from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective

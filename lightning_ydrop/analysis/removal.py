@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from lightning_ydrop.analysis.spread import device_of, mean_conductance
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_fraction, describe
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.models.calls import arguments_of, read_output, signature_of
 from lightning_ydrop.phase1.attribution import LayerChoice, select_layers
-from lightning_ydrop.phase1.context import signature_of
-from lightning_ydrop.phase1.inputs import arguments_of
-from lightning_ydrop.phase1.objectives import read_output
 from lightning_ydrop.phase1.recording import borrowed, recording
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]

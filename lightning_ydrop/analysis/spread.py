@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_ydrop.errors import ConfigurationError, check_count, check_fraction, describe
 from lightning_ydrop.functional.attribution import gini, top_share
-from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
 from lightning_ydrop.phase1.attribution import LayerChoice, layer_conductance
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
 from lightning_ydrop.errors import ConfigurationError, check_flag, describe
@@ -15,7 +14,8 @@ from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
-from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.phase1.engine import NumSamples, YDrop, check_settings, driven_layers
 from lightning_ydrop.phase1.measures import Conductance, Measure
 from lightning_ydrop.phase1.objectives import Objective, TargetLogit

@@ -8,13 +8,7 @@ from torch import nn
 
 from lightning_ydrop.errors import TORCH_DROPOUTS, is_dropout_like
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.phase1.recording import (
-    all_modules,
-    evaluation_mode,
-    metrics_kept,
-    set_training,
-    slow_attention,
-)
+from lightning_ydrop.models.modes import all_modules, evaluation_mode, metrics_kept, set_training, slow_attention
 
 # What drops between other things that it does, where its attribute `dropout` is above 0.
 WITH_A_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)

@@ -9,15 +9,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_ydrop.callbacks.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.distillation.masks import dropout_off, dropping
 from lightning_ydrop.distillation.monte_carlo import check_drops, logits_of, mean_probabilities
 from lightning_ydrop.distillation.teachers import copied, load_checkpoint
 from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe, is_real
-from lightning_ydrop.phase1.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.phase1.context import signature_of
-from lightning_ydrop.phase1.inputs import Inputs, arguments_of
-from lightning_ydrop.phase1.recording import random_stream_kept
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
+from lightning_ydrop.models.modes import random_stream_kept
 
 # They restore a module by the names in it, before a hook of Lightning's is called; a student's checkpoint has others.
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")

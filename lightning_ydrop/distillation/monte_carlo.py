@@ -11,9 +11,7 @@ from torchmetrics import Metric
 
 from lightning_ydrop.distillation.masks import draws_for_each_sample, dropping, stochastic_modules
 from lightning_ydrop.errors import ConfigurationError, check_count, describe
-from lightning_ydrop.phase1.context import signature_of
-from lightning_ydrop.phase1.inputs import Inputs, arguments_of
-from lightning_ydrop.phase1.objectives import read_output
+from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, signature_of
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from lightning_ydrop.errors import ConfigurationError, check_choice, check_count
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.phase1.context import Phase1, phase1_of, settled, signature_of
-from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
-from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
+from lightning_ydrop.models.calls import Inputs, Target, signature_of
+from lightning_ydrop.phase1.context import Phase1, phase1_of, settled
+from lightning_ydrop.phase1.inputs import Baseline, check_baseline
+from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
 from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 LayerChoice = str | type[nn.Module]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.phase1.inputs import Baseline, Inputs, Tensors, arrange, start_points, take_rows
-from lightning_ydrop.phase1.objectives import Objective, Target, check_pairs, read_output
+from lightning_ydrop.models.calls import Inputs, Target, read_output
+from lightning_ydrop.phase1.inputs import Baseline, Tensors, arrange, start_points, take_rows
+from lightning_ydrop.phase1.objectives import Objective, check_pairs
 from lightning_ydrop.phase1.recording import borrowed
 
 Forward = Callable[[Tensors, Tensors], Any]
@@ -155,11 +156,6 @@ def phase1_of(
     )
     check_pairs(phase1.target, phase1.num_samples)
     return phase1
-
-
-def signature_of(model: nn.Module, forward: Callable[..., Any]) -> inspect.Signature:
-    """Tell how `forward`, which may be the model itself, is called."""
-    return inspect.signature(model.forward if forward is model else forward)
 
 
 def settled(phase1: Phase1, path_from: str | None, baseline: Baseline) -> Phase1:

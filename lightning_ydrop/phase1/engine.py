@@ -24,11 +24,12 @@ from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
+from lightning_ydrop.models.calls import Inputs, Target, signature_of
 from lightning_ydrop.phase1.attribution import count_units, select_layers
-from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled, signature_of
-from lightning_ydrop.phase1.inputs import Baseline, Inputs, check_baseline
+from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
+from lightning_ydrop.phase1.inputs import Baseline, check_baseline
 from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
-from lightning_ydrop.phase1.objectives import Objective, Target, TargetLogit, check_objective
+from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
 from lightning_ydrop.phase1.ranks import add_over_ranks, gather_over_ranks, rank, world_size
 from lightning_ydrop.phase1.recording import borrowed, recording
 

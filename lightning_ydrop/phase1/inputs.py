@@ -10,8 +10,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_ydrop.errors import ConfigurationError, describe, is_real
+from lightning_ydrop.models.calls import Inputs, arguments_of
 
-Inputs = Any
 Baseline = float | Tensor | None | Sequence[float | Tensor | None]
 Tensors = tuple[Tensor, ...]
 
@@ -109,38 +109,6 @@ def arrange(
         for wanted in ("walked", "carried")
     )
     return call, walked, carried
-
-
-def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Tell the positional from the keyword arguments that inputs are.
-
-    Raises:
-        ConfigurationError: If what is called does not take them.
-
-    """
-    if isinstance(inputs, Mapping):
-        keywords = {str(name): value for name, value in inputs.items()}
-        if _takes(signature, (), keywords):
-            return (), keywords
-        positional: tuple[Any, ...] = (inputs,)
-    else:
-        positional = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not _takes(signature, positional, {}):
-        raise ConfigurationError(
-            f"The inputs are {describe(inputs)}, and the model's forward takes {signature}.",
-            "A tensor is given to forward as it is, a tuple as positional arguments, a mapping as keyword arguments.",
-            "Let the inputs be those that forward takes: with an adapter, or with `ydrop_inputs` in the "
-            "LightningModule.",
-        )
-    return positional, {}
-
-
-def _takes(signature: inspect.Signature, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
-    try:
-        signature.bind(*positional, **keywords)
-    except TypeError:
-        return False
-    return True
 
 
 def check_baseline(owner: str, baseline: Baseline) -> None:

@@ -1,8 +1,7 @@
 """F, the scalar for each row whose gradient says how much a unit matters: strategies that a YAML file can name."""
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-
-Target = Tensor | None
+from lightning_ydrop.models.calls import Target
 
 
 class Objective(ABC):
@@ -240,37 +238,6 @@ class NegativeLoss(Objective):
                 "The loss has an entry for each sample, so that rows of the path do not mix.",
                 'Make it with reduction="none".',
             )
-
-
-def read_output(output: Any) -> Tensor:
-    """Find the tensor that F is taken of: the output itself, its `logits`, or the first floating tensor in it.
-
-    Args:
-        output: What the model returned: a tensor, an object or mapping with `logits`, a mapping, dataclass or tuple.
-
-    Returns:
-        Floating, shape (rows, *).
-
-    Raises:
-        ConfigurationError: If there is none.
-
-    """
-    candidates = [output, getattr(output, "logits", None)]
-    if isinstance(output, Mapping):
-        candidates += [output.get("logits"), *output.values()]
-    elif dataclasses.is_dataclass(output):
-        candidates += [getattr(output, field.name) for field in dataclasses.fields(output)]
-    elif isinstance(output, (tuple, list)):
-        candidates += output
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.is_floating_point() and candidate.ndim > 0:
-            return candidate
-    raise ConfigurationError(
-        f"The model's forward returned {describe(output)}.",
-        "It holds a floating tensor with a row for each sample: it is that tensor, or has it as its `logits`, or the "
-        "first such tensor in it is taken.",
-        "Return the logits from forward; whatever else is needed can be computed in training_step.",
-    )
 
 
 def check_objective(owner: str, objective: object) -> None:

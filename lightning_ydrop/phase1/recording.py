@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.models.modes import (
+    all_modules,
+    evaluation_mode,
+    metrics_kept,
+    random_stream_kept,
+    slow_attention,
+)
 
 
 class Tape(dict[str, list[Tensor]]):
@@ -66,18 +72,6 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
         yield
 
 
-def all_modules(model: nn.Module) -> list[nn.Module]:
-    """List what `model.modules()` gives, in another order and in a fraction of the time: each step looks at them."""
-    found = {id(model): model}
-    ahead = [model]
-    while ahead:
-        for child in ahead.pop()._modules.values():
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                ahead.append(child)
-    return list(found.values())
-
-
 @contextmanager
 def recording(layers: Mapping[str, nn.Module], copied: Set[str] | None = None) -> Iterator[Tape]:
     """Keep what the layers put out, in a form that gradients can be taken with respect to.
@@ -129,27 +123,6 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
 
 
 @contextmanager
-def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            set_training(module, False)
-        yield
-    finally:
-        for module in training:
-            set_training(module, True)
-
-
-def set_training(module: nn.Module, training: bool) -> None:
-    """Set the flag of a module, and of none that it holds."""
-    if type(module).__setattr__ is nn.Module.__setattr__:
-        module.__dict__["training"] = training  # what it comes down to, without a search for parameters of that name
-    else:
-        module.training = training
-
-
-@contextmanager
 def _constant_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Let no gradient be recorded for parameters of torch's own class.
 
@@ -168,41 +141,3 @@ def _constant_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad = True
-
-
-@contextmanager
-def random_stream_kept(device: torch.device) -> Iterator[None]:
-    """Give torch's random stream back as it was: some layers draw in evaluation too."""
-    accelerated = device.type != "cpu"
-    with torch.random.fork_rng(
-        devices=[device] if accelerated else [], device_type=device.type if accelerated else "cuda"
-    ):
-        yield
-
-
-@contextmanager
-def metrics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let those of the modules that are metrics, which a forward pass may update, count on copies of their states."""
-    metrics = [module for module in modules if isinstance(module, Metric)]
-    kept = [metric.__dict__ for metric in metrics]
-    try:
-        for metric in metrics:
-            metric.__dict__ = metric.__dict__ | {
-                name: list(state) if isinstance(state, list) else state.clone()
-                for name, state in metric.metric_state.items()
-            }
-        yield
-    finally:
-        for metric, state in zip(metrics, kept, strict=True):
-            metric.__dict__ = state
-
-
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """Keep `nn.TransformerEncoderLayer` off its fast path, which skips the dropout layers inside it."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

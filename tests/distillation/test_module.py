@@ -24,7 +24,7 @@ from lightning_ydrop import (
 )
 from lightning_ydrop.analysis import prune_units
 from lightning_ydrop.distillation import MonteCarloDivergence, monte_carlo
-from lightning_ydrop.phase1.adapters import AutomaticAdapter
+from lightning_ydrop.models.adapters import AutomaticAdapter
 from tests.distillation.networks import Points, Small
 from tests.sameness import assert_same
 

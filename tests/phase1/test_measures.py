@@ -22,8 +22,8 @@ from lightning_ydrop import (
     YDrop,
     layer_conductance,
 )
+from lightning_ydrop.models.calls import signature_of
 from lightning_ydrop.phase1.context import phase1_of as arranged
-from lightning_ydrop.phase1.context import signature_of
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [

@@ -1,5 +1,3 @@
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
-from lightning_ydrop.phase1.objectives import check_objective, check_pairs, read_output
+from lightning_ydrop.phase1.objectives import check_objective, check_pairs
 
 OUTPUT = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 DENSE = torch.arange(24.0).view(2, 3, 2, 2)  # (B, C, H, W)
@@ -134,45 +132,6 @@ def test_what_does_not_fit_is_refused(objective: Objective, output: Tensor, targ
 def test_what_is_no_objective_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-@dataclass
-class Two:
-    loss: Tensor
-    scores: Tensor
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        OUTPUT,
-        SimpleNamespace(logits=OUTPUT, loss=OUTPUT.sum()),
-        {"hidden": DENSE, "logits": OUTPUT},
-        {"loss": OUTPUT.sum(), "out": OUTPUT},
-        (OUTPUT, DENSE),
-        [OUTPUT.sum(), OUTPUT.long(), OUTPUT],
-        Two(OUTPUT.sum(), OUTPUT),
-    ],
-    ids=lambda output: type(output).__name__,
-)
-def test_the_output_is_found(output: Any) -> None:
-    assert read_output(output) is OUTPUT
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        (None, "forward returned None"),
-        (OUTPUT.long(), "dtype=torch.int64"),
-        (OUTPUT.sum(), r"shape=\(\)"),
-        ((), r"tuple\(\)"),
-        ({"logits": None}, r"dict\('logits': None\)"),
-        ("text", "'text'"),
-    ],
-)
-def test_outputs_without_a_tensor_are_refused(output: Any, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        read_output(output)
 
 
 @pytest.mark.parametrize(

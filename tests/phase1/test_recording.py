@@ -9,7 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
-from lightning_ydrop.phase1.recording import all_modules, borrowed, recording
+from lightning_ydrop.models.modes import all_modules
+from lightning_ydrop.phase1.recording import borrowed, recording
 from tests.sameness import assert_same
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop import Adapter, ConfigurationError, IndexAdapter, KeyAdapter
-from lightning_ydrop.phase1.adapters import AutomaticAdapter, check_adapter
+from lightning_ydrop.models.adapters import AutomaticAdapter, check_adapter
 
 X, Y, Z = torch.randn(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4)
 Pair = namedtuple("Pair", ["first", "second"])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ydrop.errors import ConfigurationError, check_flag, describe
-from lightning_ydrop.phase1.objectives import Target
+from lightning_ydrop.models.calls import Target
 
 INPUT_NAMES = (
     *("x", "input", "inputs", "image", "images", "img", "pixel_values", "input_values", "input_features"),

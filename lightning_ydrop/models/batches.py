@@ -8,10 +8,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.phase1.adapters import Adapter
-from lightning_ydrop.phase1.inputs import Inputs
-from lightning_ydrop.phase1.objectives import Target
-from lightning_ydrop.phase1.recording import all_modules
+from lightning_ydrop.models.adapters import Adapter
+from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.modes import all_modules
 
 
 def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:
