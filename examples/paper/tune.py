@@ -10,6 +10,7 @@ trials has the lowest validation loss of each pair.
 import argparse
 import itertools
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,13 @@ def table(study: optuna.Study) -> str:
         losses = [lowest.get((elasticity, epochs)) for epochs in ANNEALING_EPOCHS]
         lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
     elasticity, epochs = min(lowest, key=lowest.__getitem__)
+    row, arm = study.study_name.split()
+    runs = study.user_attrs["runs"]
+    command = ["python", "examples/paper/tune.py", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
+    command += ["--set", *runs["settings"]] if runs["settings"] else []
     return (
-        f"# {study.study_name}\n\nValidation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n"
+        f"# Tuning of {study.study_name}\n\n```sh\n{shlex.join(command)}\n```\n\n"
+        f"Validation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n"
         f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`.\n"
     )
 

@@ -56,6 +56,7 @@ def test_the_pair_of_the_lowest_validation_loss_is_found_once_all_were_tried(tun
     assert len({run.varied for run in runs}) == 25
     report = (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
     assert "`--set ydrop.elasticity=0.01 ydrop.annealing_epochs=3`" in report
+    assert "tune.py --row mnist_fc_1 --arm ydrop --seeds 0 1\n" in report
     row = next(line for line in report.splitlines() if line.startswith("| 0.001 |"))
     assert row == "| 0.001 | 3.0000 | 1.0000 | 3.0000 | 5.0000 | 7.0000 |"
     assert not tune("--seeds", "0", "1")  # nothing is left
