@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ SETUPS = [
     if (strategy, accumulate) != ("static_graph", 3)
 ]
 MODES = ("on", "observe", "without")
+# Four processes take their time where there are but two cores.
+FEW = [(strategy, 1) for strategy in RESUMED]
+IN_PROCESSES = [
+    *(pytest.param("two", *setup, id=f"2 processes-{setup[0]}-{setup[1]}") for setup in SETUPS),
+    *(pytest.param("four", *setup, id=f"4 processes-{setup[0]}", marks=pytest.mark.slow) for setup in FEW),
+]
 
 Results = dict[str, list[Any]]
 
@@ -47,25 +54,24 @@ def launch(processes: int, folder: Path, *cases: str) -> Results:
     }
 
 
-def train_all(processes: int, folder: Path) -> Results:
-    return launch(processes, folder, *(f"{strategy}/{n}/{mode}" for strategy, n in SETUPS for mode in MODES))
+def train_all(processes: int, folder: Path, setups: Sequence[tuple[str, int]]) -> Results:
+    return launch(processes, folder, *(f"{strategy}/{n}/{mode}" for strategy, n in setups for mode in MODES))
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return train_all(2, tmp_path_factory.mktemp("two"))
+    return train_all(2, tmp_path_factory.mktemp("two"), SETUPS)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return train_all(4, tmp_path_factory.mktemp("four"))
+    return train_all(4, tmp_path_factory.mktemp("four"), FEW)
 
 
-@pytest.fixture(
-    params=[pytest.param("two", id="2 processes"), pytest.param("four", id="4 processes", marks=pytest.mark.slow)]
-)
-def results(request: pytest.FixtureRequest) -> Results:
-    found: Results = request.getfixturevalue(request.param)
+@pytest.fixture
+def results(request: pytest.FixtureRequest, processes: str) -> Results:
+    """What ended in so many processes."""
+    found: Results = request.getfixturevalue(processes)
     return found
 
 
@@ -74,7 +80,7 @@ def parameters(ended: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in ended["weights"].items() if "running" not in name}
 
 
-@pytest.mark.parametrize(("strategy", "accumulate"), SETUPS)
+@pytest.mark.parametrize(("processes", "strategy", "accumulate"), IN_PROCESSES)
 def test_all_ranks_hold_the_same(results: Results, strategy: str, accumulate: int) -> None:
     first, *others = results[f"{strategy}/{accumulate}/on"]
     assert first["ydrop"]["steps_taken"] == 52
@@ -87,7 +93,7 @@ def test_all_ranks_hold_the_same(results: Results, strategy: str, accumulate: in
         assert not torch.equal(first["samples"], other["samples"])
 
 
-@pytest.mark.parametrize(("strategy", "accumulate"), SETUPS)
+@pytest.mark.parametrize(("processes", "strategy", "accumulate"), IN_PROCESSES)
 def test_observing_changes_nothing(results: Results, strategy: str, accumulate: int) -> None:
     observed, without, driven = (results[f"{strategy}/{accumulate}/{mode}"] for mode in ("observe", "without", "on"))
     for rank, ended in enumerate(observed):
