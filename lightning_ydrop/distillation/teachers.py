@@ -1,6 +1,7 @@
 """A teacher: a copy of a trained network, with what its checkpoint holds."""
 
 import copy
+import json
 import pickle
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -57,21 +58,26 @@ def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, A
         raise refused(error) from error
     trained = held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
     for name in sorted(trained.keys() & hparams.keys()):
-        if str(trained[name]) != str(hparams[name]) and not name.startswith("_"):
+        if _written(trained[name]) != _written(hparams[name]) and not name.startswith("_"):
             raise refused(f"it was trained with {name}={trained[name]!r}, and now has {name}={hparams[name]!r}")
+    if isinstance(teacher, LightningModule):
+        # As LightningModule.load_from_checkpoint does.
+        teacher.configure_model()
+        teacher.on_load_checkpoint(held)
     state = _state_of_ydrop(held)
     if state is not None:
         _convert(teacher, state["layers"])
     try:
-        if isinstance(teacher, LightningModule):
-            # As LightningModule.load_from_checkpoint does.
-            teacher.configure_model()
-            teacher.on_load_checkpoint(held)
         teacher.load_state_dict(state_dict)
     except RuntimeError as error:
         raise refused(error) from error
     if state is not None:
         YDrop(teacher).load_state_dict(state)
+
+
+def _written(value: Any) -> str:
+    """Write a hyperparameter as a YAML file would give it, in which a tuple is a list."""
+    return json.dumps(value, default=str, skipkeys=True)
 
 
 def _state_of_ydrop(held: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -574,6 +574,19 @@ def test_a_teacher_made_with_other_arguments_than_it_was_trained_with_is_refused
     DropoutDistillation(Small(p=0.1), checkpoint=str(tmp_path / "last.ckpt"))
 
 
+def test_a_list_is_the_argument_that_a_tuple_was(tmp_path: Path) -> None:
+    class Sized(Small):
+        def __init__(self, size: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    keeping = ModelCheckpoint(tmp_path, save_last=True)
+    trainer_of(tmp_path, max_epochs=1, callbacks=[keeping]).fit(Sized(size=(3, 4)), loader())
+    DropoutDistillation(Sized(size=[3, 4]), checkpoint=str(tmp_path / "last.ckpt"))
+    with pytest.raises(ConfigurationError, match=r"now has size=\[3, 5\]"):
+        DropoutDistillation(Sized(size=[3, 5]), checkpoint=str(tmp_path / "last.ckpt"))
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_outputs_that_do_not_fit_are_refused(outputs: int, teacher: Small) -> None:
     distillation = DropoutDistillation(teacher, student=nn.Linear(4, outputs))
