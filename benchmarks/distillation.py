@@ -10,7 +10,6 @@ from jsonargparse import auto_cli
 from benchmarks.measuring import interleaved, quartiles, ratios, training_step
 from benchmarks.report import write_report
 from benchmarks.step import BATCH_SIZE, CASES
-from lightning_ydrop.distillation.masks import dropping
 from lightning_ydrop.distillation.monte_carlo import mean_probabilities
 
 
@@ -44,12 +43,10 @@ def main(
         x = torch.randn(BATCH_SIZE, *case.shape, device=where)
         y = torch.randint(10, (BATCH_SIZE,), device=where)
         runs: dict[str, Callable[[], object]] = {"training step": training_step(case.model("none").to(where), x, y)}
-        predict = torch.no_grad()(mean_probabilities)
         for count in num_masks:
-            runs[f"{count} one pass"] = partial(predict, teacher, x, count)
-            runs[f"{count} passes"] = partial(predict, teacher, x, count, max_rows=BATCH_SIZE)
-        with dropping(teacher), torch.enable_grad():  # for the student's step
-            seconds = interleaved(runs, rounds=rounds, device=where)
+            runs[f"{count} one pass"] = partial(mean_probabilities, teacher, x, count)
+            runs[f"{count} passes"] = partial(mean_probabilities, teacher, x, count, max_rows=BATCH_SIZE)
+        seconds = interleaved(runs, rounds=rounds, device=where)
         rows += [
             {
                 "network": name,

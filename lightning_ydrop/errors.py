@@ -151,6 +151,22 @@ def check_module(owner: str, model: object) -> None:
         )
 
 
+def check_kind(owner: str, name: str, value: object, kind: type, *, example: str) -> None:
+    """Refuse an argument that is no instance of a class of ours that users may subclass.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    """
+    if not isinstance(value, kind):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(value)}) was given.",
+            f"{'An' if name[0] in 'aeiou' else 'A'} {name} is an instance of a subclass of "
+            f"lightning_ydrop.{kind.__name__}.",
+            f"Pass, for example, {name}={example}.",
+        )
+
+
 def is_dropout_like(module: nn.Module) -> bool:
     """Tell whether a module drops something, by its class or the name of its class.
 

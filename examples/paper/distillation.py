@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from experiment import num_cores, write_at_once
-from kept import arm_of, checkpoint_of, config_of, made_again, read
+from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from report import place
@@ -61,7 +61,7 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
     halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
     predictors: dict[str, Predictor] = {}
     for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
-        seed_everything(json.loads(result.read_text())["seed"], verbose=False)
+        seed_everything(record_of(result)["seed"], verbose=False)
         distillation = DropoutDistillation(
             made.model,
             checkpoint=str(checkpoint_of(result)),
@@ -173,10 +173,10 @@ def main(args: Sequence[str] | None = None) -> None:
             found = {"samples": known.samples, "measured": future.result()}
             write_at_once(waiting[future].with_name("distilled.json"), found)
     arms = defaultdict(list)
-    for result in sorted(results, key=lambda result: place(arm_of(result))):
+    for result in sorted(results, key=lambda result: place(record_of(result)["arm"])):
         if (before := measured_before(result, known.samples)) is not None:
-            arms[arm_of(result)].append(before)
-    text = TEXT.format(row=json.loads(results[0].read_text())["row"], samples=known.samples, table=table(arms))
+            arms[record_of(result)["arm"]].append(before)
+    text = TEXT.format(row=record_of(results[0])["row"], samples=known.samples, table=table(arms))
     (known.out or known.runs / "distillation.md").write_text(text)
     print(text)
 

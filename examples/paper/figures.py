@@ -21,7 +21,7 @@ import matplotlib as mpl
 mpl.use("Agg")  # no screen is needed
 
 import torch
-from kept import arm_of, network, read
+from kept import network, read, record_of
 from matplotlib import pyplot as plt
 from report import place
 from tables import markdown, spread
@@ -194,7 +194,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
     for result in tqdm(read(known.runs), unit="network", dynamic_ncols=True):
-        found[arm_of(result)].append(shown(network(result), known.repeats))
+        found[record_of(result)["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
     write({arm: found[arm] for arm in sorted(found, key=place)}, folder)

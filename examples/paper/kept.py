@@ -27,7 +27,7 @@ def read(folder: Path) -> list[Path]:
 
     """
     results = sorted(folder.rglob("result.json"))
-    rows = {json.loads(result.read_text())["row"] for result in results}
+    rows = {record_of(result)["row"] for result in results}
     if len(rows) != 1:
         raise SystemExit(f"{folder} has results of {len(rows)} rows; one is wanted: name its folder with --runs.")
     for result in results:
@@ -46,10 +46,10 @@ def checkpoint_of(result: Path) -> Path:
     return found[0]
 
 
-def arm_of(result: Path) -> str:
-    """Say by which arm a run was trained."""
-    arm: str = json.loads(result.read_text())["arm"]
-    return arm
+def record_of(result: Path) -> dict[str, Any]:
+    """Read what a run was and what it reached."""
+    content: dict[str, Any] = json.loads(result.read_text())
+    return content
 
 
 def config_of(result: Path) -> dict[str, Any]:

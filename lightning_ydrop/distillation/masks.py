@@ -6,8 +6,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from lightning_ydrop.errors import TORCH_DROPOUTS, is_dropout_like
+from lightning_ydrop.errors import TORCH_DROPOUTS
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.conversion import drops
 from lightning_ydrop.models.modes import all_modules, evaluation_mode, metrics_kept, set_training, slow_attention
 
 # What drops between other things that it does, where its attribute `dropout` is above 0.
@@ -26,34 +27,38 @@ def draws_for_each_sample(module: nn.Module) -> bool:
 
 
 @contextmanager
-def dropping(model: nn.Module) -> Iterator[None]:
+def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Put a model into evaluation mode, but for what drops, without gradients; at the end it is as it was.
 
     A ConductanceDropout that has been driven drops at the running mean of its probabilities. Metrics that the forward
     pass updates count on copies.
+
+    Yields:
+        What drops.
+
     """
     modules = all_modules(model)
-    drops = stochastic_modules(model)
+    dropped = [module for module in modules if _drops(module)]
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(modules))
         stack.enter_context(metrics_kept(modules))
         stack.enter_context(slow_attention())
         stack.enter_context(torch.no_grad())
-        for module in drops:
+        for module in dropped:
             if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:
                 stack.enter_context(module.dropping_at_mean())
             set_training(module, True)
             stack.callback(set_training, module, False)
-        yield
+        yield dropped
 
 
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
     """Leave a model in its mode, but let nothing drop; at the end it is as it was."""
-    drops = stochastic_modules(model)
+    dropped = stochastic_modules(model)
     # cuDNN differentiates no recurrent layer that is in evaluation mode.
-    recurrent = [(module, module.dropout) for module in drops if isinstance(module, nn.RNNBase)]
-    with evaluation_mode([module for module in drops if not isinstance(module, nn.RNNBase)]):
+    recurrent = [(module, module.dropout) for module in dropped if isinstance(module, nn.RNNBase)]
+    with evaluation_mode([module for module in dropped if not isinstance(module, nn.RNNBase)]):
         try:
             for module, _ in recurrent:
                 module.dropout = 0.0
@@ -68,4 +73,4 @@ def _drops(module: nn.Module) -> bool:
         return module.dropout > 0
     if isinstance(module, TORCH_DROPOUTS):
         return module.p > 0
-    return isinstance(module, ConductanceDropout) or is_dropout_like(module)
+    return drops(module)

@@ -1,7 +1,7 @@
 """A LightningModule that trains a student to say in one pass what its teacher says on average over its masks."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_ydrop.distillation.masks import dropout_off, dropping
+from lightning_ydrop.distillation.masks import dropout_off
 from lightning_ydrop.distillation.monte_carlo import check_drops, logits_of, mean_probabilities
 from lightning_ydrop.distillation.teachers import copied, load_checkpoint
 from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe, is_real
@@ -137,14 +137,12 @@ class DropoutDistillation(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The same on held-out data, with the same masks each time, so that epochs can be compared."""
-        with random_stream_kept(self.device):
-            torch.manual_seed(batch_idx)
+        with self._same_masks(batch_idx):
             self._logged_loss("val_loss", batch, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The same on a test set, with the same masks each time."""
-        with random_stream_kept(self.device):
-            torch.manual_seed(batch_idx)
+        with self._same_masks(batch_idx):
             self._logged_loss("test_loss", batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -179,6 +177,13 @@ class DropoutDistillation(LightningModule):
             f"teacher.{name}": value for name, value in self.teacher.state_dict().items()
         }
 
+    @contextmanager
+    def _same_masks(self, batch_idx: int) -> Iterator[None]:
+        """Let a batch draw the same masks every time, which take nothing from the random stream of training."""
+        with random_stream_kept(self.device):
+            torch.manual_seed(batch_idx)
+            yield
+
     def _inputs_of(self, batch: Any) -> Inputs:
         inputs, _ = read_batch(self.teacher, self.adapter, batch)
         return inputs
@@ -191,16 +196,15 @@ class DropoutDistillation(LightningModule):
     def _logged_loss(self, name: str, batch: Any, prog_bar: bool = False) -> Tensor:
         inputs = self._inputs_of(batch)
         with logging_muted(self):
-            with dropping(self.teacher):
-                taught = mean_probabilities(
-                    self.teacher,
-                    inputs,
-                    self.num_masks,
-                    temperature=self.temperature,
-                    class_dim=self.class_dim,
-                    max_rows=self.max_rows,
-                    forward=own_method(self.teacher, "ydrop_forward"),
-                )
+            taught = mean_probabilities(
+                self.teacher,
+                inputs,
+                self.num_masks,
+                temperature=self.temperature,
+                class_dim=self.class_dim,
+                max_rows=self.max_rows,
+                forward=own_method(self.teacher, "ydrop_forward"),
+            )
             with dropout_off(self.student) if self._dropout_off else nullcontext():
                 logits = logits_of(self._student_says(inputs), len(taught), self.class_dim)
         if logits.shape != taught.shape:

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from lightning_ydrop.distillation.masks import draws_for_each_sample, dropping, stochastic_modules
 from lightning_ydrop.errors import ConfigurationError, check_count, describe
-from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, signature_of
+from lightning_ydrop.models.calls import Inputs, arguments_of, read_rows, signature_of
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ def monte_carlo(
     check_count("monte_carlo", "num_samples", num_samples, minimum=1, example=100)
     check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
     check_drops("monte_carlo", model)
-    with dropping(model):
-        probabilities = mean_probabilities(
-            model, inputs, num_samples, class_dim=class_dim, max_rows=max_rows, forward=forward
-        )
+    probabilities = mean_probabilities(
+        model, inputs, num_samples, class_dim=class_dim, max_rows=max_rows, forward=forward
+    )
     return MonteCarlo(probabilities, num_samples)
 
 
@@ -93,7 +92,7 @@ def mean_probabilities(
     max_rows: int | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """Average the softmax of a model's logits, divided by a temperature, over passes of each sample.
+    """Average the softmax of a model's logits, divided by a temperature, over masks: see `monte_carlo`.
 
     Returns:
         Shape (B, C, *), float32.
@@ -101,17 +100,18 @@ def mean_probabilities(
     """
     forward = forward or model
     positional, keywords = arguments_of(signature_of(model, forward), inputs)
-    batch_size = _batch_size((positional, keywords))
+    batch_size = _batch_size(inputs, (positional, keywords))
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
-    if not all(map(draws_for_each_sample, stochastic_modules(model))):
-        at_once = 1
     total: Tensor | None = None
-    for start in range(0, num_masks, at_once):
-        count = min(at_once, num_masks - start)
-        output = forward(*_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count))
-        logits = logits_of(output, count * batch_size, class_dim) / temperature
-        summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
-        total = summed if total is None else total + summed
+    with dropping(model) as dropped:
+        if not all(map(draws_for_each_sample, dropped)):
+            at_once = 1
+        for start in range(0, num_masks, at_once):
+            count = min(at_once, num_masks - start)
+            output = forward(*_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count))
+            logits = logits_of(output, count * batch_size, class_dim) / temperature
+            summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
+            total = summed if total is None else total + summed
     assert total is not None
     return total / num_masks
 
@@ -131,11 +131,11 @@ def logits_of(output: Any, rows: int, class_dim: int) -> Tensor:
         ConfigurationError: If there are none of this shape, or fewer than two classes.
 
     """
-    logits = read_output(output)
-    if len(logits) != rows or not 0 < abs(class_dim) < logits.ndim or logits.shape[class_dim] < 2:
+    logits = read_rows(output, rows)
+    if not 0 < abs(class_dim) < logits.ndim or logits.shape[class_dim] < 2:
         raise ConfigurationError(
             f"The model's forward returned {describe(logits)} for {rows} rows, with class_dim={class_dim}.",
-            "Logits have a row for each row of the inputs, and a dimension of two classes or more.",
+            "Logits have, besides that of the rows, a dimension of two classes or more.",
             "Return logits of shape (B, C, *), or name the dimension of the classes with class_dim; of a single logit "
             "make two, 0 and itself.",
         )
@@ -212,13 +212,13 @@ class MonteCarloDivergence(Metric):
         return self.total / self.num_rows
 
 
-def _batch_size(arguments: Any) -> int:
+def _batch_size(inputs: Inputs, arguments: Any) -> int:
     tensors: list[Tensor] = []
     apply_to_collection(arguments, Tensor, tensors.append)
     sizes = [len(tensor) for tensor in tensors if tensor.ndim > 0]
     if not sizes or sizes[0] == 0:
         raise ConfigurationError(
-            f"The inputs are {describe(arguments)}.",
+            f"The inputs are {describe(inputs)}.",
             "They hold at least one tensor with a row for each sample, the first of them, and at least one sample.",
             "Pass a batch of samples.",
         )

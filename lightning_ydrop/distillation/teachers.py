@@ -65,8 +65,8 @@ def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, A
         teacher.configure_model()
         teacher.on_load_checkpoint(held)
     state = _state_of_ydrop(held)
-    if state is not None:
-        _convert(teacher, state["layers"])
+    if state is not None and not any(isinstance(module, ConductanceDropout) for module in teacher.modules()):
+        convert_dropout(teacher, include=list(state["layers"]))
     try:
         teacher.load_state_dict(state_dict)
     except RuntimeError as error:
@@ -86,9 +86,3 @@ def _state_of_ydrop(held: Mapping[str, Any]) -> dict[str, Any] | None:
         if isinstance(state, dict) and state.keys() >= {"steps_taken", "share", "scores", "layers"}:
             return state
     return None
-
-
-def _convert(teacher: nn.Module, layers: Mapping[str, Any]) -> None:
-    driven = {name for name, module in teacher.named_modules() if isinstance(module, ConductanceDropout)}
-    if not driven:
-        convert_dropout(teacher, include=list(layers))

@@ -242,13 +242,14 @@ def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
     return names
 
 
-def _drops(module: nn.Module) -> bool:
+def drops(module: nn.Module) -> bool:
+    """Tell whether a module drops something, by what it is or is called."""
     return isinstance(module, ConductanceDropout) or is_dropout_like(module)
 
 
 def _dropping(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Those that drop."""
-    return {name: module for name, module in modules.items() if _drops(module)}
+    return {name: module for name, module in modules.items() if drops(module)}
 
 
 def _reported(name: str) -> str:
@@ -314,7 +315,7 @@ def _reason_of_another_kind(module: nn.Module) -> str | None:
         return "dropout of attention weights is no module"
     if isinstance(module, nn.RNNBase) and module.dropout > 0:
         return "dropout between its recurrent layers is no module"
-    if _drops(module) and not isinstance(module, Twin):
+    if drops(module) and not isinstance(module, Twin):
         return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
     return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, check_flag, describe
+from lightning_ydrop.errors import ConfigurationError, check_flag, check_kind, describe
 from lightning_ydrop.models.calls import Target
 
 INPUT_NAMES = (
@@ -139,12 +139,7 @@ def check_adapter(owner: str, adapter: object) -> None:
         ConfigurationError: If it is not.
 
     """
-    if not isinstance(adapter, Adapter):
-        raise ConfigurationError(
-            f"{owner}(adapter={describe(adapter)}) was given.",
-            "An adapter is an instance of a subclass of lightning_ydrop.Adapter.",
-            'Pass, for example, adapter=KeyAdapter(inputs="image", target="label").',
-        )
+    check_kind(owner, "adapter", adapter, Adapter, example='KeyAdapter(inputs="image", target="label")')
 
 
 def _fields(batch: Any) -> Mapping[str, Any] | None:

@@ -51,7 +51,7 @@ def _takes(signature: inspect.Signature, positional: tuple[Any, ...], keywords: 
 
 
 def read_output(output: Any) -> Tensor:
-    """Find the tensor that F is taken of: the output itself, its `logits`, or the first floating tensor in it.
+    """Find the one tensor that counts: the output itself, its `logits`, or the first floating tensor in it.
 
     Args:
         output: What the model returned: a tensor, an object or mapping with `logits`, a mapping, dataclass or tuple.
@@ -79,3 +79,27 @@ def read_output(output: Any) -> Tensor:
         "first such tensor in it is taken.",
         "Return the logits from forward; whatever else is needed can be computed in training_step.",
     )
+
+
+def read_rows(output: Any, rows: int) -> Tensor:
+    """Find the one tensor that counts, as `read_output` does, and check that it has a row for each one that went in.
+
+    Args:
+        output: What the model returned.
+        rows: How many went in.
+
+    Returns:
+        Floating, shape (rows, *).
+
+    Raises:
+        ConfigurationError: If there is none.
+
+    """
+    found = read_output(output)
+    if len(found) != rows:
+        raise ConfigurationError(
+            f"The model's forward returned {describe(found)} for {rows} rows.",
+            "The output has one row for each row of the inputs, in its first dimension.",
+            "Return logits of shape (B, ...), with the batch first.",
+        )
+    return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.models.calls import Inputs, Target, read_output
+from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.phase1.inputs import Baseline, Tensors, arrange, start_points, take_rows
 from lightning_ydrop.phase1.objectives import Objective, check_pairs
 from lightning_ydrop.phase1.recording import borrowed
@@ -76,15 +76,7 @@ class Phase1:
             ConfigurationError: If the output has no row for each row of the inputs.
 
         """
-        output = read_output(self.forward(inputs, carried))
-        rows = len((inputs or carried)[0])
-        if len(output) != rows:
-            raise ConfigurationError(
-                f"The model's forward returned {describe(output)} for {rows} rows.",
-                "The output has one row for each row of the inputs, in its first dimension.",
-                "Return logits of shape (B, ...), with the batch first.",
-            )
-        return output
+        return read_rows(self.forward(inputs, carried), rows=len((inputs or carried)[0]))
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
         """Give F of any number of rows: shape (rows,).

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_count, describe
+from lightning_ydrop.errors import ConfigurationError, check_count, check_kind, describe
 from lightning_ydrop.functional.attribution import sum_to_units
 from lightning_ydrop.phase1.attribution import conductance
 from lightning_ydrop.phase1.context import Phase1
@@ -198,12 +198,7 @@ def check_measure(owner: str, measure: object) -> None:
         ConfigurationError: If it is not.
 
     """
-    if not isinstance(measure, Measure):
-        raise ConfigurationError(
-            f"{owner}(measure={describe(measure)}) was given.",
-            "A measure is an instance of a subclass of lightning_ydrop.Measure.",
-            "Pass, for example, measure=Conductance().",
-        )
+    check_kind(owner, "measure", measure, Measure, example="Conductance()")
 
 
 def _captum_attribution(name: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, check_kind, describe
 from lightning_ydrop.models.calls import Target
 
 
@@ -247,12 +247,7 @@ def check_objective(owner: str, objective: object) -> None:
         ConfigurationError: If it is not.
 
     """
-    if not isinstance(objective, Objective):
-        raise ConfigurationError(
-            f"{owner}(objective={describe(objective)}) was given.",
-            "An objective is an instance of a subclass of lightning_ydrop.Objective.",
-            "Pass, for example, objective=TargetLogit().",
-        )
+    check_kind(owner, "objective", objective, Objective, example="TargetLogit()")
 
 
 def check_pairs(target: Any, num_samples: int) -> None:

@@ -28,6 +28,7 @@ SETUPS = [
     if (strategy, accumulate) != ("static_graph", 3)
 ]
 MODES = ("on", "observe", "without")
+DISTILLED = ("distilled/alike", "distilled/jumpout")
 # Four processes take their time where there are but two cores.
 FEW = [(strategy, 1) for strategy in RESUMED]
 IN_PROCESSES = [
@@ -104,7 +105,7 @@ def test_observing_changes_nothing(results: Results, strategy: str, accumulate: 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = (case for strategy in RESUMED for case in (f"resumed/{strategy}", f"{strategy}/1/measure"))
-    return launch(2, tmp_path_factory.mktemp("others"), "engine", "distilled", *cases)
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", *DISTILLED, *cases)
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:
@@ -149,8 +150,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(others: Results, strategy: str) 
         assert_same(uninterrupted, resumed)
 
 
-def test_students_are_the_same_on_all_ranks_and_the_teacher_is_what_it_was(others: Results) -> None:
-    first, second = others["distilled"]
+@pytest.mark.parametrize("student", DISTILLED)
+def test_students_are_the_same_on_all_ranks_and_the_teacher_is_what_it_was(others: Results, student: str) -> None:
+    first, second = others[student]
     assert_same(first["student"], second["student"])
     assert all(not torch.equal(weights, first["untaught"][name]) for name, weights in first["student"].items())
     # What early stopping and checkpoints go by is the loss of all ranks, whose data differ.
@@ -162,7 +164,7 @@ def test_students_are_the_same_on_all_ranks_and_the_teacher_is_what_it_was(other
 
 def test_the_divergence_of_all_ranks_is_that_of_all_samples(others: Results) -> None:
     log_probabilities = torch.tensor([[0.0, 1.0]]).log_softmax(1)
-    for ended in others["distilled"]:
+    for ended in others["distilled/alike"]:
         assert torch.allclose(ended["divergence"], -log_probabilities.mean())
 
 

@@ -206,14 +206,14 @@ def engine_cases() -> dict[str, Any]:
     return cases
 
 
-def distilled() -> dict[str, Any]:
-    """Distil a network with BatchNorm into one with Jumpout under DDP, each rank with its own part of the data."""
+def distilled(with_jumpout: bool) -> dict[str, Any]:
+    """Distil a network with BatchNorm into one alike, or one with Jumpout, each rank with its own part of the data."""
     torch.manual_seed(5)
     teacher = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), Jumpout(), nn.Dropout(), nn.Linear(16, 5))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    student = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), Jumpout(), nn.Linear(16, 5))
-    untaught = {name: value.clone() for name, value in student.named_parameters()}
+    student = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), Jumpout(), nn.Linear(16, 5)) if with_jumpout else None
     distillation = DropoutDistillation(teacher, student=student, num_masks=2)
+    untaught = {name: value.clone() for name, value in distillation.student.named_parameters()}
     rows = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
     data = DataLoader(TensorDataset(rows), 8)
     trainer = Trainer(
@@ -248,8 +248,8 @@ def main(folder: Path, *cases: str) -> None:
     for case in cases:
         if case == "engine":
             ended: Any = engine_cases()
-        elif case == "distilled":
-            ended = distilled()
+        elif case.startswith("distilled"):
+            ended = distilled(with_jumpout=case == "distilled/jumpout")
         elif case.startswith("resumed/"):
             ended = resumed(case.split("/")[1], folder)
         else:
