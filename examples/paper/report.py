@@ -4,6 +4,9 @@
 
 Arms are compared seed by seed: a difference is the mean over the seeds that both have, with its 95% confidence interval
 by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) stands beside ours.
+
+With `--join data.train_fraction=1 runs/all`, runs that varied nothing, and may have settings of their own, are one more
+point of those of the same row that varied that argument.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,7 @@ class Experiment:
         names: The arguments that were varied, if any.
         settings: The arguments that all runs share.
         arms: By the values of these, and by arm, the runs.
+        parts: The experiments that it was joined from, if any.
 
     """
 
@@ -70,6 +74,7 @@ class Experiment:
     names: tuple[str, ...]
     settings: tuple[str, ...]
     arms: Mapping[tuple[str, ...], Mapping[str, Runs]]
+    parts: tuple["Experiment", ...] = ()
 
     @property
     def values(self) -> list[tuple[str, ...]]:
@@ -119,6 +124,24 @@ def read(folders: Sequence[Path]) -> list[Experiment]:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
         by_experiment.setdefault((result["row"], tuple(result["varied"]), settings), []).append(result)
     return [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
+
+
+def joined(experiments: Sequence[Experiment], name: str, value: str, point: Experiment) -> list[Experiment]:
+    """Make an experiment that varied nothing one more point of that of its row which varied an argument.
+
+    Raises:
+        SystemExit: If there is no such experiment, or more than one, or it has that point.
+
+    """
+    found = [each for each in experiments if (each.row, each.names) == (point.row, (name,))]
+    if len(found) != 1 or point.names or not value or (value,) in found[0].arms:
+        raise SystemExit(
+            f"--join {name}={value} was given for {point.row}, of which {len(found)} experiments varied {name} alone. "
+            "It joins runs that varied nothing to the one experiment that varied NAME, and had no such VALUE."
+        )
+    arms = {**found[0].arms, (value,): point.arms[()]}
+    whole = replace(found[0], arms=arms, parts=(*(found[0].parts or found), point))
+    return [whole if each is found[0] else each for each in experiments]
 
 
 def _by_values(results: Sequence[Result]) -> dict[tuple[str, ...], dict[str, dict[int, Result]]]:
@@ -227,7 +250,9 @@ def draw(experiment: Experiment, picture: Path) -> None:
 
 
 def commands(experiment: Experiment) -> list[str]:
-    """Say how to run it again: in one grid, or in several where arms have settings of their own."""
+    """Say how to run it again: in one grid, or in several where arms or parts have settings of their own."""
+    if experiment.parts:
+        return [line for part in experiment.parts for line in commands(part)]
     by_settings: dict[tuple[str, ...], list[Result]] = {}
     others = []
     for run in experiment.runs():
@@ -258,6 +283,8 @@ def section(experiment: Experiment, picture: Path) -> Iterator[str]:
     """Write one experiment's part of the report, and a picture where something was varied."""
     yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
     yield "\n".join(["```sh", *commands(experiment), "```"])
+    if experiment.parts:
+        yield "The commands have settings of their own: compare arms, not values, where these differ."
     if len(experiment.arms) > 1:
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"
@@ -272,11 +299,23 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/paper")], help="what run.py left")
     parser.add_argument("--out", type=Path, help="the report; report.md in the first of these folders by default")
+    parser.add_argument(
+        "--join",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME=VALUE", "FOLDER"),
+        help="what run.py left there is one more point of the runs that varied this argument",
+    )
     known = parser.parse_args(args)
     out = known.out or known.runs[0] / "report.md"
     experiments = read(known.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     num_runs = sum(1 for experiment in experiments for _ in experiment.runs())
+    for argument, folder in known.join:
+        name, _, value = argument.partition("=")
+        for point in read([Path(folder)]):
+            experiments = joined(experiments, name, value, point)
     parts = ["# Results", f"Test accuracy at the lowest validation loss, from {num_runs} runs."]
     for number, experiment in enumerate(experiments, 1):
         picture = f"{number}_{'_'.join((experiment.row, *experiment.names))}.png"

@@ -63,6 +63,24 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "report/1_mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Path) -> None:
+    scarce, whole = tmp_path / "scarce", tmp_path / "whole"
+    for arm in ("dropout", "ydrop"):
+        leave(scarce, "digits", arm, 0, 0.9, "early_stopping.patience=25", **{"data.train_fraction": "0.1"})
+        leave(whole, "digits", arm, 0, 0.98)
+    both = ["--runs", str(scarce), str(whole)]
+    report.main([*both, "--join", "data.train_fraction=1", str(whole), "--out", str(tmp_path / "all.md")])
+    written = (tmp_path / "all.md").read_text()
+    assert "from 4 runs" in written
+    assert "| dropout | 98.00 |" in written.partition("### data.train_fraction=1\n")[2]
+    assert written.count("| dropout | 98.00 |") == 2  # and by itself
+    grids = [line.partition(" --seeds ")[2] for line in written.splitlines() if "run.py" in line]
+    assert grids == ["0", "0 --vary data.train_fraction=0.1 --set early_stopping.patience=25", "0"]
+    for argument in ("data.train_fraction=0.1", "data.train_fraction=", "model.lr=1"):
+        with pytest.raises(SystemExit, match="joins runs that varied nothing"):
+            report.main([*both, "--join", argument, str(whole)])
+
+
 def test_values_stand_in_their_order(tmp_path: Path) -> None:
     for widths in ("[1024,1024]", "[256,256]", "[256]"):
         leave(tmp_path, "mnist_fc_1", "ydrop", 0, 0.9, **{"model.hidden": widths})
