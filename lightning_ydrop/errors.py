@@ -105,6 +105,21 @@ def check_count(owner: str, name: str, value: object, *, minimum: int, example: 
         )
 
 
+def check_unit_dim(owner: str, unit_dim: object) -> None:
+    """Refuse what cannot be the dimension of units.
+
+    Raises:
+        ConfigurationError: If it is no whole number but 0.
+
+    """
+    if isinstance(unit_dim, bool) or not isinstance(unit_dim, int) or unit_dim == 0:
+        raise ConfigurationError(
+            f"{owner}(unit_dim={describe(unit_dim)}) was given.",
+            "`unit_dim` is the dimension of the units, any but 0, which is the batch.",
+            "Pass 1 for (B, U) and (B, C, H, W), or -1 for (B, T, U).",
+        )
+
+
 def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not among the choices.
 

@@ -1,21 +1,24 @@
 """Conductance in the logs of a Trainer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
-from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag
+from lightning_ydrop.analysis.spread import ConductanceSpread
+from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
-from lightning_ydrop.phase1.attribution import layer_conductance, select_layers
+from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.phase1.attribution import check_layout, layer_conductance, select_layers
 from lightning_ydrop.phase1.inputs import check_baseline
 from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
+from lightning_ydrop.phase1.ranks import gather_over_ranks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,14 +29,14 @@ class ConductanceMonitor(Callback):
 
     At the end of each validation it logs for each layer `conductance/<layer>/top20_share`, the share of the sum of
     positive means that the highest 20% of the units hold, `.../gini`, their Gini coefficient, and `.../total`, the sum
-    of all. With `figures` it hands the curves of all layers to TensorBoard and Weights & Biases, and writes them as PNG
-    files beside what other loggers write.
+    of all, over the batches of all ranks. With `figures` it hands the curves of all layers to TensorBoard and Weights &
+    Biases, and writes them as PNG files beside what other loggers write.
 
     Args:
         layers: Names of the layers; every `ConductanceDropout` by default. Any module that puts out one floating tensor
             will do.
         num_batches: Validation batches of each loader that are measured, at least 1.
-        every_n_epochs: It measures at the end of every so-manyth epoch, at least 1: of 2, in those that
+        every_n_epochs: In a fit it measures at the end of every so-manyth epoch, at least 1: of 2, in those that
             `check_val_every_n_epoch=2` validates.
         figures: Whether to draw; this takes matplotlib.
         n_steps: Steps on the path, at least 1.
@@ -41,8 +44,11 @@ class ConductanceMonitor(Callback):
         baseline: Where the path starts.
         objective: What is differentiated.
         path_from: Name of a module at whose output the paths end instead of at the inputs.
-        max_rows: At most so many rows pass through the model at once.
+        unit_dim: As for `layer_conductance`: dimension of the units where a layer does not say.
+        max_rows: At most so many rows pass through the model at once, at least 2; "batch" takes as many as the batch
+            has.
         adapter: How batches are read.
+        prefix: What stands before the names of values and figures: each monitor of a Trainer has its own.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -63,8 +69,10 @@ class ConductanceMonitor(Callback):
         baseline: float | list[float | None] = 0.0,
         objective: Objective = TargetLogit(),
         path_from: str | None = None,
-        max_rows: int = 1024,
+        unit_dim: int | None = None,
+        max_rows: int | Literal["batch"] = "batch",
         adapter: Adapter = AutomaticAdapter(),
+        prefix: str = "conductance",
     ) -> None:
         check_count("ConductanceMonitor", "num_batches", num_batches, minimum=1, example=10)
         check_count("ConductanceMonitor", "every_n_epochs", every_n_epochs, minimum=1, example=1)
@@ -72,7 +80,7 @@ class ConductanceMonitor(Callback):
         check_choice("ConductanceMonitor", "quadrature", quadrature, QUADRATURES)
         check_baseline("ConductanceMonitor", baseline)
         check_objective("ConductanceMonitor", objective)
-        check_count("ConductanceMonitor", "max_rows", max_rows, minimum=2, example=1024)
+        check_layout("ConductanceMonitor", unit_dim, max_rows)
         check_adapter("ConductanceMonitor", adapter)
         check_flag("ConductanceMonitor", "figures", figures)
         if figures:
@@ -89,19 +97,32 @@ class ConductanceMonitor(Callback):
         self.every_n_epochs = every_n_epochs
         self.figures = figures
         self.adapter = adapter
+        self.prefix = prefix
         self._measuring: dict[str, Any] = {
             "n_steps": n_steps,
             "quadrature": quadrature,
             "baseline": baseline,
             "objective": objective,
             "path_from": path_from,
+            "unit_dim": unit_dim,
             "max_rows": max_rows,
         }
         self._spreads: dict[str, ConductanceSpread] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse another monitor whose values would be averaged with those of this one."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [callback for callback in callbacks if isinstance(callback, ConductanceMonitor)]
+        if [monitor.prefix for monitor in monitors].count(self.prefix) > 1:
+            raise ConfigurationError(
+                f"The Trainer has several ConductanceMonitors with prefix={describe(self.prefix)}.",
+                "What they log would have the same names.",
+                'Give each its own, for example prefix="conductance/loss".',
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse layers that are not there."""
-        select_layers(pl_module, self.layers)
+        select_layers("ConductanceMonitor", pl_module, self.layers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
@@ -117,30 +138,49 @@ class ConductanceMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Measure a batch."""
-        if batch_idx >= self.num_batches or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if batch_idx >= self.num_batches or not self._is_due(trainer):
             return
         inputs, target = read_batch(pl_module, self.adapter, batch)
         forward = own_method(pl_module, "ydrop_forward")
-        with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
+        with trainer.precision_plugin.forward_context():
             measured = layer_conductance(
                 pl_module, inputs, target, layers=self.layers, forward=forward, **self._measuring
             )
-        update_spreads(self._spreads, measured)
+        for name, values in measured.items():
+            if name not in self._spreads:
+                self._spreads[name] = ConductanceSpread(values.shape[1]).to(pl_module.device)
+            self._spreads[name].update(values.to(pl_module.device))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was measured: of all ranks, since the metrics add up over them."""
-        computed = {name: spread.compute() for name, spread in self._spreads.items()}
+        computed = self._computed(pl_module) if self._is_due(trainer) else {}
         for name, values in computed.items():
             logged = {"top20_share": values["top_share"], "gini": values["gini"], "total": values["total"]}
-            pl_module.log_dict({f"conductance/{name}/{key}": value for key, value in logged.items()})
+            # They are the same on all ranks; Lightning warns where it is not told.
+            pl_module.log_dict({f"{self.prefix}/{name}/{key}": each for key, each in logged.items()}, sync_dist=True)
         if self.figures and computed and trainer.is_global_zero and not trainer.sanity_checking:
             means = {name: values["mean"] for name, values in computed.items()}
             self._draw(trainer, means)
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _computed(self, pl_module: LightningModule) -> dict[str, dict[str, Tensor]]:
+        """Compute the metrics of the layers that any rank has measured: some may have had no batch."""
+        sizes: dict[str, int] = {}
+        for theirs in gather_over_ranks({name: spread.num_units for name, spread in self._spreads.items()}):
+            sizes |= theirs
+        computed = {}
+        for name, size in sizes.items():
+            spread = self._spreads.get(name, ConductanceSpread(size).to(pl_module.device))
+            spread.update(torch.empty(0, size, device=pl_module.device))  # torchmetrics warns of metrics without any
+            computed[name] = spread.compute()
+        return computed
+
     def _draw(self, trainer: Trainer, means: dict[str, Tensor]) -> None:
         for name, axes in (
-            ("conductance/units", plot_conductance(means)),
-            ("conductance/cumulative", plot_cumulative_conductance(means)),
+            (f"{self.prefix}/units", plot_conductance(means)),
+            (f"{self.prefix}/cumulative", plot_cumulative_conductance(means)),
         ):
             figure: Any = axes.figure
             for logger in trainer.loggers:

@@ -52,7 +52,7 @@ def plot_cumulative_conductance(
     Args:
         means: As for `plot_conductance`.
         axes: Where to draw.
-        marks: Shares of the units at which to write what percentage of the layer's total they hold.
+        marks: Shares of the units at which to write what percentage they hold of the sum of positive means.
 
     Returns:
         The axes.
@@ -61,7 +61,7 @@ def plot_cumulative_conductance(
     axes = axes or _new_axes()
     colors = colors_of(means)
     for number, (label, mean) in enumerate(means.items()):
-        sums = _falling(mean).cumsum(0)
+        sums, positive = _falling(mean).cumsum(0), mean.clamp(min=0).sum()
         axes.plot(sums, color=colors[label], label=label)
         for mark in marks:
             place = max(0, round(mark * len(sums)) - 1)
@@ -69,7 +69,7 @@ def plot_cumulative_conductance(
             axes.text(
                 place,
                 0.03 + 0.055 * number,
-                f"{float(sums[place] / sums[-1]):.1%}",
+                f"{float(sums[place] / positive):.1%}",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 fontsize=7,

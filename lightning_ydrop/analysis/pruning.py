@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_ydrop.errors import ConfigurationError, check_fraction, describe
+from lightning_ydrop.models.modes import named_modules
 
 # Their weights hold one unit after the other.
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,13 +18,14 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], share: float) ->
 
     The layers keep their shapes, and what is removed stays 0 when the network trains on. As with all of torch's
     pruning, `prune.remove(layer, "weight")` makes that final, for checkpoints too. Where normalisation follows a layer,
-    a removed unit still passes on the constant that this makes of 0.
+    a removed unit still passes on the constant that this makes of 0. A network can be pruned further: what torch's
+    masks have removed before is the first of what a larger share takes.
 
     Args:
         model: A model.
         scores: By the name of a linear or convolutional layer, the score of each of its units or output channels, (U,):
             `mean_conductance(model, data, layers=nn.Linear)` without the last layer, for example.
-        share: Of the units of each of these layers that are removed, rounded to whole units, in [0, 1].
+        share: Of the units of each of these layers that are removed in the end, rounded to whole units, in [0, 1].
 
     Returns:
         For each layer, by name, which units are left: booleans, shape (U,).
@@ -39,20 +41,23 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], share: float) ->
 
     """
     check_fraction("prune_units", "share", share, example=0.5)
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     for name, values in scores.items():
         layer = modules.get(name)
-        if not isinstance(layer, PRUNABLE) or values.shape != layer.weight.shape[:1]:
+        if not isinstance(layer, PRUNABLE) or values.shape != layer.weight.shape[:1] or values.isnan().any():
             raise ConfigurationError(
                 f"prune_units(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
-                "Scores are those of the units (U,) of linear layers and convolutions, by their names.",
+                "Scores are those of the units (U,) of linear layers and convolutions, by their names, and no NaN.",
                 'Measure these layers: mean_conductance(model, data, layers="...").',
             )
     left = {}
     for name, values in scores.items():
         layer = modules[name]
-        weakest = values.argsort(stable=True)[: round(share * len(values))]
-        left[name] = torch.ones_like(values, dtype=torch.bool).scatter(0, weakest, False)
+        # torch multiplies the masks of one pruning after another.
+        before: Tensor = getattr(layer, "weight_mask", torch.ones_like(layer.weight))  # type: ignore[arg-type]
+        there = before.flatten(1).any(1).to(values.device)
+        weakest = values.where(there, -torch.inf).argsort(stable=True)[: round(share * len(values))]
+        left[name] = there.scatter(0, weakest, False)
         for parameter in ("weight", "bias"):
             whole = getattr(layer, parameter)
             if whole is not None:

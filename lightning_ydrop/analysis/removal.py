@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lightning_ydrop.analysis.spread import device_of, mean_conductance
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_fraction, describe
-from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
-from lightning_ydrop.models.calls import arguments_of, read_output, signature_of
-from lightning_ydrop.phase1.attribution import LayerChoice, select_layers
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
+from lightning_ydrop.phase1.attribution import LayerChoice, check_layout, count_units, select_layers, unit_dims_of
+from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -28,7 +28,7 @@ class RemovalCurve:
 
     Attributes:
         shares: Of the units of every layer that are removed.
-        accuracy: In [0, 1], shape (repeats, shares), on the CPU.
+        accuracy: In [0, 1], shape (repeats, shares), in float64 on the CPU.
 
     """
 
@@ -47,10 +47,11 @@ class RemovalCurve:
 
     def threshold(self, loss: float = 0.01) -> float:
         """Give the largest share that can be removed, and all smaller ones, with no more than this loss of accuracy."""
-        lost = self.mean[0] - self.mean > loss
+        lost = self.mean[0] - self.mean > loss + 1e-9  # for what differences of shares of samples are rounded by
         return self.shares[int(lost.int().argmax()) - 1 if lost.any() else -1]
 
 
+@torch.inference_mode(False)
 def removal_curve(
     model: nn.Module,
     data: Iterable[Any],
@@ -61,25 +62,29 @@ def removal_curve(
     repeats: int = 25,
     seed: int = 0,
     adapter: Adapter = AutomaticAdapter(),
-    unit_dim: int = 1,
+    forward: Callable[..., Any] | None = None,
+    unit_dim: int | None = None,
     **measuring: Any,
 ) -> RemovalCurve:
     """Measure accuracy while more and more units of every layer are removed (Fig. 3, arXiv 2409.09088).
 
-    A unit is removed by setting the layer's output for it to 0. The model is used in evaluation mode, and given back as
-    it was.
+    A unit is removed by setting the layer's output for it to 0; normalisation behind the layer still makes a constant
+    of that. The model is used in evaluation mode, and given back as it was. The accuracy is that of the data of this
+    process: nothing is exchanged with others.
 
     Args:
-        model: A model that classifies: its output is (B, C).
-        data: Batches, such as a DataLoader gives, more than once.
+        model: A model that classifies: its output is, or has, logits (B, C).
+        data: Batches with class indices (B,), such as a DataLoader gives; for order "conductance" more than once.
         order: Which units go first: those drawn at "random", those of the highest mean "conductance" over `data`, or
             those of the highest scores in a mapping from a layer's name to scores (U,). Weakest first is that of the
             negative scores.
-        layers: The layers that lose units, as for `layer_conductance`: every `ConductanceDropout` by default.
+        layers: The layers that lose units, as for `layer_conductance`: every `ConductanceDropout` by default. A layer
+            that puts out the logits is better not among them.
         shares: Of the units of every layer that are removed, rounded to whole units: in [0, 1], ascending from 0.
         repeats: How often units are drawn; other orders are of one kind.
         seed: Of the draws.
-        adapter: How batches are read.
+        adapter: How batches are read, where the model has no method `ydrop_inputs`.
+        forward: As for `layer_conductance`; the model's method `ydrop_forward`, where it has one, by default.
         unit_dim: As for `layer_conductance`.
         **measuring: Other arguments of `layer_conductance`, where `order` is "conductance".
 
@@ -87,12 +92,13 @@ def removal_curve(
         The accuracy for each repeat and share.
 
     Raises:
-        ConfigurationError: If an argument does not fit to the model.
+        ConfigurationError: If an argument does not fit to the model, its forward does not call a layer, or outputs and
+            targets have no accuracy.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 2))
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> data = [(torch.rand(16, 4), torch.zeros(16, dtype=torch.long))]
-        >>> removal_curve(model, data, shares=(0, 0.5, 1), repeats=3).accuracy.shape
+        >>> removal_curve(model, data, layers="1", shares=(0, 0.5, 1), repeats=3).accuracy.shape
         torch.Size([3, 3])
 
     """
@@ -113,42 +119,66 @@ def removal_curve(
             "`shares` ascend from 0, where nothing is removed.",
             "Pass, for example, shares=(0, 0.2, 0.4, 0.6, 0.8).",
         )
+    check_layout("removal_curve", unit_dim, None)
     if order == "conductance":
-        order = mean_conductance(model, data, layers=layers, adapter=adapter, unit_dim=unit_dim, **measuring)
-    chosen = select_layers(model, layers)
-    dims = {name: each.unit_dim if isinstance(each, ConductanceDropout) else unit_dim for name, each in chosen.items()}
-    device, signature = device_of(model), signature_of(model, model)
+        order = mean_conductance(
+            model, data, layers=layers, adapter=adapter, forward=forward, unit_dim=unit_dim, **measuring
+        )
+    chosen = select_layers("removal_curve", model, layers)
+    dims = unit_dims_of(chosen, unit_dim)
+    called = forward or own_method(model, "ydrop_forward") or model
+    device, signature = device_of(model), signature_of(model, called)
     ranks: dict[str, Tensor] = {}
-    correct, num_samples = torch.zeros(repeats if order == "random" else 1, len(shares)), 0
-    with borrowed(model, device), torch.no_grad(), _removing(chosen, dims) as kept:
+    correct = torch.zeros(repeats if order == "random" else 1, len(shares), dtype=torch.float64)
+    num_samples = 0
+    with borrowed(model, device), torch.no_grad(), logging_muted(model), _removing(chosen, dims) as kept:
         for batch in data:
-            inputs, target = adapter.read(move_data_to_device(batch, device))
-            if target is None or target.ndim != 1:
-                raise ConfigurationError(
-                    f"removal_curve read the target {describe(target)} from a batch.",
-                    "Accuracy is that of a class index for each sample, (B,).",
-                    "Pass data with such targets, or an adapter that finds them.",
-                )
+            inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)
             if not ranks:
                 with recording(chosen) as tape:
-                    model(*positional, **keywords)
-                num_units = {name: calls[0].shape[dims[name]] for name, calls in tape.items()}
+                    output = read_output(called(*positional, **keywords))
+                num_units = _num_units(chosen, dims, tape, rows=len(output))
                 ranks = _ranks(order, num_units, repeats, seed, device)
             for repeat, place in itertools.product(*map(range, correct.shape)):
                 for name, rank in ranks.items():
                     kept[name] = rank[repeat] >= round(shares[place] * num_units[name])
-                predicted = read_output(model(*positional, **keywords)).argmax(1)
-                correct[repeat, place] += predicted.eq(target).sum().cpu()
+                logits = read_output(called(*positional, **keywords))
+                correct[repeat, place] += _num_correct(logits, target).cpu()
             kept.clear()
-            num_samples += len(target)
+            num_samples += len(logits)
     if num_samples == 0:
         raise ConfigurationError(
             f"removal_curve(data={describe(data)}) gave no batch.",
-            "Accuracy is measured on batches of inputs and targets.",
+            "Accuracy is measured on batches of inputs and targets, which order='conductance' reads before that too.",
             "Pass a DataLoader, or a list of batches.",
         )
     return RemovalCurve(tuple(shares), correct / num_samples)
+
+
+def _num_units(chosen: Mapping[str, nn.Module], dims: Mapping[str, int], tape: Tape, *, rows: int) -> dict[str, int]:
+    if missed := [name for name in chosen if name not in tape]:
+        raise ConfigurationError(
+            f"removal_curve(layers=...) chose {', '.join(map(repr, missed))}.",
+            "A layer can lose units where the model's forward calls it.",
+            "Leave these layers out, or call them in forward.",
+        )
+    return {
+        name: count_units(name, layer, call, dims[name], rows=rows)
+        for name, layer in chosen.items()
+        for call in tape[name]
+    }
+
+
+def _num_correct(logits: Tensor, target: Target) -> Tensor:
+    fits = target is not None and not target.is_floating_point() and target.shape == logits.shape[:1]
+    if target is None or not fits or logits.ndim != 2 or logits.shape[1] < 2:
+        raise ConfigurationError(
+            f"removal_curve read the target {describe(target)} from a batch, for the output {describe(logits)}.",
+            "Accuracy is that of logits (B, C) of at least two classes, for a class index (B,) for each sample.",
+            "Pass data with such targets, an adapter that finds them, or forward=... that gives such logits.",
+        )
+    return logits.argmax(1).eq(target).sum()
 
 
 def _ranks(

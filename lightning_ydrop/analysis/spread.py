@@ -1,6 +1,6 @@
 """How evenly importance is spread over the units of a layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torchmetrics import Metric
 from lightning_ydrop.errors import ConfigurationError, check_count, check_fraction, describe
 from lightning_ydrop.functional.attribution import gini, top_share
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
-from lightning_ydrop.phase1.attribution import LayerChoice, layer_conductance
+from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.phase1.attribution import LayerChoice, MaxRows, layer_conductance
 
 
 class ConductanceSpread(Metric):
@@ -48,6 +49,12 @@ class ConductanceSpread(Metric):
         super().__init__(**kwargs)
         check_count("ConductanceSpread", "num_units", num_units, minimum=1, example=1024)
         check_fraction("ConductanceSpread", "top_fraction", top_fraction, example=0.2)
+        if top_fraction == 0:
+            raise ConfigurationError(
+                "ConductanceSpread(top_fraction=0) was given.",
+                "The share of units at the top is above 0.",
+                "Pass, for example, top_fraction=0.2.",
+            )
         self.num_units = num_units
         self.top_fraction = top_fraction
         self.add_state("sums", torch.zeros(num_units), dist_reduce_fx="sum")
@@ -89,15 +96,21 @@ def mean_conductance(
     *,
     layers: LayerChoice | Sequence[LayerChoice] | None = None,
     adapter: Adapter = AutomaticAdapter(),
+    forward: Callable[..., Any] | None = None,
+    max_rows: MaxRows = "batch",
     **measuring: Any,
 ) -> dict[str, Tensor]:
     """Average the conductance of each unit over a data set.
+
+    It is that of the data of this process: nothing is exchanged with others, whether there are any or not.
 
     Args:
         model: Any torch model.
         data: Batches, such as a DataLoader gives. They are moved to the model's device.
         layers: As for `layer_conductance`.
-        adapter: How batches are read.
+        adapter: How batches are read, where the model has no method `ydrop_inputs`.
+        forward: As for `layer_conductance`; the model's method `ydrop_forward`, where it has one, by default.
+        max_rows: As for `layer_conductance`: by default no more than the batch has.
         **measuring: Other arguments of `layer_conductance`.
 
     Returns:
@@ -114,10 +127,14 @@ def mean_conductance(
 
     """
     spreads: dict[str, ConductanceSpread] = {}
+    measuring |= {"layers": layers, "forward": forward or own_method(model, "ydrop_forward"), "max_rows": max_rows}
     device = device_of(model)
     for batch in data:
-        inputs, target = adapter.read(move_data_to_device(batch, device))
-        update_spreads(spreads, layer_conductance(model, inputs, target, layers=layers, **measuring))
+        inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
+        for name, values in layer_conductance(model, inputs, target, **measuring).items():
+            if name not in spreads:
+                spreads[name] = ConductanceSpread(values.shape[1], sync_on_compute=False).to(values.device)
+            spreads[name].update(values)
     if not spreads:
         raise ConfigurationError(
             f"{describe(data)} gave no batch.",
@@ -125,20 +142,6 @@ def mean_conductance(
             "Pass a DataLoader, or a list of batches.",
         )
     return {name: spread.compute()["mean"] for name, spread in spreads.items()}
-
-
-def update_spreads(spreads: dict[str, ConductanceSpread], conductance: Mapping[str, Tensor]) -> None:
-    """Add samples to the metric of each layer, which is made when the layer comes for the first time.
-
-    Args:
-        spreads: The metrics by name, to be added to.
-        conductance: What `layer_conductance` gave.
-
-    """
-    for name, values in conductance.items():
-        if name not in spreads:
-            spreads[name] = ConductanceSpread(values.shape[1]).to(values.device)
-        spreads[name].update(values)
 
 
 def device_of(model: nn.Module) -> torch.device:

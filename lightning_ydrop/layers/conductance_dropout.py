@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_flag, check_rate, describe
+from lightning_ydrop.errors import ConfigurationError, check_flag, check_rate, check_unit_dim
 from lightning_ydrop.functional.masking import unit_dropout, vanilla_dropout
 
 
@@ -44,12 +44,7 @@ class ConductanceDropout(nn.Module):
     def __init__(self, p: float = 0.5, unit_dim: int = 1, elementwise: bool = False) -> None:
         super().__init__()
         check_rate("ConductanceDropout", "p", p)
-        if isinstance(unit_dim, bool) or not isinstance(unit_dim, int) or unit_dim == 0:
-            raise ConfigurationError(
-                f"ConductanceDropout(unit_dim={describe(unit_dim)}) was given.",
-                "`unit_dim` is the dimension of the units, any but 0, which is the batch.",
-                "Pass 1 for (B, U) and (B, C, H, W), or -1 for (B, T, U).",
-            )
+        check_unit_dim("ConductanceDropout", unit_dim)
         check_flag("ConductanceDropout", "elementwise", elementwise)
         self.p = p
         self.unit_dim = unit_dim

@@ -51,9 +51,9 @@ def read_batch(model: nn.Module, adapter: Adapter, batch: Any) -> tuple[Inputs, 
 
 
 @contextmanager
-def logging_muted(pl_module: LightningModule) -> Iterator[None]:
+def logging_muted(model: nn.Module) -> Iterator[None]:
     """Keep what a model logs in its forward pass out of the logs: to be measured is no step of its own."""
-    modules = [module for module in all_modules(pl_module) if isinstance(module, LightningModule)]
+    modules = [module for module in all_modules(model) if isinstance(module, LightningModule)]
     # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
     own = [module.__dict__.get("log") for module in modules]
     try:

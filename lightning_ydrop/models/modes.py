@@ -20,6 +20,11 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """List what `model.named_modules()` gives, by names without what compilation adds to them."""
+    return {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+
+
 @contextmanager
 def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""

@@ -1,29 +1,34 @@
 """The conductance of many layers in one forward and one backward pass."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, describe, dropout_like_modules
+from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_unit_dim, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.conversion import FEATURES_LAST
+from lightning_ydrop.models.batches import logging_muted
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
+from lightning_ydrop.models.modes import named_modules
 from lightning_ydrop.phase1.context import Phase1, phase1_of, settled
-from lightning_ydrop.phase1.inputs import Baseline, check_baseline
+from lightning_ydrop.phase1.inputs import Baseline, check_baseline, ordinary
 from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
 from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 LayerChoice = str | type[nn.Module]
+MaxRows = int | Literal["batch"] | None
 
 # Elements of an activation: to copy so many takes less time than to start the operations for each by itself.
 SMALL = 2**13
 
 
+@torch.inference_mode(False)  # in which gradients can be taken, also while a Trainer validates
 def layer_conductance(
     model: nn.Module,
     inputs: Inputs,
@@ -36,8 +41,8 @@ def layer_conductance(
     objective: Objective = TargetLogit(),
     path_from: str | None = None,
     forward: Callable[..., Any] | None = None,
-    unit_dim: int = 1,
-    max_rows: int | None = None,
+    unit_dim: int | None = None,
+    max_rows: MaxRows = None,
 ) -> dict[str, Tensor]:
     """Measure how much each unit of any layers contributes to the output (Eq. 2, arXiv 2409.09088).
 
@@ -65,9 +70,10 @@ def layer_conductance(
             It takes one more forward pass of the samples.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
+            By default the last of linear and recurrent layers, embeddings and LayerNorm, and 1 of all others.
         max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
             number splits the samples, and where that does not do each path, into as many passes as needed, which give
-            the same.
+            the same. "batch" takes as many as there are samples: it needs no more memory than training.
 
     Returns:
         For each layer, by name, its conductance (B, U), on the device of its output, in float32 or, for float64
@@ -87,19 +93,18 @@ def layer_conductance(
     check_choice("layer_conductance", "quadrature", quadrature, QUADRATURES)
     check_baseline("layer_conductance", baseline)
     check_objective("layer_conductance", objective)
-    if max_rows is not None:
-        check_count("layer_conductance", "max_rows", max_rows, minimum=2, example=1024)
+    check_layout("layer_conductance", unit_dim, max_rows)
     called = model if forward is None else forward
-    chosen = select_layers(model, layers)
+    chosen = select_layers("layer_conductance", model, layers)
     for_all = target if isinstance(target, int) else None
     phase1 = phase1_of(
         model,
         called,
         signature_of(model, called),
         chosen,
-        {name: layer.unit_dim if isinstance(layer, ConductanceDropout) else unit_dim for name, layer in chosen.items()},
+        unit_dims_of(chosen, unit_dim),
         inputs,
-        None if for_all is not None else target,
+        None if for_all is not None else ordinary(target) if isinstance(target, Tensor) else target,
         baseline=baseline,
         path_from=path_from,
         objective=objective,
@@ -109,8 +114,10 @@ def layer_conductance(
     )
     if for_all is not None:
         phase1 = replace(phase1, target=torch.full((phase1.num_samples,), for_all, device=phase1.device))
-    phase1 = settled(replace(phase1, max_rows=max_rows), path_from, baseline)
-    scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)))
+    at_once = max(2, phase1.num_samples) if max_rows == "batch" else max_rows
+    with logging_muted(model):
+        phase1 = settled(replace(phase1, max_rows=at_once), path_from, baseline)
+        scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)))
     if missed := [name for name in chosen if name not in scores]:
         raise ConfigurationError(
             f"layer_conductance(layers=...) chose {', '.join(map(repr, missed))}.",
@@ -118,6 +125,41 @@ def layer_conductance(
             "Leave these layers out, or call them in forward.",
         )
     return scores
+
+
+def unit_dims_of(layers: Mapping[str, nn.Module], unit_dim: int | None) -> dict[str, int]:
+    """Say which dimension of each layer's output holds its units, as `layer_conductance` does.
+
+    Args:
+        layers: The layers by name.
+        unit_dim: Of all that have none of their own; by default it goes by their kind.
+
+    """
+    return {
+        name: layer.unit_dim
+        if isinstance(layer, ConductanceDropout)
+        else _told_by(layer)
+        if unit_dim is None
+        else unit_dim
+        for name, layer in layers.items()
+    }
+
+
+def _told_by(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, FEATURES_LAST) else 1
+
+
+def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
+    """Refuse what cannot be the dimension of units, or a number of rows.
+
+    Raises:
+        ConfigurationError: If it cannot.
+
+    """
+    if unit_dim is not None:
+        check_unit_dim(owner, unit_dim)
+    if max_rows not in (None, "batch"):
+        check_count(owner, "max_rows", max_rows, minimum=2, example=1024)
 
 
 class _Checked(Objective):
@@ -128,35 +170,34 @@ class _Checked(Objective):
         self.target = target
 
     def __call__(self, output: Tensor, target: Target) -> Tensor:
-        self.objective.check(output, self.target)
+        with torch.no_grad():
+            self.objective.check(output, self.target)
         return self.objective(output, target)
 
 
-def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None) -> dict[str, nn.Module]:
-    """Find modules by name or type.
+def select_layers(
+    owner: str, model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None
+) -> dict[str, nn.Module]:
+    """Find modules by name or type, or every `ConductanceDropout`.
 
     Returns:
         The modules by name, in the order of `model.named_modules()`, each once. What compilation adds to names is
         taken out.
 
     Raises:
-        ConfigurationError: If a name or type is not in the model.
+        ConfigurationError: If a name or type is not in the model; it speaks of `owner`, what the user called.
 
     """
-    modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    modules = named_modules(model)
     if layers is None:
-        driven: dict[str, nn.Module] = {
-            name: module for name, module in modules.items() if isinstance(module, ConductanceDropout)
-        }
+        driven = {name: module for name, module in modules.items() if isinstance(module, ConductanceDropout)}
         if not driven:
-            there = dropout_like_modules(model)
             raise ConfigurationError(
-                f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
-                f"{', '.join(there) if there else 'none'}.",
-                "Y-Drop measures and drives ConductanceDropout layers.",
-                "Put ConductanceDropout(p) where nn.Dropout(p) stood, or add one behind each hidden layer.",
+                f"{owner} was called without `layers`, and {type(model).__name__} holds no ConductanceDropout.",
+                "Those are the layers that are measured by default.",
+                "Pass the names or types of others, such as layers=nn.Linear.",
             )
-        return driven
+        return dict(driven)
     choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
     found: set[str] = set()
     for choice in choices or [layers]:
@@ -169,7 +210,7 @@ def select_layers(model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] 
         if not matches:
             given = choice.__name__ if isinstance(choice, type) else describe(choice)
             raise ConfigurationError(
-                f"layer_conductance(layers={given}) was given.",
+                f"{owner}(layers={given}) was given.",
                 f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
                 "Pass one of these names, or the type of one.",
             )

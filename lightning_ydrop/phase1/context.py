@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
+from lightning_ydrop.models.modes import named_modules
 from lightning_ydrop.phase1.inputs import Baseline, Tensors, arrange, start_points, take_rows
 from lightning_ydrop.phase1.objectives import Objective, check_pairs
 from lightning_ydrop.phase1.recording import borrowed
@@ -168,7 +169,7 @@ def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
         ConfigurationError: If the model has no module of that name.
 
     """
-    modules: dict[str, nn.Module] = {each.replace("_orig_mod.", ""): module for each, module in model.named_modules()}
+    modules = named_modules(model)
     if name not in modules or not name:
         raise ConfigurationError(
             f"{owner}(path_from={describe(name)}) was given.",

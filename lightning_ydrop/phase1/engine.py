@@ -19,13 +19,15 @@ from lightning_ydrop.errors import (
     check_module,
     check_rate,
     describe,
+    dropout_like_modules,
 )
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
-from lightning_ydrop.phase1.attribution import count_units, select_layers
+from lightning_ydrop.models.modes import named_modules
+from lightning_ydrop.phase1.attribution import count_units
 from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
 from lightning_ydrop.phase1.inputs import Baseline, check_baseline
 from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
@@ -467,8 +469,16 @@ def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
         ConfigurationError: If there are none.
 
     """
-    found = select_layers(model, None)
-    return {name: layer for name, layer in found.items() if isinstance(layer, ConductanceDropout)}
+    found = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
+    if not found:
+        there = dropout_like_modules(model)
+        raise ConfigurationError(
+            f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
+            f"{', '.join(there) if there else 'none'}.",
+            "Y-Drop drives ConductanceDropout layers.",
+            "Put ConductanceDropout(p) where nn.Dropout(p) stood, or add one behind each hidden layer.",
+        )
+    return found
 
 
 def check_settings(

@@ -69,9 +69,11 @@ def arrange(
 
     """
     positional, keywords = arguments_of(signature, inputs)
-    tensors: list[Tensor] = []
-    apply_to_collection(list(positional), Tensor, tensors.append)
-    apply_to_collection(keywords, Tensor, tensors.append)
+    tensors = _tensors_of(positional, keywords)
+    if any(tensor.is_inference() for tensor in tensors):
+        positional = tuple(apply_to_collection(list(positional), Tensor, ordinary))
+        keywords = apply_to_collection(dict(keywords), Tensor, ordinary)
+        tensors = _tensors_of(positional, keywords)
     floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 0]
     candidates = floating if walk else [tensor for tensor in tensors if tensor.ndim > 0]
     if not candidates:
@@ -109,6 +111,11 @@ def arrange(
         for wanted in ("walked", "carried")
     )
     return call, walked, carried
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """Copy what was made in inference mode, as the batches are that a Trainer validates: autograd could not keep it."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_baseline(owner: str, baseline: Baseline) -> None:
@@ -163,6 +170,14 @@ def start_points(walked: Tensors, baseline: Baseline) -> Tensors:
 def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:
     """Take the same samples of every tensor."""
     return tuple(tensor.index_select(0, rows) for tensor in tensors)
+
+
+def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:
+    """List the tensors of a call in the order in which they stand."""
+    tensors: list[Tensor] = []
+    apply_to_collection(list(positional), Tensor, tensors.append)
+    apply_to_collection(keywords, Tensor, tensors.append)
+    return tensors
 
 
 def _start(walked: Tensor, baseline: Any) -> Tensor:

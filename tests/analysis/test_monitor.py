@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_ydrop import ConfigurationError, NegativeLoss, layer_conductance
+from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, TargetLogit, layer_conductance
 from lightning_ydrop.analysis import ConductanceMonitor
 from lightning_ydrop.functional.attribution import gini, top_share
 from tests.callbacks.test_styles import Net, data
@@ -26,6 +26,11 @@ class Validated(Net):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.ReLU(), nn.Linear(16, 5))
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.body(x)
+        self.log("confidence", logits.max(), on_step=False, on_epoch=True)
+        return logits
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
@@ -84,13 +89,108 @@ def test_settings_reach_the_measure(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_watched_is_the_run_that_is_not() -> None:
-    ends = []
+    ends, logs = [], []
     for callbacks in ([], [ConductanceMonitor("body.3", figures=False)]):
         seed_everything(1, verbose=False)
         net = Validated()
-        trainer_of(*callbacks).fit(net, data())
+        trainer = trainer_of(*callbacks)
+        trainer.fit(net, data())
         ends.append(net.state_dict())
+        logs.append({key: value for key, value in trainer.callback_metrics.items() if "conductance" not in key})
     assert_same(*ends)
+    assert_same(*logs)
+
+
+@pytest.mark.parametrize("objective", [TargetLogit(), NegativeLoss(nn.CrossEntropyLoss(reduction="none"))])
+def test_it_measures_where_a_trainer_only_validates(objective: Objective) -> None:
+    net = Validated()
+    # Which epochs of a fit it measures in is nothing to what is no fit.
+    trainer = trainer_of(ConductanceMonitor("body.3", every_n_epochs=7, objective=objective, figures=False))
+    trainer.validate(net, verbose=False)
+    measured = layer_conductance(net, X, Y, layers="body.3", n_steps=10, quadrature="trapezoid", objective=objective)
+    total = trainer.callback_metrics["conductance/body.3/total"].item()
+    assert total == pytest.approx(measured["body.3"].mean(0).sum().item(), abs=1e-5)
+
+
+def test_what_is_logged_in_the_sanity_check_is_not_drawn(tmp_path: Path) -> None:
+    trainer_of(ConductanceMonitor("body.3"), logger=CSVLogger(tmp_path), max_epochs=1).fit(Validated(), data())
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["cumulative-4.png", "units-4.png"]
+
+
+def test_it_sees_the_numbers_of_the_trainers_precision() -> None:
+    seen = []
+    net = Validated()
+    net.body[3].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    monitor = ConductanceMonitor("body.3", figures=False)
+    trainer_of(monitor, max_epochs=1, precision="bf16-mixed").fit(net, data())
+    assert set(seen) == {torch.bfloat16}
+
+
+class Sentences(Validated):
+    """Tokens, whose features come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 6)
+        self.encoder = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Any:
+        return self.head(self.encoder(self.embedding(tokens)).relu().mean(1))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return data(*self.batch)
+
+    batch = (torch.randint(0, 9, (40, 7)), Y)
+
+
+def test_units_of_sequences_are_features(tmp_path: Path) -> None:
+    kept = {}
+    for name, unit_dim in (("features", None), ("tokens", 1)):
+        monitor = ConductanceMonitor("encoder", path_from="embedding", unit_dim=unit_dim)
+        net = Sentences()
+        trainer = trainer_of(monitor, logger=CSVLogger(tmp_path / name))
+        trainer.validate(net, verbose=False)
+        kept[name] = layer_conductance(
+            net,
+            *net.batch,
+            layers="encoder",
+            path_from="embedding",
+            n_steps=10,
+            quadrature="trapezoid",
+            unit_dim=unit_dim,
+        )["encoder"].mean(0)
+        total = trainer.callback_metrics["conductance/encoder/total"].item()
+        assert total == pytest.approx(kept[name].sum().item(), abs=1e-4)
+        share = trainer.callback_metrics["conductance/encoder/top20_share"].item()
+        assert share == pytest.approx(top_share(kept[name]).item(), abs=1e-4, nan_ok=True)
+    assert (len(kept["features"]), len(kept["tokens"])) == (8, 7)
+
+
+def test_it_takes_no_more_rows_at_once_than_a_batch_has() -> None:
+    rows = []
+    net = Validated()
+    net.body.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    for monitor, most in (
+        (ConductanceMonitor("body.3", figures=False), 16),
+        (ConductanceMonitor("body.3", max_rows=99, figures=False), 99),
+    ):
+        rows.clear()
+        trainer_of(monitor).validate(net, verbose=False)
+        assert 0.8 * most < max(rows) <= most
+
+
+def test_several_monitors_have_names_of_their_own(tmp_path: Path) -> None:
+    net = Validated()
+    both = [ConductanceMonitor("body.3"), ConductanceMonitor("body.3", objective=OutputSum(), prefix="sums")]
+    trainer = trainer_of(*both, logger=CSVLogger(tmp_path))
+    trainer.validate(net, verbose=False)
+    totals = [trainer.callback_metrics[f"{prefix}/body.3/total"].item() for prefix in ("conductance", "sums")]
+    assert totals[0] != pytest.approx(totals[1])
+    assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"conductance", "sums"}
+    trainer = trainer_of(both[0], ConductanceMonitor("body.0", figures=False))
+    with pytest.raises(ConfigurationError, match="several ConductanceMonitors with prefix='conductance'"):
+        trainer.validate(net, verbose=False)
 
 
 def test_own_methods_are_called(tmp_path: Path) -> None:
@@ -156,6 +256,7 @@ def test_wandb_shows_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"baseline": "black"}, "baseline='black'"),
         ({"objective": nn.MSELoss()}, "objective=MSELoss"),
         ({"max_rows": 1}, "max_rows=1"),
+        ({"unit_dim": 0}, "unit_dim=0"),
         ({"adapter": len}, "adapter="),
     ],
 )

@@ -24,6 +24,11 @@ def test_cumulative_shares_are_written_where_they_are_reached() -> None:
     assert list(axes.get_lines()[0].get_ydata()) == [5, 9, 10, 10, 10]  # type: ignore[arg-type]
 
 
+def test_shares_are_those_of_what_is_positive() -> None:
+    axes = plot_cumulative_conductance({"Plain": torch.tensor([3.0, 1.0, 0.0, -2.0, -3.0])}, marks=(0.2, 0.8))
+    assert [text.get_text() for text in axes.texts] == ["75.0%", "50.0%"]
+
+
 def test_removal_is_drawn_in_percent_into_axes_that_are_given() -> None:
     figure, axes = pyplot.subplots()
     curve = RemovalCurve((0.0, 0.5), torch.tensor([[1.0, 0.5], [1.0, 0.7]]))

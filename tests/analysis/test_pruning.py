@@ -49,9 +49,28 @@ def test_what_is_pruned_stays_so_in_training_and_in_checkpoints() -> None:
     assert torch.equal(plain(X), model(X))
 
 
+def test_what_was_pruned_before_is_the_first_of_what_goes() -> None:
+    model = network()
+    prune_units(model, {"3": torch.arange(10.0)}, 0.3)
+    # Measured anew, what is gone scores 0, and others may score less.
+    left = prune_units(model, {"3": torch.tensor([0.0, 0.0, 0.0, -1, -2, 5, 6, 7, 8, 9])}, 0.4)
+    assert left["3"].tolist() == 3 * [False] + [True, False] + 5 * [True]
+    layer: Any = model[3]
+    assert torch.equal(layer.weight.abs().sum(1) > 0, left["3"])
+    assert torch.equal(prune_units(model, {"3": torch.rand(10)}, 0.1)["3"], left["3"])
+
+
+def test_layers_have_the_names_that_they_are_measured_by() -> None:
+    compiled: Any = torch.compile(network())
+    scores = mean_conductance(compiled, [(X, Y)], layers="3")
+    left = prune_units(compiled, scores, 0.5)
+    assert int(left["3"].sum()) == 5
+
+
 @pytest.mark.parametrize(
     ("scores", "share", "message"),
     [
+        ({"0": torch.tensor([0.0, 1, 2, 3, 4, float("nan")])}, 0.5, "no NaN"),
         ({"0": torch.rand(6)}, 1.5, "share=1.5"),
         ({"0": torch.rand(7)}, 0.5, r"Tensor\(shape=\(7,\).*'0'"),
         ({"0": torch.rand(6), "1": torch.rand(6)}, 0.5, "'1', that is ReLU here"),

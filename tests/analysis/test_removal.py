@@ -1,12 +1,14 @@
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, layer_conductance
+from lightning_ydrop import ConductanceDropout, ConfigurationError, KeyAdapter, layer_conductance
 from lightning_ydrop.analysis import RemovalCurve, removal_curve
+from tests.analysis.test_spread import Own
 from tests.sameness import assert_same
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -85,6 +87,60 @@ def test_channels_are_removed_as_units() -> None:
     assert curve.mean[1].item() == pytest.approx(accuracy_without(model, x, y, {1: torch.tensor([1, 3])}))
 
 
+def test_any_model_and_batch_will_do() -> None:
+    class Tokens(nn.Module):
+        """Logits inside an object, of sequences of features."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(4, 10)
+            self.head = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return SimpleNamespace(logits=self.head(self.encoder(x).tanh().mean(1)))
+
+    model, x, y = Tokens(), torch.randn(30, 5, 4), torch.randint(0, 3, (30,))
+    scores = torch.rand(10)
+    batches = [{"features": x[:20], "class": y[:20]}, {"features": x[20:], "class": y[20:]}]
+    removing: Any = {"layers": "encoder", "shares": (0, 0.5), "adapter": KeyAdapter("features", "class")}
+    curve = removal_curve(model, batches, {"encoder": scores}, **removing)
+    strongest = scores.argsort(descending=True)[:5]
+    encoded = model.encoder(x)
+    encoded[:, :, strongest] = 0
+    right = model.head(encoded.tanh().mean(1)).argmax(1) == y
+    assert curve.mean[1].item() == pytest.approx(right.double().mean().item())
+    # The same layer, seen as one whose units are tokens.
+    by_token = removal_curve(model, batches, {"encoder": torch.arange(5.0)}, unit_dim=1, **removing)
+    encoded = model.encoder(x)
+    encoded[:, 3:] = 0
+    right = model.head(encoded.tanh().mean(1)).argmax(1) == y
+    assert by_token.mean[1].item() == pytest.approx(right.double().mean().item())
+
+
+@pytest.mark.parametrize("order", ["random", "conductance"])
+def test_it_works_in_inference_mode_too(trained: Any, order: Any) -> None:
+    model, data = trained
+    expected = removal_curve(model, data, order, shares=SHARES, repeats=2)
+    with torch.inference_mode():
+        made_there = [(x.clone(), y.clone()) for x, y in data]
+        assert torch.equal(
+            removal_curve(model, made_there, order, shares=SHARES, repeats=2).accuracy, expected.accuracy
+        )
+
+
+def test_own_methods_are_called() -> None:
+    model, x, y = Own(), torch.randn(12, 6), torch.randint(0, 3, (12,))
+    scores = torch.rand(9)
+    model.ydrop_forward = lambda x: -model.body(x)  # type: ignore[method-assign]
+    batches = [{"features": x, "class": y}]
+    removing: Any = {"order": {"body.1": scores}, "layers": nn.ReLU, "shares": SHARES}
+    own = removal_curve(model, batches, **removing)
+    assert own.mean[0].item() == pytest.approx((model.body(x + 1).argmin(1) == y).double().mean().item())
+    given = removal_curve(model, batches, forward=model.body, **removing)
+    by_hand = removal_curve(model.body, [(x + 1, y)], {"1": scores}, layers="1", shares=SHARES)
+    assert torch.equal(given.accuracy, by_hand.accuracy)
+
+
 @pytest.mark.parametrize("order", ["random", "conductance"])
 def test_the_model_is_given_back_as_it_was(trained: Any, order: Any) -> None:
     model, data = trained
@@ -105,7 +161,17 @@ def test_the_threshold_is_the_last_share_before_accuracy_is_lost() -> None:
     assert curve.threshold(0.5) == 1.0
 
 
+@pytest.mark.parametrize("right", range(9000, 10000, 7))
+def test_the_threshold_is_no_more_than_a_loss_to_the_last_sample(right: int) -> None:
+    curve = RemovalCurve(
+        (0.0, 0.5, 0.9), torch.tensor([[right, right - 100, right - 101]], dtype=torch.float64) / 10000
+    )
+    assert curve.threshold(0.01) == 0.5
+
+
 X, Y = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
+MODEL = nn.Sequential(nn.Linear(8, 4), ConductanceDropout(), nn.Linear(4, 3))
+MODEL[0].register_module("unused", nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +186,18 @@ X, Y = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
         ({"order": {"1": torch.ones(3)}}, "shape"),
         ({"data": []}, "gave no batch"),
         ({"data": [(X, None)]}, "target None"),
-        ({"data": [(X, torch.rand(6, 3))]}, "class index for each sample"),
+        ({"data": [(X, torch.rand(6, 3))]}, r"class index \(B,\)"),
+        ({"data": [(X, torch.rand(6))]}, r"class index \(B,\)"),
+        ({"forward": lambda x: MODEL(x)[:, :1]}, "at least two classes"),
+        ({"forward": lambda x: MODEL(x)[:, 0]}, "at least two classes"),
+        ({"forward": lambda x: MODEL(x).unsqueeze(1).expand(6, 8, 3)}, r"logits \(B, C\)"),
+        ({"unit_dim": 0}, "unit_dim=0"),
+        ({"unit_dim": 2, "layers": "0"}, r"'0' \(Linear, unit_dim=2\)"),
+        ({"layers": ["0", "0.unused"]}, r"chose '0\.unused'"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
-    model = nn.Sequential(nn.Linear(8, 4), ConductanceDropout(), nn.Linear(4, 3))
-    given: dict[str, Any] = {"model": model, "data": [(X, Y)]} | arguments
+    given: dict[str, Any] = {"model": MODEL, "data": [(X, Y)]} | arguments
     with pytest.raises(ConfigurationError, match=message):
         removal_curve(**given)
 

@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, KeyAdapter, layer_conductance
 from lightning_ydrop.analysis import ConductanceSpread, mean_conductance
@@ -62,7 +65,7 @@ def test_conductance_of_another_shape_is_refused(values: torch.Tensor) -> None:
         ConductanceSpread(8).update(values)
 
 
-@pytest.mark.parametrize("arguments", [{"num_units": 0}, {"num_units": 3, "top_fraction": 1.5}])
+@pytest.mark.parametrize("arguments", [{"num_units": 0}, *({"num_units": 3, "top_fraction": top} for top in (0, 1.5))])
 def test_what_is_out_of_range_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="ConductanceSpread"):
         ConductanceSpread(**arguments)  # type: ignore[arg-type]
@@ -75,6 +78,41 @@ def test_a_data_set_is_averaged_over_samples_not_batches() -> None:
     adapter = KeyAdapter("image", "label")
     means = mean_conductance(model, batches, layers=nn.ReLU, adapter=adapter, n_steps=7)
     assert torch.allclose(means["1"], layer_conductance(model, x, y, layers=nn.ReLU, n_steps=7)["1"].mean(0), atol=1e-6)
+
+
+class Own(LightningModule):
+    """What is measured is twice what its forward says, on other inputs than the batch's, and it logs in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        self.log("seen", x.mean())
+        return self.body(x)
+
+    def ydrop_inputs(self, batch: Any) -> Any:
+        return batch["features"] + 1, batch["class"]
+
+    def ydrop_forward(self, x: Tensor) -> Any:
+        return 2 * self(x)
+
+
+def test_own_methods_are_called() -> None:
+    model, x, y = Own(), torch.randn(12, 6), torch.randint(0, 3, (12,))
+    batches = [{"features": x, "class": y}]
+    expected = 2 * layer_conductance(model.body, x + 1, y, layers="1", n_steps=7)["1"].mean(0)
+    assert torch.allclose(mean_conductance(model, batches, layers=nn.ReLU, n_steps=7)["body.1"], expected, atol=1e-6)
+    other = mean_conductance(model, batches, layers=nn.ReLU, n_steps=7, forward=model.body)["body.1"]
+    assert torch.allclose(other, expected / 2, atol=1e-6)
+
+
+def test_it_takes_no_more_rows_at_once_than_a_batch_has() -> None:
+    rows = []
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+    model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    mean_conductance(model, [(torch.randn(12, 6), torch.randint(0, 3, (12,)))], layers=nn.ReLU)
+    assert max(rows) <= 12
 
 
 def test_no_data_have_no_mean() -> None:

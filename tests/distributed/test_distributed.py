@@ -105,7 +105,7 @@ def test_observing_changes_nothing(results: Results, strategy: str, accumulate: 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = (case for strategy in RESUMED for case in (f"resumed/{strategy}", f"{strategy}/1/measure"))
-    return launch(2, tmp_path_factory.mktemp("others"), "engine", *DISTILLED, *cases)
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", "monitored", *DISTILLED, *cases)
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:
@@ -166,6 +166,13 @@ def test_the_divergence_of_all_ranks_is_that_of_all_samples(others: Results) -> 
     log_probabilities = torch.tensor([[0.0, 1.0]]).log_softmax(1)
     for ended in others["distilled/alike"]:
         assert torch.allclose(ended["divergence"], -log_probabilities.mean())
+
+
+def test_what_one_rank_alone_has_measured_is_logged_by_all(others: Results) -> None:
+    first, second = others["monitored"]
+    assert_same(dict(first["logged"]), dict(second["logged"]))
+    for name, mean in first["alone"].items():
+        assert first["logged"][f"conductance/{name}/total"].item() == pytest.approx(mean.sum().item(), abs=1e-5)
 
 
 def test_tensor_parallelism_is_refused(others: Results) -> None:

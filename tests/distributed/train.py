@@ -1,7 +1,8 @@
 """Run as every process of a distributed run: trains some cases, and writes what each rank ends with."""
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ydrop import (
     ConductanceDropout,
@@ -25,7 +26,7 @@ from lightning_ydrop import (
     YDropCallback,
     layer_conductance,
 )
-from lightning_ydrop.analysis import ConductanceSpread
+from lightning_ydrop.analysis import ConductanceMonitor, ConductanceSpread, mean_conductance
 from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
 from lightning_ydrop.phase1.measures import Conductance
 
@@ -241,6 +242,45 @@ def distilled(with_jumpout: bool) -> dict[str, Any]:
     }
 
 
+class Uneven(IterableDataset[tuple[Tensor, Tensor]]):
+    """Two batches for the first rank, and none for the others."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if dist.get_rank() == 0:
+            for seed in (1, 2):
+                generator = torch.Generator().manual_seed(seed)
+                yield torch.randn(8, 12, generator=generator), torch.randint(0, 5, (8,), generator=generator)
+
+
+class Validated(Net):
+    """The same, validated."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
+
+def monitored() -> dict[str, Any]:
+    """Monitor validation where all ranks but one have nothing to measure, and measure on one rank alone."""
+    torch.manual_seed(5)
+    net = Validated()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy=STRATEGIES["default"](0),
+        callbacks=[ConductanceMonitor(figures=False)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*sync_dist.*")
+        trainer.validate(net, DataLoader(Uneven(), batch_size=None), verbose=False)
+    alone = {}
+    if dist.get_rank() == 0:
+        alone = mean_conductance(net, Uneven(), n_steps=10, quadrature="trapezoid")
+    return {"logged": trainer.callback_metrics, "alone": alone}
+
+
 def main(folder: Path, *cases: str) -> None:
     """Run the cases, each named as strategy/accumulation/mode or otherwise."""
     torch.set_num_threads(1)
@@ -248,6 +288,8 @@ def main(folder: Path, *cases: str) -> None:
     for case in cases:
         if case == "engine":
             ended: Any = engine_cases()
+        elif case == "monitored":
+            ended = monitored()
         elif case.startswith("distilled"):
             ended = distilled(with_jumpout=case == "distilled/jumpout")
         elif case.startswith("resumed/"):

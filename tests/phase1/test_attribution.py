@@ -6,7 +6,15 @@ import torch
 from captum.attr import LayerConductance
 from torch import Tensor, nn
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, YDrop, layer_conductance
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConfigurationError,
+    NegativeLoss,
+    Objective,
+    TargetLogit,
+    YDrop,
+    layer_conductance,
+)
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.phase1 import attribution
 from tests.networks import NETWORKS, leaves, network_and_batch, perceptron
@@ -331,11 +339,44 @@ def test_units_of_a_sequence_are_its_features() -> None:
     model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(unit_dim=-1), nn.Tanh(), nn.Flatten(), nn.Linear(24, 5))
     x, y = torch.randn(6, 3, 4), torch.randint(0, 5, (6,))
     assert layer_conductance(model, x, y)["1"].shape == (6, 8)
-    by_feature = layer_conductance(model, x, y, layers="0", unit_dim=-1)["0"]
-    by_token = layer_conductance(model, x, y, layers="0")["0"]
+    by_feature = layer_conductance(model, x, y, layers="0")["0"]
+    by_token = layer_conductance(model, x, y, layers="0", unit_dim=1)["0"]
     assert by_feature.shape == (6, 8)
     assert by_token.shape == (6, 3)
     assert torch.allclose(by_feature.sum(1), by_token.sum(1), atol=1e-5)
+    # Of other layers nothing tells: a dropout of ours behind them does, or the caller.
+    assert layer_conductance(model, x, y, layers=nn.Tanh)["2"].shape == (6, 3)
+
+
+def test_no_more_rows_than_the_batch_has_pass_through_the_model_at_once() -> None:
+    rows = []
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))
+    model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    x, y = torch.randn(9, 12), torch.randint(0, 5, (9,))
+    at_once = layer_conductance(model, x, y, layers=nn.ReLU, n_steps=20)["1"]
+    assert rows == [181]
+    in_parts = layer_conductance(model, x, y, layers=nn.ReLU, n_steps=20, max_rows="batch")["1"]
+    assert max(rows[1:]) <= 9
+    assert torch.allclose(at_once, in_parts, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [TargetLogit(), NegativeLoss(nn.CrossEntropyLoss(reduction="none"))])
+def test_it_measures_in_inference_mode_what_it_measures_elsewhere(objective: Objective) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))
+
+        def forward(self, x: Tensor, factors: Tensor, scale: Tensor) -> Any:
+            return self.body(x * factors) * scale
+
+    model, y = Scaled(), torch.randint(0, 5, (6,))
+    inputs = torch.randn(6, 12), torch.rand(6, 12), torch.tensor(2.0)
+    measuring: Any = {"layers": nn.ReLU, "objective": objective, "baseline": [0.0, None], "quadrature": "trapezoid"}
+    expected = layer_conductance(model, inputs, y, **measuring)["body.1"]
+    with torch.inference_mode():
+        made_there = tuple(tensor.clone() for tensor in inputs)
+        assert torch.equal(layer_conductance(model, made_there, y.clone(), **measuring)["body.1"], expected)
 
 
 def test_outputs_that_are_one_number_for_each_sample_need_no_target() -> None:
@@ -370,6 +411,8 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X.long(), Y), "between integers"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=2), "unit_dim=2"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=0), "unit_dim=0"),
+        (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim="last"), "unit_dim='last'"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, layers="0", max_rows="all"), "max_rows='all'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_is_refused(call: Callable[[], object], message: str) -> None:
@@ -377,9 +420,9 @@ def test_what_does_not_fit_is_refused(call: Callable[[], object], message: str) 
         call()
 
 
-def test_a_model_without_our_layers_is_told_what_it_has() -> None:
+def test_without_our_layers_others_are_to_be_named() -> None:
     model = nn.Sequential(nn.Linear(12, 8), nn.Dropout(), nn.Linear(8, 5))
-    with pytest.raises(ConfigurationError, match=r"Sequential holds no ConductanceDropout.*1 \(Dropout\)"):
+    with pytest.raises(ConfigurationError, match=r"Sequential holds no ConductanceDropout.*layers=nn\.Linear"):
         layer_conductance(model, X, Y)
 
 
