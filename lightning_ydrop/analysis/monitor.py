@@ -153,7 +153,7 @@ class ConductanceMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was measured: of all ranks, since the metrics add up over them."""
-        computed = self._computed(pl_module) if self._is_due(trainer) else {}
+        computed = self._computed(pl_module)
         for name, values in computed.items():
             logged = {"top20_share": values["top_share"], "gini": values["gini"], "total": values["total"]}
             # They are the same on all ranks; Lightning warns where it is not told.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, KeyAdapter, layer_conductance
-from lightning_ydrop.analysis import RemovalCurve, removal_curve
+from lightning_ydrop.analysis import RemovalCurve, mean_conductance, removal_curve
 from tests.analysis.test_spread import Own
 from tests.sameness import assert_same
 
@@ -70,6 +70,7 @@ def test_random_units_differ_between_repeats_and_grow_from_share_to_share(traine
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     curve = removal_curve(model, data, shares=SHARES, repeats=6, seed=3)
     assert curve.accuracy.shape == (6, 5)
+    assert curve.accuracy.dtype == torch.float64  # counts over counts, so that `threshold` is exact
     assert torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=3).accuracy)
     assert not torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=4).accuracy)
     assert curve.std[0] == curve.std[-1] == 0
@@ -115,6 +116,11 @@ def test_any_model_and_batch_will_do() -> None:
     encoded[:, 3:] = 0
     right = model.head(encoded.tanh().mean(1)).argmax(1) == y
     assert by_token.mean[1].item() == pytest.approx(right.double().mean().item())
+    strongest_tokens = removal_curve(model, batches, "conductance", unit_dim=1, n_steps=5, **removing)
+    tokens = mean_conductance(model, batches, layers="encoder", adapter=removing["adapter"], unit_dim=1, n_steps=5)
+    assert torch.equal(
+        strongest_tokens.accuracy, removal_curve(model, batches, tokens, unit_dim=1, **removing).accuracy
+    )
 
 
 @pytest.mark.parametrize("order", ["random", "conductance"])
@@ -129,16 +135,23 @@ def test_it_works_in_inference_mode_too(trained: Any, order: Any) -> None:
 
 
 def test_own_methods_are_called() -> None:
-    model, x, y = Own(), torch.randn(12, 6), torch.randint(0, 3, (12,))
-    scores = torch.rand(9)
+    model, x, scores = Own(), torch.randn(12, 6), torch.rand(9)
+    y = model.body(x + 1).argmin(1)
     model.ydrop_forward = lambda x: -model.body(x)  # type: ignore[method-assign]
     batches = [{"features": x, "class": y}]
-    removing: Any = {"order": {"body.1": scores}, "layers": nn.ReLU, "shares": SHARES}
-    own = removal_curve(model, batches, **removing)
-    assert own.mean[0].item() == pytest.approx((model.body(x + 1).argmin(1) == y).double().mean().item())
-    given = removal_curve(model, batches, forward=model.body, **removing)
+    removing: Any = {"layers": nn.ReLU, "shares": SHARES}
+    own = removal_curve(model, batches, {"body.1": scores}, **removing)
+    assert own.mean[0] == 1
+    given = removal_curve(model, batches, {"body.1": scores}, forward=model.body, **removing)
     by_hand = removal_curve(model.body, [(x + 1, y)], {"1": scores}, layers="1", shares=SHARES)
     assert torch.equal(given.accuracy, by_hand.accuracy)
+    measured = mean_conductance(model, batches, layers=nn.ReLU, forward=model.body)
+    ordered = [
+        removal_curve(model, batches, order, forward=model.body, **removing) for order in ("conductance", measured)
+    ]
+    assert torch.equal(ordered[0].accuracy, ordered[1].accuracy)
+    other = removal_curve(model, batches, "conductance", forward=lambda x: model.body(-x), **removing)
+    assert not torch.equal(other.accuracy, ordered[0].accuracy)
 
 
 @pytest.mark.parametrize("order", ["random", "conductance"])
