@@ -38,8 +38,8 @@ class Run:
         row: A file of rows/, by name.
         arm: A file of examples/configs/, by name.
         seed: Of weights, batches, masks and Y-Drop.
-        varied: Arguments that the grid varies, as name=value.
-        settings: Arguments that all runs share, as name=value.
+        varied: Arguments that the grid varies, as name=value; {seed} in a value is the seed.
+        settings: Arguments that all runs share, likewise.
         out: Where the grid leaves its folders.
 
     """
@@ -64,7 +64,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """What train.py is called with, but for a checkpoint to go on from."""
-        given = [*self.settings, *self.varied]
+        given = [each.replace("{seed}", str(self.seed)) for each in (*self.settings, *self.varied)]
         ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
         return [
             *("fit", *(f"--config={file}" for file in self.files)),
@@ -112,9 +112,11 @@ def _content(file: Path) -> Any:
 
 
 def what_matters(settings: tuple[str, ...], arm: str) -> list[str]:
-    """Choose from settings those that change what a run of an arm finds."""
+    """Choose from settings those that change what a run of an arm finds: of each name the last."""
     elsewhere = PLACES if arm in YDROP_ARMS else (*PLACES, YDROP)
-    return sorted(each for each in settings if not each.startswith(elsewhere))
+    # What appends, such as trainer.callbacks+=, takes no other's place.
+    last = {each if "+=" in each else each.partition("=")[0]: each for each in settings}
+    return sorted(each for each in last.values() if not each.startswith(elsewhere))
 
 
 class Machine:

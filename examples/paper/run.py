@@ -10,7 +10,8 @@ checkpoint. --vary multiplies the grid:
     python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
 
 --set and --vary take arguments of train.py by their names there, and those of YDropCallback, for the arms that have
-one, as ydrop.elasticity and the like.
+one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed} draws its
+training and validation samples by it, where they would otherwise be the same for all seeds.
 """
 
 import argparse

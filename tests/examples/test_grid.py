@@ -80,6 +80,17 @@ def test_an_arm_is_given_what_it_takes(arm: str, tmp_path: Path) -> None:
     assert {"--model.lr=0.1", "--data.root=data", "--seed_everything=3"} <= set(run.arguments)
 
 
+def test_a_value_may_follow_the_seed(tmp_path: Path) -> None:
+    varied, settings = ("model.lr=0.{seed}",), ("data.split_seed={seed}", "ydrop.num_samples={seed}")
+    runs = [experiment.Run("mnist_fc_1", "ydrop", seed, varied, settings, tmp_path) for seed in (3, 4)]
+    for run in runs:
+        assert {f"--model.lr=0.{run.seed}", f"--data.split_seed={run.seed}"} <= set(run.arguments)
+        assert f"--trainer.callbacks.init_args.num_samples={run.seed}" in run.arguments
+        assert run.identity["settings"] == sorted(settings)
+        assert run.identity["varied"] == {"model.lr": "0.{seed}"}
+    assert runs[0].folder.parent == runs[1].folder.parent
+
+
 def test_a_run_is_what_matters_to_it(tmp_path: Path) -> None:
     def identity(arm: str, *settings: str) -> dict[str, Any]:
         found: dict[str, Any] = experiment.Run("mnist_fc_1", arm, 0, (), settings, tmp_path).identity
@@ -87,6 +98,8 @@ def test_a_run_is_what_matters_to_it(tmp_path: Path) -> None:
 
     assert identity("plain", "a=1", "b=2") == identity("plain", "b=2", "data.root=there", "a=1", "ydrop.n_steps=2")
     assert identity("ydrop") != identity("ydrop", "ydrop.n_steps=2")
+    assert identity("plain", "a=1", "a=2") == identity("plain", "a=2") != identity("plain", "a=2", "a=1")
+    assert identity("plain", "a+=1", "a+=2")["settings"] == ["a+=1", "a+=2"]
     assert identity("plain")["files"] != identity("dropout")["files"]
 
 
