@@ -3,7 +3,8 @@
     python examples/paper/report.py --runs runs/paper --out runs/paper/report.md
 
 Arms are compared seed by seed: a difference is the mean over the seeds that both have, with its 95% confidence interval
-by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) stands beside ours.
+by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) stands beside ours where network and data
+are the paper's. A run whose validation loss is no number has diverged: its accuracy counts, its loss does not.
 
 With `--join data.train_fraction=1 runs/all`, runs that varied nothing, and may have settings of their own, are one more
 point of those of the same row that varied that argument.
@@ -68,6 +69,9 @@ class Experiment:
         arms: By the values of these, and by arm, the runs.
         parts: The experiments that it was joined from, if any.
 
+    Raises:
+        SystemExit: If an arm has runs by several versions of its YAML files.
+
     """
 
     row: str
@@ -75,6 +79,15 @@ class Experiment:
     settings: tuple[str, ...]
     arms: Mapping[tuple[str, ...], Mapping[str, Runs]]
     parts: tuple["Experiment", ...] = ()
+
+    def __post_init__(self) -> None:
+        files: dict[str, str] = {}
+        for run in self.runs():
+            if files.setdefault(run["arm"], run["files"]) != run["files"]:
+                raise SystemExit(
+                    f"{run['arm']} of {self.row} has runs by several versions of its YAML files, which are not to be "
+                    "put together: report them one by one, or run the older ones again."
+                )
 
     @property
     def values(self) -> list[tuple[str, ...]]:
@@ -113,10 +126,10 @@ def read(folders: Sequence[Path]) -> list[Experiment]:
     """Read all results.
 
     Raises:
-        SystemExit: If there are none, or a run is there twice.
+        SystemExit: If there are none, a run is there twice, or by several versions of its YAML files.
 
     """
-    results = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.rglob("result.json"))]
+    results = [json.loads(file.read_text()) for file in files_in(folders)]
     if not results:
         raise SystemExit(f"There is no result.json in {', '.join(map(str, folders))}: run examples/paper/run.py first.")
     by_experiment: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Result]] = {}
@@ -124,6 +137,11 @@ def read(folders: Sequence[Path]) -> list[Experiment]:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
         by_experiment.setdefault((result["row"], tuple(result["varied"]), settings), []).append(result)
     return [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
+
+
+def files_in(folders: Sequence[Path]) -> list[Path]:
+    """Find the results in folders."""
+    return [file for folder in folders for file in sorted(folder.rglob("result.json"))]
 
 
 def joined(experiments: Sequence[Experiment], name: str, value: str, point: Experiment) -> list[Experiment]:
@@ -134,7 +152,7 @@ def joined(experiments: Sequence[Experiment], name: str, value: str, point: Expe
 
     """
     found = [each for each in experiments if (each.row, each.names) == (point.row, (name,))]
-    if len(found) != 1 or point.names or not value or (value,) in found[0].arms:
+    if len(found) != 1 or point.names or not value or order(value) in [order(each) for (each,) in found[0].arms]:
         raise SystemExit(
             f"--join {name}={value} was given for {point.row}, of which {len(found)} experiments varied {name} alone. "
             "It joins runs that varied nothing to the one experiment that varied NAME, and had no such VALUE."
@@ -160,9 +178,23 @@ def label(result: Result, others: Sequence[Result]) -> str:
     return " ".join([result["arm"], *(each.removeprefix(YDROP) for each in result["settings"] if each not in shared)])
 
 
+def numbers(runs: Runs, name: str) -> dict[int, float]:
+    """Choose what is a number, by seed: the loss of a run that diverged is none."""
+    return {seed: run[name] for seed, run in runs.items() if math.isfinite(run[name])}
+
+
+def count(runs: Runs) -> str:
+    """Count runs, and those of them that diverged or that were interrupted and went on."""
+    diverged = len(runs) - len(numbers(runs, "val_loss"))
+    resumed = sum(run["resumed"] for run in runs.values())
+    notes = [f"{number} {what}" for number, what in ((diverged, "diverged"), (resumed, "resumed")) if number]
+    return f"{len(runs)} ({', '.join(notes)})" if notes else str(len(runs))
+
+
 def difference(ours: Runs, theirs: Runs) -> Difference:
     """Compare test accuracy seed by seed."""
-    each = [100 * (ours[seed]["test_acc"] - theirs[seed]["test_acc"]) for seed in ours.keys() & theirs.keys()]
+    our, their = numbers(ours, "test_acc"), numbers(theirs, "test_acc")
+    each = [100 * (our[seed] - their[seed]) for seed in our.keys() & their.keys()]
     if len(each) < 2:
         return Difference(each[0] if each else math.nan, math.inf, len(each))
     half_width = student.ppf(0.975, len(each) - 1) * statistics.stdev(each) / math.sqrt(len(each))
@@ -189,12 +221,12 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
         lines.append(
             [
                 arm,
-                spread([100 * run["test_acc"] for run in runs.values()], 2),
+                spread([100 * each for each in numbers(runs, "test_acc").values()], 2),
                 f"{paper[arm]:.2f}" if arm in paper else "",
                 *gains,
-                spread([run["val_loss"] for run in runs.values()], 4),
+                spread(list(numbers(runs, "val_loss").values()), 4),
                 f"{statistics.fmean(run['epochs'] for run in runs.values()):.0f}",
-                str(len(runs)),
+                count(runs),
             ]
         )
     return markdown(lines)
@@ -206,13 +238,13 @@ def place(arm: str) -> int:
     return ARMS.index(name) if name in ARMS else len(ARMS)
 
 
-def order(value: str) -> tuple[float, ...]:
-    """Sort numbers, and lists of them, by what they are; anything else comes last."""
+def order(value: str) -> tuple[float | str, ...]:
+    """Sort numbers, and lists of them, by what they are; anything else comes last, as it is written."""
     try:
         number = json.loads(value)
         return tuple(map(float, number)) if isinstance(number, list) else (float(number),)
     except (TypeError, ValueError):
-        return (math.inf,)
+        return (math.inf, value)
 
 
 def draw(experiment: Experiment, picture: Path) -> None:
@@ -228,9 +260,10 @@ def draw(experiment: Experiment, picture: Path) -> None:
     for number, arm in enumerate(arms):
         points = {at: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]}
         style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": colors[arm], "linewidth": 1}
-        accuracies = [[100 * run["test_acc"] for run in each[arm].values()] for each in points.values()]
-        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies]
-        left.errorbar(list(points), [statistics.fmean(each) for each in accuracies], spreads, **style)
+        found = {at: numbers(each[arm], "test_acc").values() for at, each in points.items()}
+        accuracies = {at: [100 * accuracy for accuracy in each] for at, each in found.items() if each}
+        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies.values()]
+        left.errorbar(list(accuracies), [statistics.fmean(each) for each in accuracies.values()], spreads, **style)
         if arm != against:
             pairs = {at: difference(each[arm], each[against]) for at, each in points.items() if against in each}
             half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
@@ -288,10 +321,11 @@ def section(experiment: Experiment, picture: Path) -> Iterator[str]:
     if len(experiment.arms) > 1:
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"
+    papers = not experiment.names and not any(each.startswith(("model.", "data.")) for each in experiment.settings)
     for values in experiment.values:
         if values:
             yield f"### {', '.join(f'{name}={value}' for name, value in zip(experiment.names, values, strict=True))}"
-        yield table({} if values else PAPER.get(experiment.row, {}), experiment.arms[values])
+        yield table(PAPER.get(experiment.row, {}) if papers else {}, experiment.arms[values])
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -311,7 +345,8 @@ def main(args: Sequence[str] | None = None) -> None:
     out = known.out or known.runs[0] / "report.md"
     experiments = read(known.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    num_runs = sum(1 for experiment in experiments for _ in experiment.runs())
+    # Some of what is joined may be among the runs.
+    num_runs = len({file.resolve() for file in files_in([*known.runs, *(Path(folder) for _, folder in known.join)])})
     for argument, folder in known.join:
         name, _, value = argument.partition("=")
         for point in read([Path(folder)]):

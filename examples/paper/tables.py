@@ -11,6 +11,8 @@ def markdown(lines: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Write mean ± standard deviation, or the value where there is but one."""
+    """Write mean ± standard deviation, or the value where there is but one; nothing for none."""
+    if not values:
+        return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

@@ -11,19 +11,26 @@ from tests.examples.programs import imported
 report = imported("paper/report")
 
 
-def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, *settings: str, **varied: str) -> None:
+def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, *settings: str, **varied: str) -> Path:
     """Write what run.py leaves."""
     result: dict[str, Any] = {"row": row, "arm": arm, "seed": seed, "varied": varied, "test_acc": test_acc}
-    result["settings"] = settings
+    result |= {"settings": settings, "files": f"those of {arm}", "resumed": False}
     place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
     place.mkdir(parents=True)
-    (place / "result.json").write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
+    file = place / "result.json"
+    file.write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
+    return file
+
+
+def change(result: Path, **values: object) -> None:
+    """Write a result anew with other values."""
+    result.write_text(json.dumps(json.loads(result.read_text()) | values))
 
 
 def test_differences_are_paired_with_their_confidence_interval() -> None:
     ours = {0: 0.98, 1: 0.97, 2: 0.99, 3: 0.5}
     theirs = {0: 0.97, 1: 0.968, 2: 0.981}
-    runs = [{seed: {"test_acc": value} for seed, value in each.items()} for each in (ours, theirs)]
+    runs = [{seed: {"test_acc": value} for seed, value in each.items()} for each in (ours, theirs | {3: math.nan})]
     found = report.difference(*runs)
     each = [1.0, 0.2, 0.9]
     assert found.mean == pytest.approx(0.7)
@@ -37,16 +44,50 @@ def test_differences_are_paired_with_their_confidence_interval() -> None:
 
 def test_a_row_has_the_papers_figure_beside_ours(tmp_path: Path) -> None:
     for seed, (dropout, ydrop) in enumerate([(0.98, 0.985), (0.982, 0.984), (0.981, 0.986)]):
-        leave(tmp_path, "mnist_fc_1", "dropout", seed, dropout, "data.val_fraction=0.1")
-        leave(tmp_path, "mnist_fc_1", "ydrop", seed, ydrop, "data.val_fraction=0.1", "ydrop.n_steps=7")
+        leave(tmp_path, "mnist_fc_1", "dropout", seed, dropout, "trainer.max_epochs=9")
+        leave(tmp_path, "mnist_fc_1", "ydrop", seed, ydrop, "trainer.max_epochs=9", "ydrop.n_steps=7")
     report.main(["--runs", str(tmp_path)])
     lines = (tmp_path / "report.md").read_text().splitlines()
     first, second = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in ("dropout", "ydrop"))
     assert first.startswith("| dropout | 98.10 ± 0.10 | 98.30 |  | +0.40 ± 0.43 (3) |")
     assert second.startswith("| ydrop | 98.50 ± 0.10 | 98.47 | +0.40 ± 0.43 (3) |  |")
     assert "from 6 runs" in "\n".join(lines)
-    command = "--rows mnist_fc_1 --arms dropout ydrop --seeds 0 1 2 --set data.val_fraction=0.1 ydrop.n_steps=7"
+    command = "--rows mnist_fc_1 --arms dropout ydrop --seeds 0 1 2 --set trainer.max_epochs=9 ydrop.n_steps=7"
     assert f"python examples/paper/run.py {command}" in lines
+
+
+@pytest.mark.parametrize("setting", ["model.hidden=[8]", "data.train_fraction=0.01"])
+def test_the_papers_figure_is_that_of_its_network_and_data(setting: str, tmp_path: Path) -> None:
+    leave(tmp_path, "mnist_fc_1", "dropout", 0, 0.9, setting)
+    report.main(["--runs", str(tmp_path)])
+    assert "98.30" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_run_that_diverged_is_counted_and_has_no_loss(tmp_path: Path) -> None:
+    for loss in (math.inf, math.nan):
+        folder = tmp_path / str(loss)
+        for share in ("0.1", "1"):
+            for seed, accuracy in enumerate((0.1, 0.98)):
+                leave(folder, "digits", "dropout", seed, 0.97, **{"data.train_fraction": share})
+                diverged = leave(folder, "digits", "ydrop", seed, accuracy, **{"data.train_fraction": share})
+                change(diverged, **({"val_loss": loss} if seed == 0 else {"resumed": True}))
+        report.main(["--runs", str(folder)])
+        written = (folder / "report.md").read_text()
+        lines = [line for line in written.splitlines() if line.startswith("| ydrop | 54.00 ± 62.23 |  | -43.00 ")]
+        assert [line.split("(2) |  ")[1] for line in lines] == 2 * ["| 0.0500 | 20 | 2 (1 diverged, 1 resumed) |"]
+    file = leave(tmp_path / "alone", "digits", "ydrop", 0, 0.1)
+    change(file, val_loss=math.inf, test_acc=math.nan)
+    report.main(["--runs", str(tmp_path / "alone")])
+    assert "| ydrop |  |  |  |  |  | 20 | 1 (1 diverged) |" in (tmp_path / "alone/report.md").read_text()
+
+
+def test_runs_by_other_files_are_never_put_together(tmp_path: Path) -> None:
+    file = leave(tmp_path, "digits", "ydrop", 0, 0.9)
+    leave(tmp_path, "digits", "ydrop", 1, 0.8)
+    report.main(["--runs", str(tmp_path)])
+    change(file, files="older")
+    with pytest.raises(SystemExit, match="ydrop of digits has runs by several versions of its YAML files"):
+        report.main(["--runs", str(tmp_path)])
 
 
 def test_what_varies_is_drawn(tmp_path: Path) -> None:
@@ -74,11 +115,17 @@ def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Pat
     assert "from 4 runs" in written
     assert "| dropout | 98.00 |" in written.partition("### data.train_fraction=1\n")[2]
     assert written.count("| dropout | 98.00 |") == 2  # and by itself
+    report.main(["--runs", str(scarce), "--join", "data.train_fraction=1", str(whole), "--out", str(tmp_path / "2.md")])
+    assert "from 4 runs" in (tmp_path / "2.md").read_text()
     grids = [line.partition(" --seeds ")[2] for line in written.splitlines() if "run.py" in line]
     assert grids == ["0", "0 --vary data.train_fraction=0.1 --set early_stopping.patience=25", "0"]
-    for argument in ("data.train_fraction=0.1", "data.train_fraction=", "model.lr=1"):
+    for argument in ("data.train_fraction=0.1", "data.train_fraction=0.10", "data.train_fraction=", "model.lr=1"):
         with pytest.raises(SystemExit, match="joins runs that varied nothing"):
             report.main([*both, "--join", argument, str(whole)])
+    for file in whole.rglob("result.json"):
+        change(file, files="newer")
+    with pytest.raises(SystemExit, match="several versions"):
+        report.main(["--runs", str(scarce), "--join", "data.train_fraction=1", str(whole)])
 
 
 def test_values_stand_in_their_order(tmp_path: Path) -> None:
@@ -87,7 +134,8 @@ def test_values_stand_in_their_order(tmp_path: Path) -> None:
     report.main(["--runs", str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
     assert "--vary 'model.hidden=[256],[256,256],[1024,1024]'" in written
-    assert [report.order(value) for value in ("0.5", "[4,2]", "all", "null")] == [(0.5,), (4, 2), *2 * [(math.inf,)]]
+    assert [report.order(value) for value in ("0.5", "[4,2]")] == [(0.5,), (4, 2)]
+    assert [report.order(value) for value in ("all", "null")] == [(math.inf, "all"), (math.inf, "null")]
 
 
 def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None:
