@@ -25,7 +25,8 @@ def draw_run(folder: Path, picture: Path) -> None:
         points = [(int(row["epoch"]), float(row[name])) for row in metrics if row.get(name)]
         panels[0].plot(*zip(*points, strict=True), label=label)
     panels[0].set(title="loss", xlabel="epoch", ylabel="cross-entropy", yscale="log")
-    panels[0].legend(frameon=False)
+    if panels[0].lines:  # a run that went on behind its last epoch has none
+        panels[0].legend(frameon=False)
     for panel, layer in zip(panels[1:], layers, strict=True):
         panel.plot(sorted((float(row[layer]) for row in units if row[layer]), reverse=True))
         panel.set(title=f"{layer}: importance of each unit", xlabel="units, sorted", ylabel="mean conductance")

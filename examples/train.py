@@ -5,7 +5,8 @@ For example, Y-Drop on scikit-learn's digits:
     python examples/train.py fit --config examples/configs/base.yaml --config examples/configs/ydrop.yaml
 
 Every run writes its checkpoints, metrics.csv, reached.json, conductance.csv and training.png into one folder under
-runs/.
+runs/. With a --checkpoint.dirpath, one that was interrupted goes on as if it had not been: --ckpt_path names the
+last.ckpt that is there.
 """
 
 import csv
@@ -13,14 +14,59 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from networks import Classifier
 from plots import draw_run
 
 from lightning_ydrop import layer_conductance
+
+
+class LastEpoch(ModelCheckpoint):
+    """Keeps the last epoch in last.ckpt, and in all checkpoints what Lightning leaves out of them.
+
+    That is the random state of torch, and whether training was over: a run that goes on from last.ckpt is bit for bit
+    the one that was never interrupted (since Lightning 2.5.3; before, batches come in another order).
+
+    Args:
+        dirpath: Folder of last.ckpt.
+
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        super().__init__(dirpath, "last", enable_version_counter=False)
+        self._stopped = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep it."""
+        device = pl_module.device
+        checkpoint["left_out"] = {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "stopped": trainer.should_stop,
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put it back, before the order of batches is drawn."""
+        kept = checkpoint.get("left_out")
+        if kept is None:
+            return  # another program's
+        self._stopped = kept["stopped"]
+        if trainer.world_size > 1:
+            return  # the state is that of the first rank, whose masks the others are not to have
+        torch.set_rng_state(kept["cpu"])
+        if kept["cuda"] is not None:
+            torch.cuda.set_rng_state(kept["cuda"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train no more where it was over."""
+        super().on_train_start(trainer, pl_module)
+        if self._stopped:
+            trainer.should_stop = True
 
 
 class TrainCLI(LightningCLI):
@@ -37,6 +83,8 @@ class TrainCLI(LightningCLI):
         """Add what every run has, and let the data say what goes into the network and comes out of it."""
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastEpoch, "last")
+        parser.link_arguments("checkpoint.dirpath", "last.dirpath")
         parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -44,11 +92,14 @@ class TrainCLI(LightningCLI):
         """Test the best checkpoint, and write down how its conductance is spread."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial run keeps no checkpoints
-        (self.reached,) = self.trainer.test(self.model, self.datamodule, ckpt_path="best")
+        best = self.trainer.checkpoint_callback
+        assert isinstance(best, ModelCheckpoint)
+        assert best.best_model_score is not None
+        (self.reached,) = self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path)
         assert self.trainer.log_dir is not None
         folder = Path(self.trainer.log_dir)
-        best = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-        reached = {**self.reached, "val_loss": float(best), "epochs": self.trainer.current_epoch}
+        val_loss = float(best.best_model_score)
+        reached = {**self.reached, "val_loss": val_loss, "epochs": self.trainer.current_epoch}
         (folder / "reached.json").write_text(json.dumps(reached) + "\n")
         write_conductance(self.model, self.datamodule, folder / "conductance.csv")
         draw_run(folder, folder / "training.png")

@@ -1,6 +1,7 @@
 """One run of the paper's experiments, and the machine that runs share."""
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +18,6 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 HERE = Path(__file__).parent
 TRAIN = HERE.parent / "train.py"
@@ -57,6 +58,11 @@ class Run:
         return self.out / self.row / "_".join([self.arm, *self.varied]) / f"seed_{self.seed}"
 
     @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are: the best, and while it is not done the last."""
+        return self.folder / "checkpoints"
+
+    @property
     def files(self) -> list[Path]:
         """The configuration, the later ones laid over the earlier."""
         return [CONFIGS / "base.yaml", HERE / "rows" / f"{self.row}.yaml", CONFIGS / f"{self.arm}.yaml"]
@@ -73,7 +79,7 @@ class Run:
             *(f"--{each}" for each in given if not each.startswith(YDROP)),
             *(f"--seed_everything={self.seed}", "--trainer.enable_progress_bar=false"),
             *(f"--trainer.logger.init_args.save_dir={self.folder}", "--trainer.logger.init_args.name=logs"),
-            *(f"--checkpoint.dirpath={self.folder / 'checkpoints'}", "--checkpoint.save_last=true"),
+            f"--checkpoint.dirpath={self.checkpoints}",
         ]
 
     @property
@@ -95,14 +101,15 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def check(self) -> None:
-        """Refuse a folder that holds another run, or the beginning of one.
+        """Refuse a folder that holds another run, or what one has learned.
 
         Raises:
             SystemExit: If it does.
 
         """
         file = self.folder / "run.json"
-        if file.exists() and json.loads(file.read_text()) != self.identity:
+        learned = self.result is not None or any(self.checkpoints.glob("*.ckpt"))
+        if learned and file.exists() and json.loads(file.read_text()) != self.identity:
             raise SystemExit(f"{file} is of a run with other settings or YAML files: name another folder with --out.")
 
 
@@ -148,12 +155,13 @@ class Machine:
         slot = self.slots.get()
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(run.folder / "lock", timeout=0):
+            with (run.folder / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 run.check()
                 write_at_once(run.folder / "run.json", run.identity)
                 # Another process may have ended it in the meantime.
-                return None if run.result else self._train(run, slot)
-        except Timeout:
+                return None if run.result else self._train(run, slot, lock.fileno())
+        except BlockingIOError:
             return f"{run.folder}: another process is at it."
         finally:
             self.slots.put(slot)
@@ -170,11 +178,10 @@ class Machine:
             for process in self._running:
                 process.terminate()
 
-    def _train(self, run: Run, slot: int) -> str | None:
-        last = run.folder / "checkpoints" / "last.ckpt"
-        resumed = last.exists()
+    def _train(self, run: Run, slot: int, lock: int) -> str | None:
+        last = last_of(run.checkpoints)
         began = time.perf_counter()
-        if status := self._call([*run.arguments, *([f"--ckpt_path={last}"] if resumed else [])], run.folder, slot):
+        if status := self._call([*run.arguments, *([f"--ckpt_path={last}"] if last else [])], run.folder, slot, lock):
             return f"{run.folder}: train.py ended with {status}; see log.txt there."
         reached = newest_logs(run.folder) / "reached.json"
         if not reached.exists():
@@ -185,17 +192,15 @@ class Machine:
                 **run.identity,
                 **json.loads(reached.read_text()),
                 "seconds": time.perf_counter() - began,
-                "resumed": resumed,
+                "resumed": last is not None,
                 "arguments": run.arguments,
             },
         )
-        last.unlink(missing_ok=True)
-        if not self.keep_checkpoints:
-            for file in (run.folder / "checkpoints").glob("*.ckpt"):
-                file.unlink()
+        for file in run.checkpoints.glob("last.ckpt" if self.keep_checkpoints else "*.ckpt"):
+            file.unlink()
         return None
 
-    def _call(self, arguments: list[str], folder: Path, slot: int) -> int:
+    def _call(self, arguments: list[str], folder: Path, slot: int, lock: int) -> int:
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         if torch.cuda.is_available():
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
@@ -205,13 +210,35 @@ class Machine:
                 if self._stopped:
                     return -1
                 command = [sys.executable, str(TRAIN), *arguments]
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+                # It holds the lock too: where this program is killed alone, no other begins the run beside it.
+                process = subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
+                )
                 self._running.add(process)
             try:
                 return process.wait()
             finally:
                 with self._lock:
                     self._running.discard(process)
+
+
+def last_of(checkpoints: Path) -> Path | None:
+    """Find the checkpoint to go on from, and remove what an interruption has left beside it and its best one.
+
+    An interruption while checkpoints were written leaves a last one that is half a file, or whose best one is gone:
+    the run begins anew.
+    """
+    last, going_on = checkpoints / "last.ckpt", set()
+    if zipfile.is_zipfile(last):
+        states = torch.load(last, map_location="cpu", mmap=True, weights_only=True)["callbacks"]
+        best = next(
+            Path(state["best_model_path"]) for name, state in states.items() if name.startswith("ModelCheckpoint")
+        )
+        going_on = {last.name, best.name} if best.exists() else set()
+    for file in checkpoints.glob("*.ckpt"):
+        if file.name not in going_on:
+            file.unlink()
+    return last if going_on else None
 
 
 def newest_logs(folder: Path) -> Path:

@@ -110,6 +110,72 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
         assert "another process is at it" in experiment.Machine(1).run(run)
 
 
+def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "train.py"
+    program.write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)")
+    grid = (
+        f"import sys; sys.path.append({str(EXAMPLES / 'paper')!r}); import experiment; from pathlib import Path\n"
+        f"experiment.TRAIN = Path({str(program)!r})\n"
+        "experiment.Machine(1).run(experiment.Run('digits', 'plain', 0, (), (), Path('out')))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", grid])
+    wait_for(tmp_path / "pid", process)
+    process.kill()
+    process.wait()
+    program.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(experiment, "TRAIN", program)
+    run = experiment.Run("digits", "plain", 0, (), (), Path("out"))
+    assert "another process is at it" in experiment.Machine(1).run(run)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    ends = time.monotonic() + 60
+    while "another process is at it" in (said := experiment.Machine(1).run(run)):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    assert "ended with 3" in said
+
+
+def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
+    mistaken, corrected = (
+        experiment.Run("digits", "plain", 0, (), (f"model.lr={rate}",), tmp_path) for rate in ("fast", "1")
+    )
+    mistaken.folder.mkdir(parents=True)
+    (mistaken.folder / "run.json").write_text(json.dumps(mistaken.identity))
+    corrected.check()
+    for learned in ("checkpoints/last.ckpt", "result.json"):
+        file = corrected.folder / learned
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+        with pytest.raises(SystemExit, match=r"run\.json is of a run with other settings"):
+            corrected.check()
+        file.unlink()
+
+
+def test_what_was_interrupted_while_checkpoints_were_written_begins_anew(tmp_path: Path) -> None:
+    best, other, last = (tmp_path / name for name in ("epoch=1-step=34.ckpt", "epoch=2-step=51.ckpt", "last.ckpt"))
+
+    def left(*files: Path) -> None:
+        for file in (best, other, last):
+            file.unlink(missing_ok=True)
+        for file in files:
+            torch.save({"callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best_model_path": str(best)}}}, file)
+
+    left(best, last)
+    assert experiment.last_of(tmp_path) == last
+    left(best, other, last)  # a better one was saved
+    assert experiment.last_of(tmp_path) == last
+    assert sorted(tmp_path.iterdir()) == [best, last]
+    left(other, last)  # and the best that the last one knows removed
+    assert experiment.last_of(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    left(best)  # the first, before there was a last one
+    assert experiment.last_of(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    left(best, last)
+    last.write_bytes(last.read_bytes()[:-100])
+    assert experiment.last_of(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_gpus_are_those_that_the_user_may_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 import subprocess
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.datasets.mnist import read_image_file
 
 from tests.examples.programs import EXAMPLES
+from tests.sameness import assert_same
 
 CONFIGS = EXAMPLES / "configs"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
@@ -119,3 +122,39 @@ def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
         "--model.hidden=[8]",
     )  # fmt: skip
     assert "704/704" in said
+
+
+class Ends(Callback):
+    """Ends a run in its third epoch, as what kills it would."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (2, 3):
+            raise EOFError
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_a_run_that_was_interrupted_goes_on_as_the_uninterrupted_one(cli: Callable[..., Any], tmp_path: Path) -> None:
+    def last_of(name: str, *others: str) -> Any:
+        """Train, and give what is left: all but the names of files."""
+        folder = tmp_path / name
+        trainer = cli(
+            [
+                *("fit", f"--config={CONFIGS / 'base.yaml'}", f"--config={CONFIGS / 'ydrop.yaml'}"),
+                *("--model.hidden=[16]", "--model.lr=0.3", "--early_stopping.patience=3", "--data.train_fraction=0.3"),
+                *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"),
+                *(f"--trainer.logger.save_dir={folder}", f"--checkpoint.dirpath={folder / 'checkpoints'}", *others),
+            ]
+        ).trainer
+        best, last = (torch.load(file) for file in sorted((folder / "checkpoints").glob("*.ckpt")))
+        kept = [[each[key] for key in ("epoch", "state_dict", "optimizer_states", "left_out")] for each in (best, last)]
+        return [kept, *((Path(trainer.log_dir) / file).read_text() for file in ("reached.json", "conductance.csv"))]
+
+    expected = last_of("uninterrupted")
+    (_, (epoch, *_)), reached, _ = expected
+    assert json.loads(reached)["epochs"] == epoch + 1
+    assert 5 < epoch < 199  # it was early stopping that ended it
+    with pytest.raises(EOFError):
+        last_of("ended", f"--trainer.callbacks+={__name__}.Ends")
+    going_on = f"--ckpt_path={tmp_path / 'ended/checkpoints/last.ckpt'}"
+    assert_same(last_of("ended", going_on), expected)
+    assert_same(last_of("ended", going_on), expected)  # as if it had ended in the test, behind the last epoch
