@@ -6,10 +6,11 @@
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
 masks. What is measured of a teacher stays beside it, in distilled.json: started again, the program measures the others,
-and those that were compared with another number of masks.
+those that have been trained anew, and those that were compared with another number of masks.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -122,10 +123,16 @@ def measured(
 
 
 def measured_before(result: Path, samples: int) -> dict[str, dict[str, float]] | None:
-    """Read what was measured of a teacher against an average over so many masks."""
+    """Read what was measured of this very teacher against an average over so many masks."""
     file = result.with_name("distilled.json")
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return kept["measured"] if kept.get("samples") == samples else None
+    same = kept.get("samples") == samples and kept.get("teacher") == identity_of(result)
+    return kept["measured"] if same else None
+
+
+def identity_of(result: Path) -> str:
+    """Say which network the teacher is: one that is trained anew leaves another checkpoint."""
+    return hashlib.sha256(checkpoint_of(result).read_bytes()).hexdigest()
 
 
 def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
@@ -170,8 +177,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with ProcessPoolExecutor(known.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(distilled, result, known.samples, threads): result for result in left}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
-            found = {"samples": known.samples, "measured": future.result()}
-            write_at_once(waiting[future].with_name("distilled.json"), found)
+            result = waiting[future]
+            found = {"samples": known.samples, "teacher": identity_of(result), "measured": future.result()}
+            write_at_once(result.with_name("distilled.json"), found)
     arms = defaultdict(list)
     for result in sorted(results, key=lambda result: place(record_of(result)["arm"])):
         if (before := measured_before(result, known.samples)) is not None:

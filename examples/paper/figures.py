@@ -37,7 +37,8 @@ from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_condu
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
-# Share of the top 20% of units in percent, and at which share of removed units accuracy starts to fall (Sec. 6.2).
+# Of the row mnist_fig_2: share of the top 20% of units in percent, and at which share of removed units accuracy starts
+# to fall (Sec. 6.2).
 PAPER = {"plain": ("50.0", "20"), "dropout": ("41.7", "60"), "ydrop": ("nearly linear", "80")}
 PRUNED_BY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "conductance": lambda layer, conductance: conductance,
@@ -94,13 +95,14 @@ def pruned(
     return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
 
 
-def summary(arms: Mapping[str, Sequence[Shown]]) -> str:
-    """Lay out how conductance is spread, beside the paper's figures."""
+def summary(row: str, arms: Mapping[str, Sequence[Shown]]) -> str:
+    """Lay out how conductance is spread, beside the paper's figures where it has them."""
+    paper = PAPER if row == "mnist_fig_2" else {}
     columns = ["arm", "held by the top 20%, %", "the paper's", "Gini coefficient", "total", "removed at random, %"]
     lines = [[*columns, "removed strongest first, %", "the paper's", "networks"]]
     for arm, networks in arms.items():
         spreads = [spread_of(network.conductance) for network in networks]
-        top, removed = PAPER.get(arm, ("", ""))
+        top, removed = paper.get(arm, ("", ""))
         lines.append(
             [
                 arm,
@@ -158,8 +160,8 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     plt.close("all")
 
 
-def write(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
-    """Write figures.md, and its pictures beside it."""
+def write(row: str, arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
+    """Write figures.md of a row, and its pictures beside it."""
     draw(arms, folder)
     head = [f"{100 * share:.0f}%" for share in SHARES]
     parts = [
@@ -167,7 +169,7 @@ def write(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
         "By `examples/paper/figures.py`, of networks that `examples/paper/run.py --keep-checkpoints` has trained.",
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
         "How many units can be removed is the largest share that costs no more than one percent of accuracy.",
-        summary(arms),
+        summary(row, arms),
         "![Mean conductance of units, and its cumulative sum](fig_2.png)",
         "![Accuracy while units are removed](fig_3.png)",
         "## Removed at random",
@@ -193,11 +195,12 @@ def main(args: Sequence[str] | None = None) -> None:
     known = parser.parse_args(args)
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
-    for result in tqdm(read(known.runs), unit="network", dynamic_ncols=True):
+    results = read(known.runs)
+    for result in tqdm(results, unit="network", dynamic_ncols=True):
         found[record_of(result)["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
-    write({arm: found[arm] for arm in sorted(found, key=place)}, folder)
+    write(record_of(results[0])["row"], {arm: found[arm] for arm in sorted(found, key=place)}, folder)
     print(f"{folder / 'figures.md'} is written")
 
 

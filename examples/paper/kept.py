@@ -23,21 +23,30 @@ def read(folder: Path) -> list[Path]:
     """Find the results of a grid of one row, whose networks were kept.
 
     Raises:
-        SystemExit: If there is no network beside one of them, or they are of several rows.
+        SystemExit: If there is no network beside one of them, they are of several rows, or an arm is there with several
+            settings.
 
     """
     results = sorted(folder.rglob("result.json"))
-    rows = {record_of(result)["row"] for result in results}
+    records = [record_of(result) for result in results]
+    rows = {record["row"] for record in records}
     if len(rows) != 1:
         raise SystemExit(f"{folder} has results of {len(rows)} rows; one is wanted: name its folder with --runs.")
-    for result in results:
+    same: dict[str, list[Any]] = {}
+    for result, record in zip(results, records, strict=True):
+        settings = [record[name] for name in ("varied", "settings", "files")]
+        if same.setdefault(record["arm"], settings) != settings:
+            raise SystemExit(
+                f"{folder} has results of {record['arm']} with several settings or YAML files; one is wanted: name the "
+                "folder of one with --runs."
+            )
         checkpoint_of(result)
     return results
 
 
 def checkpoint_of(result: Path) -> Path:
     """Find the checkpoint of a run at its lowest validation loss."""
-    found = list((result.parent / "checkpoints").glob("*.ckpt"))
+    found = [file for file in (result.parent / "checkpoints").glob("*.ckpt") if file.name != "last.ckpt"]
     if len(found) != 1:
         raise SystemExit(
             f"There is not one checkpoint beside {result}: run.py keeps them with --keep-checkpoints, "

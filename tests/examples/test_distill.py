@@ -1,5 +1,6 @@
 """From a network trained with dropout to its student, by the programs of examples/."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from tests.examples.programs import EXAMPLES, imported, said
 from tests.examples.test_data import drawn, write_mnist
+from tests.examples.test_report import leave
 
 paper = imported("paper/distillation")
 
@@ -76,6 +78,21 @@ def test_predictors_are_measured_against_the_average(tmp_path: Path) -> None:
     lines = paper.table({"dropout": [found, found]}).splitlines()
     assert lines[2].startswith(f"| dropout | one pass | {1000 * divergence['one pass']:.2f} ± 0.00 |")
     assert len(lines) == 2 + 3
+
+
+def test_only_what_was_measured_of_this_teacher_counts(tmp_path: Path) -> None:
+    result = leave(tmp_path, "digits", "dropout", 0, 0.9)
+    checkpoint = result.parent / "checkpoints/epoch=1-step=34.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("one")
+    (checkpoint.parent / "last.ckpt").write_text("of a grid that was ended before it removed it")
+    assert paper.measured_before(result, 20) is None
+    measured = {"samples": 20, "teacher": paper.identity_of(result), "measured": {"one pass": {}}}
+    result.with_name("distilled.json").write_text(json.dumps(measured))
+    assert paper.measured_before(result, 20) == {"one pass": {}}
+    assert paper.measured_before(result, 30) is None
+    checkpoint.write_text("another")
+    assert paper.measured_before(result, 20) is None
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
         "plain": [shown([4.0, 1, 1, 1, 1], [0.98, 0.975, 0.9]), shown([2.0, 1, 1, 1, 1], [0.98, 0.975, 0.975])],
         "random": [shown([1.0, 1, 1, 1, 1], [0.98, 0.98, 0.98])],
     }
-    figures.write(arms, tmp_path)
+    figures.write("mnist_fig_2", arms, tmp_path)
     lines = (tmp_path / "figures.md").read_text().splitlines()
     plain, random = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in arms)
     # Shares of 4/8 and 2/6, Gini coefficients of 0.3 and 2/15, totals of 8 and 6; 10% and 20% can be removed.
@@ -34,6 +34,7 @@ def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
     assert sum(line.startswith("| plain | 98.00 ± 0.00 |") for line in lines) == 1 + len(figures.PRUNED_BY) + 1
     for picture in ("fig_2.png", "fig_3.png", "pruning.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert "| 50.0 |" not in figures.summary("mnist_fc_1", arms)
 
 
 @pytest.mark.slow
@@ -60,3 +61,13 @@ def test_without_checkpoints_it_says_how_to_keep_them(tmp_path: Path) -> None:
     leave(tmp_path, "digits", "plain", 0, 0.98)
     with pytest.raises(SystemExit, match="results of 2 rows"):
         figures.main(["--runs", str(tmp_path)])
+
+
+def test_networks_of_one_arm_with_several_settings_are_refused(tmp_path: Path) -> None:
+    for rate in ("0.01", "1"):
+        result = leave(tmp_path, "digits", "dropout", 0, 0.98, **{"model.lr": rate})
+        (result.parent / "checkpoints").mkdir()
+        (result.parent / "checkpoints/epoch=1.ckpt").touch()
+    with pytest.raises(SystemExit, match="results of dropout with several settings"):
+        figures.main(["--runs", str(tmp_path)])
+    assert len(imported("paper/kept").read(tmp_path / "digits/dropout_1")) == 1
