@@ -12,11 +12,12 @@ import itertools
 import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
-from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments, what_matters
+from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -50,7 +51,14 @@ class Objective:
                 raise RuntimeError(failure)
             assert run.result is not None
             losses.append(run.result["val_loss"])
-        return statistics.fmean(losses)
+        mean = statistics.fmean(losses)
+        # Optuna takes none for a failure, which is tried again; a run that diverged would diverge again.
+        return math.inf if math.isnan(mean) else mean
+
+
+def pair_of(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
+    """Take the pair of a trial, which has none where it failed before it was given one."""
+    return trial.params.get("elasticity"), trial.params.get("annealing_epochs")
 
 
 def losses_of(study: optuna.Study) -> dict[tuple[float, int], float]:
@@ -58,8 +66,7 @@ def losses_of(study: optuna.Study) -> dict[tuple[float, int], float]:
     lowest: dict[tuple[float, int], float] = {}
     for trial in study.get_trials(states=[TrialState.COMPLETE]):
         assert trial.value is not None
-        pair = (trial.params["elasticity"], trial.params["annealing_epochs"])
-        lowest[pair] = min(trial.value, lowest.get(pair, math.inf))
+        lowest[pair_of(trial)] = min(trial.value, lowest.get(pair_of(trial), math.inf))
     return lowest
 
 
@@ -70,16 +77,24 @@ def table(study: optuna.Study) -> str:
     for elasticity in ELASTICITIES:
         losses = [lowest.get((elasticity, epochs)) for epochs in ANNEALING_EPOCHS]
         lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
-    elasticity, epochs = min(lowest, key=lowest.__getitem__)
     row, arm = study.study_name.split()
     runs = study.user_attrs["runs"]
     command = ["python", "examples/paper/tune.py", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
     command += ["--set", *runs["settings"]] if runs["settings"] else []
     return (
         f"# Tuning of {study.study_name}\n\n```sh\n{shlex.join(command)}\n```\n\n"
-        f"Validation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n"
-        f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`.\n"
+        f"Validation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n{chosen(lowest)}\n"
     )
+
+
+def chosen(lowest: Mapping[tuple[float, int], float]) -> str:
+    """Say which pair has the lowest loss."""
+    if not lowest:
+        return "No trial is done."
+    elasticity, epochs = min(lowest, key=lowest.__getitem__)
+    if math.isinf(lowest[elasticity, epochs]):
+        return "All of them diverged: there is none to choose."
+    return f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`."
 
 
 def storage(text: str) -> BaseStorage | str:
@@ -109,11 +124,17 @@ def main(args: Sequence[str] | None = None) -> None:
         sampler=optuna.samplers.GridSampler({"elasticity": ELASTICITIES, "annealing_epochs": ANNEALING_EPOCHS}),
         load_if_exists=True,
     )
-    same = {"settings": what_matters(tuple(known.set), known.arm), "seeds": known.seeds}
-    if study.user_attrs.setdefault("runs", same) != same:
-        raise SystemExit(f"The study has trials with {study.user_attrs['runs']}: name another --out, or --storage.")
+    identity = Run(known.row, known.arm, 0, (), tuple(known.set), folder).identity
+    same = {"settings": identity["settings"], "seeds": known.seeds, "files": identity["files"]}
+    # A study of before the files were written down has none.
+    if same | study.user_attrs.get("runs", {}) != same:
+        raise SystemExit(
+            f"The study has trials with {study.user_attrs['runs']}, and not {same}, where `files` stands for the "
+            "content of the YAML files: name another --out, or --storage."
+        )
     study.set_user_attr("runs", same)
     tune(study, known, folder)
+    folder.mkdir(parents=True, exist_ok=True)  # where all trials were on other machines, there is none yet
     (folder / "study.md").write_text(table(study))
     print(f"\n{table(study)}")
 
@@ -122,7 +143,7 @@ def tune(study: optuna.Study, known: argparse.Namespace, folder: Path) -> None:
     """Try the pairs that are left, at most so many."""
     done = losses_of(study)
     left = [pair for pair in PAIRS if pair not in done]
-    failed = {tuple(trial.params.values()) for trial in study.get_trials(states=[TrialState.FAIL])}
+    failed = {pair_of(trial) for trial in study.get_trials(states=[TrialState.FAIL])}
     for elasticity, annealing_epochs in failed.intersection(left):
         # The sampler takes what has failed for done.
         study.enqueue_trial({"elasticity": elasticity, "annealing_epochs": annealing_epochs})

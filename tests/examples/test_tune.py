@@ -19,7 +19,7 @@ def loss_of(elasticity: float, annealing_epochs: int) -> float:
 def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The program, with runs that take no time: their loss is lowest at an elasticity of 1e-2 and 3 epochs.
 
-    The run of that number fails that is in `fails`.
+    The run of that number fails that is in `fails`; `adds` is added to each loss.
     """
     program = imported("paper/tune")
     trained: list[Any] = []
@@ -30,6 +30,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             return "it failed"
         given = dict(each.split("=") for each in run.varied)
         loss = loss_of(float(given["ydrop.elasticity"]), int(given["ydrop.annealing_epochs"]))
+        loss += tuned.adds  # type: ignore[attr-defined]
         run.folder.mkdir(parents=True)
         # A test accuracy that would choose otherwise.
         (run.folder / "result.json").write_text(json.dumps({"val_loss": loss, "test_acc": loss}))
@@ -43,7 +44,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         program.main(["--row", "mnist_fc_1", *args])
         return list(trained)
 
-    tuned.fails = ()  # type: ignore[attr-defined]
+    tuned.fails, tuned.adds = (), 0  # type: ignore[attr-defined]
     return tuned
 
 
@@ -69,6 +70,33 @@ def test_what_failed_is_tried_again(tune: Any, tmp_path: Path) -> None:
     tune.fails = ()
     assert len(tune()) == 23
     assert "of 25 pairs" in (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_pairs_that_diverged_are_done_and_never_chosen(loss: float, tune: Any, tmp_path: Path) -> None:
+    report = tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md"
+    tune.adds = loss
+    assert len(tune("--trials", "2")) == 2
+    assert "of 2 pairs" in report.read_text()
+    assert "All of them diverged" in report.read_text()
+    tune.adds = 0
+    assert len(tune()) == 23
+    assert "The lowest is that of" in report.read_text()
+
+
+def test_a_study_whose_trials_are_elsewhere_is_reported_here(tune: Any, tmp_path: Path) -> None:
+    tune("--trials", "0", "--storage", "studies.journal")
+    assert "No trial is done." in (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
+    tune("--trials", "1", "--storage", "studies.journal")
+    tune("--trials", "0", "--storage", "studies.journal", "--out", "elsewhere")
+    assert "of 1 pairs" in (tmp_path / "elsewhere/mnist_fc_1_ydrop/study.md").read_text()
+
+
+def test_a_study_has_trials_by_one_version_of_the_files(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune("--trials", "1")
+    monkeypatch.setattr(imported("paper/experiment"), "_content", lambda file: "another")
+    with pytest.raises(SystemExit, match="content of the YAML files"):
+        tune("--trials", "1")
 
 
 def test_a_study_goes_on_with_what_it_began_with_wherever_its_data_are(tune: Any) -> None:
