@@ -102,8 +102,9 @@ class TrainCLI(LightningCLI):
         reached = {**self.reached, "val_loss": val_loss, "epochs": self.trainer.current_epoch}
         (folder / "reached.json").write_text(json.dumps(reached) + "\n")
         write_conductance(self.model, self.datamodule, folder / "conductance.csv")
-        draw_run(folder, folder / "training.png")
-        print(f"checkpoints, metrics.csv, conductance.csv and training.png are in {folder}")
+        if (folder / "metrics.csv").exists():  # which another logger than CSVLogger does not write
+            draw_run(folder, folder / "training.png")
+        print(f"what the run has written is in {folder}")
 
 
 def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path, num_samples: int = 1000) -> None:

@@ -264,7 +264,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every program takes that starts runs."""
     named: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "type": setting}
     parser.add_argument("--set", **named, metavar="NAME=VALUE", help="arguments of all runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share cores and GPUs")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="runs at a time; they share cores and GPUs")
 
 
 def setting(text: str) -> str:
@@ -272,3 +272,10 @@ def setting(text: str) -> str:
     if not all(text.partition("=")):
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
     return text
+
+
+def at_least_one(text: str) -> int:
+    """Read a number of things that are done at a time."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)

@@ -16,12 +16,11 @@ training and validation samples by it, where they would otherwise be the same fo
 
 import argparse
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from experiment import ARMS, ROWS, Machine, Run, add_shared_arguments, setting
+from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, setting
 from tqdm import tqdm
 
 
@@ -35,7 +34,14 @@ def grid_of(known: argparse.Namespace) -> Iterator[Run]:
 def varied(axis: str) -> list[str]:
     """Take an argument and its values apart: "model.hidden=[64],[64,64]" has two."""
     name, values = axis.split("=", 1)
-    return [f"{name}={value}" for value in re.split(r",(?![^\[]*\])", values)]
+    found, depth = [""], 0
+    for character in values:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [f"{name}={value}" for value in found]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -58,19 +64,26 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep the best checkpoint of each run")
     known = parser.parse_args(args)
     grid = list(grid_of(known))
+    if len({run.folder for run in grid}) < len(grid):
+        parser.error("a row, an arm, a seed or a value of --vary is there twice")
+    others = [arm for arm in known.arms if arm not in YDROP_ARMS]
+    if others and any(each.startswith(YDROP) for each in known.vary):
+        parser.error(
+            f"--vary of {YDROP} changes nothing for {', '.join(others)}: name other --arms, and run these without it"
+        )
     for run in grid:
         run.check()
     ahead = [run for run in grid if run.result is None]
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
     if failures := run_all(ahead, known.jobs, known.keep_checkpoints):
-        raise SystemExit(f"{failures} of {len(ahead)} runs failed.")
+        raise SystemExit(f"{failures} of {len(ahead)} runs are not done, for the reasons above.")
 
 
 def run_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> int:
     """Run all, so many at a time, and say what goes wrong.
 
     Returns:
-        How many runs failed.
+        How many runs are not done: they failed, or another process is at them.
 
     """
     failures = 0

@@ -268,13 +268,43 @@ def test_what_fails_is_named_and_the_others_run(root: Path) -> None:
         settings=("trainer.max_epochs=1",),
         rc=1,
     )
-    assert "1 of 2 runs failed" in said
+    assert "1 of 2 runs are not done" in said
     assert "model.lr=fast" in said
     assert list(results(root)) == ["mnist_fc_1/plain_model.lr=0.01/seed_0"]
 
 
-@pytest.mark.parametrize("args", [("--rows", "mnist_fc_9"), ("--arms", "jump"), ("--vary", "model.lr")])
-def test_what_is_not_there_is_refused(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        imported("paper/run").main(["--rows", "mnist_fc_1", *args])
-    assert args[1] in f"{caught.value} {capsys.readouterr().err}"
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--rows", "mnist_fc_9"), "mnist_fc_9"),
+        (("--arms", "jump"), "jump"),
+        (("--vary", "model.lr"), "model.lr"),
+        (("--seeds", "0", "1", "0"), "is there twice"),
+        (("--vary", "model.lr=1,1"), "is there twice"),
+        (("--jobs", "0"), "'0' is not 1 or more"),
+        (("--vary", "ydrop.elasticity=1e-3,1e-2", "--arms", "plain", "ydrop"), "changes nothing for plain"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    args: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = imported("paper/run")
+    monkeypatch.setattr(program, "run_all", lambda *_: 0)
+    with pytest.raises(SystemExit):
+        program.main(["--rows", "mnist_fc_1", *args])
+    assert says in capsys.readouterr().err
+
+
+def test_values_are_taken_apart_at_their_own_commas() -> None:
+    varied = imported("paper/run").varied
+    assert varied("model.hidden=[64],[64,64]") == ["model.hidden=[64]", "model.hidden=[64,64]"]
+    assert varied("x=[[1,2],[3]],[[4]]") == ["x=[[1,2],[3]]", "x=[[4]]"]
+    assert varied('x={"a":1,"b":[2,3]},0') == ['x={"a":1,"b":[2,3]}', "x=0"]
+
+
+def test_a_grid_beside_another_says_what_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = experiment.Run("digits", "plain", 0, (), (), tmp_path)
+    run.folder.mkdir(parents=True)
+    with FileLock(run.folder / "lock"), pytest.raises(SystemExit, match="1 of 1 runs are not done"):
+        imported("paper/run").main(["--rows", "digits", "--arms", "plain", "--seeds", "0", "--out", str(tmp_path)])
+    assert f"{run.folder}: another process is at it" in capsys.readouterr().out

@@ -124,6 +124,18 @@ def test_mnist_is_read_from_its_own_files(mnist_root: str) -> None:
     assert "704/704" in said
 
 
+def test_a_run_with_another_logger_is_tested(cli: Callable[..., Any], tmp_path: Path) -> None:
+    ended = cli(
+        [
+            *("fit", f"--config={CONFIGS / 'base.yaml'}", "--model.hidden=[8]", "--trainer.max_epochs=1"),
+            *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+            *("--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path}"),
+        ]
+    )
+    assert (Path(ended.trainer.log_dir) / "reached.json").exists()
+    assert (Path(ended.trainer.log_dir) / "conductance.csv").exists()
+
+
 class Ends(Callback):
     """Ends a run in its third epoch, as what kills it would."""
 
