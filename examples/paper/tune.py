@@ -126,8 +126,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     identity = Run(known.row, known.arm, 0, (), tuple(known.set), folder).identity
     same = {"settings": identity["settings"], "seeds": known.seeds, "files": identity["files"]}
-    # A study of before the files were written down has none.
-    if same | study.user_attrs.get("runs", {}) != same:
+    if study.user_attrs.setdefault("runs", same) != same:
         raise SystemExit(
             f"The study has trials with {study.user_attrs['runs']}, and not {same}, where `files` stands for the "
             "content of the YAML files: name another --out, or --storage."
