@@ -15,6 +15,7 @@ import json
 import math
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -352,9 +353,12 @@ def main(args: Sequence[str] | None = None) -> None:
         for point in read([Path(folder)]):
             experiments = joined(experiments, name, value, point)
     parts = ["# Results", f"Test accuracy at the lowest validation loss, from {num_runs} runs."]
-    for number, experiment in enumerate(experiments, 1):
-        picture = f"{number}_{'_'.join((experiment.row, *experiment.names))}.png"
-        parts += section(experiment, out.with_name(picture))
+    pictures: Counter[str] = Counter()
+    for experiment in experiments:
+        name = "_".join((experiment.row, *experiment.names))
+        pictures[name] += 1
+        again = f"_{pictures[name]}" if pictures[name] > 1 else ""  # with other settings
+        parts += section(experiment, out.with_name(f"{name}{again}.png"))
     text = "\n\n".join(parts)
     out.write_text(text + "\n")
     print(f"{text}\n\n{out} is written")

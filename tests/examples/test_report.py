@@ -100,8 +100,8 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     assert "--arms dropout ydrop random --seeds 0 --vary data.train_fraction=0.01,0.1,1\n" in written
     assert "### data.train_fraction=0.01\n" in written
     assert "98.47" not in written  # the paper's figure is that of all data
-    assert "](1_mnist_fc_1_data.train_fraction.png)" in written
-    assert (tmp_path / "report/1_mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
+    assert "](mnist_fc_1_data.train_fraction.png)" in written
+    assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Path) -> None:
