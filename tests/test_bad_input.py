@@ -786,6 +786,7 @@ def test_a_fit_that_cannot_work_ends_before_it_trains(fit: Fit, saved: Path) -> 
     check_good_fit(YDropCallback(annealing_epochs=0), saved)
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize("annealing_epochs", [1, 5])
 def test_what_phase_1_refuses_is_refused_before_annealing(annealing_epochs: int) -> None:
     model = Net()
@@ -885,6 +886,7 @@ def fit_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return fit
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize(
     ("init_args", "texts"),
     [

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 class ConductanceMonitor(Callback):
     """Log how importance is spread over the units of a network while it is validated, whatever it is trained by.
 
-    At the end of each validation it logs for each layer `conductance/<layer>/top20_share`, the share of the sum of
+    At the end of each validation it logs for each layer `<prefix>/<layer>/top20_share`, the share of the sum of
     positive means that the highest 20% of the units hold, `.../gini`, their Gini coefficient, and `.../total`, the sum
     of all, over the batches of all ranks. With `figures` it hands the curves of all layers to TensorBoard and Weights &
     Biases, and writes them as PNG files beside what other loggers write.
+
+    Batches are read and the LightningModule is called as `YDropCallback` does it: its methods `ydrop_inputs` and
+    `ydrop_forward` come first, where it has them.
 
     Args:
         layers: Names of the layers; every `ConductanceDropout` by default. Any module that puts out one floating tensor
@@ -47,11 +50,12 @@ class ConductanceMonitor(Callback):
         unit_dim: As for `layer_conductance`: dimension of the units where a layer does not say.
         max_rows: At most so many rows pass through the model at once, at least 2; "batch" takes as many as the batch
             has.
-        adapter: How batches are read.
+        adapter: How batches are read, where the LightningModule has no method `ydrop_inputs`.
         prefix: What stands before the names of values and figures: each monitor of a Trainer has its own.
 
     Raises:
-        ConfigurationError: If an argument is out of range.
+        ConfigurationError: If an argument is out of range, or figures are wanted and matplotlib is not installed; when
+            a Trainer sets up, if it has another monitor with the same prefix.
 
     Example:
         >>> trainer = Trainer(callbacks=[ConductanceMonitor(layers=["body.0"], figures=False)], logger=False)
@@ -92,6 +96,12 @@ class ConductanceMonitor(Callback):
                     "Figures are drawn with matplotlib.",
                     "Install lightning-ydrop[plots], or pass figures=False.",
                 ) from error
+        if not isinstance(prefix, str) or not prefix:
+            raise ConfigurationError(
+                f"ConductanceMonitor(prefix={describe(prefix)}) was given.",
+                "`prefix` stands before the names of what is logged.",
+                'Pass, for example, prefix="conductance".',
+            )
         self.layers = layers
         self.num_batches = num_batches
         self.every_n_epochs = every_n_epochs

@@ -14,15 +14,27 @@ from lightning_ydrop.analysis.removal import RemovalCurve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The paper's arms have its colors, and others the remaining ones in turn.
-COLORS = {"y-drop": "tab:green", "ydrop": "tab:green", "dropout": "tab:orange", "plain": "tab:purple"}
-OTHERS = ("tab:gray", "tab:blue", "tab:red", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+# The paper's arms have its colors, and each control its own, whatever else is in a figure.
+COLORS = {
+    "plain": "tab:purple",
+    "dropout": "tab:orange",
+    "ydrop": "tab:green",
+    "y-drop": "tab:green",
+    "dropout_at_mean_rate": "tab:gray",
+    "jumpout": "tab:blue",
+    "random": "tab:red",
+    "shuffled": "tab:brown",
+    "inverted": "tab:pink",
+}
+OTHERS = ("tab:olive", "tab:cyan", "black", *dict.fromkeys(COLORS.values()))
 
 
 def colors_of(labels: Iterable[str]) -> dict[str, str]:
-    """Choose a color for each label: the paper's for its arms, and others that none of these has."""
-    others = itertools.cycle(OTHERS)
-    return {label: COLORS.get(label.lower()) or next(others) for label in labels}
+    """Choose a color for each label: that of an arm by its name, and for others what none of these has."""
+    labels = list(labels)
+    known = {label: COLORS[label.lower()] for label in labels if label.lower() in COLORS}
+    others = itertools.cycle(color for color in OTHERS if color not in known.values())
+    return {label: known.get(label) or next(others) for label in labels}
 
 
 def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) -> "Axes":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.analysis.spread import device_of, mean_conductance
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_fraction, describe
-from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
 from lightning_ydrop.phase1.attribution import LayerChoice, check_layout, count_units, select_layers, unit_dims_of
@@ -86,7 +86,7 @@ def removal_curve(
         adapter: How batches are read, where the model has no method `ydrop_inputs`.
         forward: As for `layer_conductance`; the model's method `ydrop_forward`, where it has one, by default.
         unit_dim: As for `layer_conductance`.
-        **measuring: Other arguments of `layer_conductance`, where `order` is "conductance".
+        **measuring: Other arguments of `mean_conductance`, where `order` is "conductance".
 
     Returns:
         The accuracy for each repeat and share.
@@ -107,7 +107,7 @@ def removal_curve(
     if measuring and order != "conductance":
         raise ConfigurationError(
             f"removal_curve(order={describe(order)}, {', '.join(measuring)}=...) was given.",
-            "Other arguments are those of `layer_conductance`, and serve the order by conductance.",
+            "Other arguments are those of `mean_conductance`, and serve the order by conductance.",
             "Leave them out, or pass order='conductance'.",
         )
     check_count("removal_curve", "repeats", repeats, minimum=1, example=25)
@@ -120,6 +120,7 @@ def removal_curve(
             "Pass, for example, shares=(0, 0.2, 0.4, 0.6, 0.8).",
         )
     check_layout("removal_curve", unit_dim, None)
+    check_adapter("removal_curve", adapter)
     if order == "conductance":
         order = mean_conductance(
             model, data, layers=layers, adapter=adapter, forward=forward, unit_dim=unit_dim, **measuring

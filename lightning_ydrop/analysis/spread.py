@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_ydrop.errors import ConfigurationError, check_count, check_fraction, describe
 from lightning_ydrop.functional.attribution import gini, top_share
-from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.phase1.attribution import LayerChoice, MaxRows, layer_conductance
 
@@ -126,6 +126,7 @@ def mean_conductance(
         torch.Size([8])
 
     """
+    check_adapter("mean_conductance", adapter)
     spreads: dict[str, ConductanceSpread] = {}
     measuring |= {"layers": layers, "forward": forward or own_method(model, "ydrop_forward"), "max_rows": max_rows}
     device = device_of(model)

@@ -46,6 +46,14 @@ class Schedule:
             check_count("YDropCallback", "annealing_steps", self.annealing_steps, minimum=0, example=1000)
         check_choice("YDropCallback", "transition", self.transition, get_args(Transition))
 
+    def outlasts(self, trainer: Trainer) -> bool:
+        """Tell whether training is to end before Y-Drop takes over."""
+        if trainer.fast_dev_run or self.transition == "linear":  # type: ignore[attr-defined]
+            return False
+        if self.annealing_steps is not None:
+            return 0 <= trainer.max_steps <= self.annealing_steps
+        return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self._epochs
+
     def share(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -53,9 +61,13 @@ class Schedule:
         if self.annealing_steps is not None:
             length, done = self.annealing_steps, float(trainer.global_step)
         else:
-            length = DEFAULT_EPOCHS if self.annealing_epochs is None else self.annealing_epochs
+            length = self._epochs
             # Of an endless epoch no batch is any part: it never ends annealing.
             done = trainer.current_epoch + batch_idx / trainer.num_training_batches
         if done >= length:
             return 1.0
         return done / length if self.transition == "linear" else 0.0
+
+    @property
+    def _epochs(self) -> int:
+        return DEFAULT_EPOCHS if self.annealing_epochs is None else self.annealing_epochs

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
-from lightning_ydrop.errors import ConfigurationError, check_flag, describe
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, check_flag, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.layers import convert_dropout
@@ -30,7 +30,8 @@ class YDropCallback(Callback):
 
     Batches are read by the LightningModule's method `ydrop_inputs(batch)`, where it has one, which returns (inputs,
     target), otherwise by `adapter`. Phase 1 calls the LightningModule's method `ydrop_forward`, where it has one,
-    otherwise the LightningModule.
+    otherwise the LightningModule. A trial run with `Trainer(fast_dev_run=True)` skips annealing, to try what comes
+    after it.
 
     Every `trainer.log_every_n_steps` batches it logs for each layer `ydrop/<layer>/drop_prob`, the mean drop
     probability of its units, and `ydrop/<layer>/top20_share`, the share of the sum of positive scores that the
@@ -168,6 +169,13 @@ class YDropCallback(Callback):
                 "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
             )
         self._rehearsed = False
+        if self._schedule.outlasts(trainer):
+            rank_zero_warn(
+                "Training is to end before the annealing of YDropCallback does: all of it is vanilla dropout. "
+                "Y-Drop takes over when annealing is over. Train for longer, or pass a smaller annealing_epochs or "
+                "annealing_steps.",
+                category=NoEffectWarning,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""

@@ -142,6 +142,7 @@ def test_the_callback_is_added_from_the_command_line(run: Run) -> None:
     assert engine.state_dict()["steps_taken"] == 2  # in the second of two epochs
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 def test_it_is_added_to_those_of_a_file(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     other = {"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {0: 1}}}
@@ -266,6 +267,7 @@ def test_the_recipe_refuses_a_wrong_value_in_our_words(run: Run) -> None:
         run(*QUIET, "--ydrop.elasticity=2", cli=YDropCLI)
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize("rate", ["low.mean=0.2", "low.max=0.3", "high.std=0.0"])
 def test_one_number_of_a_rate_is_set_alone(rate: str, run: Run) -> None:
     name, value = rate.split("=")

@@ -1,4 +1,5 @@
 import csv
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
     Measure,
+    NoEffectWarning,
     OutputSum,
     Phase1,
     RandomImportance,
@@ -101,11 +103,34 @@ def trainer_of(*callbacks: Callback, **kwargs: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **(quiet | kwargs))
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize("annealing_epochs", [0, 1, 2, 5])
 def test_y_drop_follows_annealing(annealing_epochs: int) -> None:
     probe = Probe()
     trainer_of(YDropCallback(annealing_epochs), probe).fit(Net(), loader())
     assert probe.active == [(epoch, epoch >= annealing_epochs) for epoch in range(3) for _ in range(BATCHES)]
+
+
+@pytest.mark.parametrize(
+    ("annealing", "training", "outlasts"),
+    [
+        ({}, {"max_epochs": 2}, True),
+        ({}, {"max_epochs": 3}, False),
+        ({"annealing_epochs": 5}, {"max_epochs": 5}, True),
+        ({"annealing_epochs": 5}, {"max_epochs": -1, "max_steps": 3}, False),
+        ({"annealing_epochs": 5, "transition": "linear"}, {"max_epochs": 2}, False),
+        ({"annealing_epochs": 5}, {"fast_dev_run": True}, False),
+        ({"annealing_steps": 3}, {"max_steps": 3}, True),
+        ({"annealing_steps": 3}, {"max_steps": 4}, False),
+        ({"annealing_steps": 3}, {"max_epochs": 1}, False),
+    ],
+)
+def test_annealing_that_outlasts_training_is_warned_of(
+    annealing: dict[str, Any], training: dict[str, Any], outlasts: bool
+) -> None:
+    expected = pytest.warns(NoEffectWarning, match="all of it is vanilla dropout") if outlasts else nullcontext()
+    with expected:
+        trainer_of(YDropCallback(**annealing), **training).fit(Net(), loader())
 
 
 def test_phase_1_sees_the_batch_in_evaluation_with_few_rows() -> None:
@@ -199,6 +224,7 @@ def test_weights_logs_and_metrics_are_those_of_nn_dropout_when_phase_1_only_obse
     ] == plain_logs
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 def test_without_the_callback_and_while_annealing_training_is_that_of_nn_dropout(tmp_path: Path) -> None:
     plain, _ = fit_and_collect([], tmp_path / "plain", nn.Dropout)
     for name, callbacks in {"without": [], "annealing": [YDropCallback(annealing_epochs=9)]}.items():
@@ -228,6 +254,7 @@ def test_values_are_computed_when_a_logger_wants_them(
     assert len(logged) == times
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 def test_every_fit_is_rehearsed() -> None:
     net, callback = Net(), YDropCallback(annealing_epochs=9)
     trainer_of(callback).fit(net, loader())
@@ -261,6 +288,7 @@ def test_evaluation_and_checkpoints_are_those_of_nn_dropout(tmp_path: Path) -> N
         trainer_of().test(Net(nn.Dropout), loader(), ckpt_path=str(tmp_path / "ours.ckpt"), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 @pytest.mark.parametrize("measure", [Conductance(), RandomImportance()], ids=repr)
 def test_resumed_at_the_end_of_an_epoch_it_is_the_uninterrupted_run(
@@ -311,6 +339,7 @@ def test_a_checkpoint_of_plain_training_starts_y_drop_cold(tmp_path: Path) -> No
     assert probe.active == [(1, True)] * BATCHES
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 def test_a_state_that_is_not_taken_up_yet_is_not_lost() -> None:
     first = YDropCallback(annealing_epochs=0)
     trainer_of(first, max_epochs=1).fit(Net(), loader())
@@ -412,6 +441,7 @@ def test_layers_that_are_built_late_are_found(hook: str) -> None:
     assert list(callback.engine.layers) == ["body.1"]
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 @pytest.mark.parametrize("annealing_epochs", [0, 9])
 @pytest.mark.parametrize(
     ("net", "data", "message"),
