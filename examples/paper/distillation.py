@@ -27,7 +27,7 @@ from experiment import num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from report import place
+from report import commands_in, place
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,8 +39,9 @@ from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
 
 TEXT = """# Distillation of {row}
 
-By `examples/paper/distillation.py --samples {samples}`, of networks that `examples/paper/run.py --keep-checkpoints` has
-trained.
+By `examples/paper/distillation.py --samples {samples}`, of networks that were trained with `--keep-checkpoints`:
+
+{commands}
 
 On the test set: KL(average || prediction), where the average is over {samples} masks, and how right the predictions
 are; mean and standard deviation over teachers. The student starts from its teacher's weights, the one of half the
@@ -184,7 +185,12 @@ def main(args: Sequence[str] | None = None) -> None:
     for result in sorted(results, key=lambda result: place(record_of(result)["arm"])):
         if (before := measured_before(result, known.samples)) is not None:
             arms[record_of(result)["arm"]].append(before)
-    text = TEXT.format(row=record_of(results[0])["row"], samples=known.samples, table=table(arms))
+    text = TEXT.format(
+        row=record_of(results[0])["row"],
+        commands=commands_in(known.runs),
+        samples=known.samples,
+        table=table(arms),
+    )
     (known.out or known.runs / "distillation.md").write_text(text)
     print(text)
 

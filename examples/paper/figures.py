@@ -23,7 +23,7 @@ mpl.use("Agg")  # no screen is needed
 import torch
 from kept import network, read, record_of
 from matplotlib import pyplot as plt
-from report import place
+from report import commands_in, place
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -155,20 +155,22 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     )
     for (arm, each), axes in zip(first.items(), panels[0], strict=True):
         plot_removal(each.pruned, axes)
-        axes.set(title=arm, xlabel="units pruned, the weakest first, %")
+        axes.set(title=arm, xlabel="units pruned, %")
     figure.savefig(folder / "pruning.png", dpi=120)
     plt.close("all")
 
 
-def write(row: str, arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
+def write(row: str, commands: str, arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     """Write figures.md of a row, and its pictures beside it."""
     draw(arms, folder)
     head = [f"{100 * share:.0f}%" for share in SHARES]
     parts = [
         "# What trained networks show",
-        "By `examples/paper/figures.py`, of networks that `examples/paper/run.py --keep-checkpoints` has trained.",
+        "By `examples/paper/figures.py`, of networks that were trained with `--keep-checkpoints`:",
+        commands,
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
-        "How many units can be removed is the largest share that costs no more than one percent of accuracy.",
+        "How many units can be removed is the largest share that costs no more than one percent of accuracy. The "
+        "pictures show the networks of the first seed.",
         summary(row, arms),
         "![Mean conductance of units, and its cumulative sum](fig_2.png)",
         "![Accuracy while units are removed](fig_3.png)",
@@ -200,7 +202,8 @@ def main(args: Sequence[str] | None = None) -> None:
         found[record_of(result)["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
-    write(record_of(results[0])["row"], {arm: found[arm] for arm in sorted(found, key=place)}, folder)
+    arms = {arm: found[arm] for arm in sorted(found, key=place)}
+    write(record_of(results[0])["row"], commands_in(known.runs), arms, folder)
     print(f"{folder / 'figures.md'} is written")
 
 

@@ -53,6 +53,8 @@ PAPER: dict[str, dict[str, float]] = {
     }.items()
 }
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
+HEAD = """Test accuracy at the lowest validation loss, from {num_runs} runs: mean and standard deviation over seeds.
+Gains are means over the seeds that both have, with their 95% confidence interval by Student's t and their number."""
 # What a run reached, as run.py leaves it.
 Result = Mapping[str, Any]
 # By seed.
@@ -272,8 +274,8 @@ def draw(experiment: Experiment, picture: Path) -> None:
             shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
             right.errorbar([at + shift for at in pairs], [each.mean for each in pairs.values()], half_widths, **style)
     right.axhline(0, color=colors[against], linewidth=1)
-    left.set(ylabel="test accuracy, %")
-    right.set(ylabel=f"gain over {against}, points")
+    left.set(ylabel="test accuracy, % (standard deviation)")
+    right.set(ylabel=f"gain over {against}, points (95% interval)")
     for axes in (left, right):
         axes.set_xticks(range(len(values)), [" ".join(value) for value in values])
         axes.set(xlabel=" ".join(experiment.names))
@@ -311,6 +313,11 @@ def commands(experiment: Experiment) -> list[str]:
         parts += ["--set", *settings] if settings else []
         lines.append(shlex.join(parts))
     return lines
+
+
+def commands_in(folder: Path) -> str:
+    """Write the commands that have led to the results in a folder."""
+    return "\n".join(["```sh", *(line for experiment in read([folder]) for line in commands(experiment)), "```"])
 
 
 def section(experiment: Experiment, picture: Path) -> Iterator[str]:
@@ -352,7 +359,7 @@ def main(args: Sequence[str] | None = None) -> None:
         name, _, value = argument.partition("=")
         for point in read([Path(folder)]):
             experiments = joined(experiments, name, value, point)
-    parts = ["# Results", f"Test accuracy at the lowest validation loss, from {num_runs} runs."]
+    parts = ["# Results", HEAD.format(num_runs=num_runs)]
     pictures: Counter[str] = Counter()
     for experiment in experiments:
         name = "_".join((experiment.row, *experiment.names))

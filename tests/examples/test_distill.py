@@ -103,6 +103,7 @@ def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
     said("paper/run.py", *grid, "--set", *settings, "--out", "runs/teachers", cwd=tmp_path)
     table = said("paper/distillation.py", "--samples", "20", "--jobs", "2", cwd=tmp_path)
     assert table.count("| dropout |") == table.count("| ydrop |") == 6  # one pass, two students, three averages
+    assert "run.py --rows digits --arms dropout ydrop --seeds 0 --set data.train_fraction=0.05" in table
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("distilled.json")}
     assert len(files) == 2
     assert said("paper/distillation.py", "--samples", "20", cwd=tmp_path) == table

@@ -25,7 +25,7 @@ def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
         "plain": [shown([4.0, 1, 1, 1, 1], [0.98, 0.975, 0.9]), shown([2.0, 1, 1, 1, 1], [0.98, 0.975, 0.975])],
         "random": [shown([1.0, 1, 1, 1, 1], [0.98, 0.98, 0.98])],
     }
-    figures.write("mnist_fig_2", arms, tmp_path)
+    figures.write("mnist_fig_2", "run.py --rows mnist_fig_2", arms, tmp_path)
     lines = (tmp_path / "figures.md").read_text().splitlines()
     plain, random = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in arms)
     # Shares of 4/8 and 2/6, Gini coefficients of 0.3 and 2/15, totals of 8 and 6; 10% and 20% can be removed.
@@ -52,6 +52,7 @@ def test_the_networks_of_a_grid_are_shown(tmp_path: Path) -> None:
     said("paper/figures.py", "--repeats", "2", cwd=tmp_path)
     written = (tmp_path / "runs/figures/figures.md").read_text()
     assert written.count("| ydrop | ") == written.count("| plain | ") == 6
+    assert "run.py --rows mnist_fig_2 --arms plain ydrop --seeds 0 --set 'model.hidden=[32]' trainer" in written
 
 
 def test_without_checkpoints_it_says_how_to_keep_them(tmp_path: Path) -> None:
