@@ -10,12 +10,20 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from lightning_ydrop.analysis.spread import device_of, mean_conductance
+from lightning_ydrop.analysis.spread import mean_conductance
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_fraction, describe
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
-from lightning_ydrop.phase1.attribution import LayerChoice, check_layout, count_units, select_layers, unit_dims_of
+from lightning_ydrop.models.modes import device_of
+from lightning_ydrop.phase1.attribution import (
+    LayerChoice,
+    check_called,
+    check_layout,
+    count_units,
+    select_layers,
+    unit_dims_of,
+)
 from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
@@ -158,12 +166,7 @@ def removal_curve(
 
 
 def _num_units(chosen: Mapping[str, nn.Module], dims: Mapping[str, int], tape: Tape, *, rows: int) -> dict[str, int]:
-    if missed := [name for name in chosen if name not in tape]:
-        raise ConfigurationError(
-            f"removal_curve(layers=...) chose {', '.join(map(repr, missed))}.",
-            "A layer can lose units where the model's forward calls it.",
-            "Leave these layers out, or call them in forward.",
-        )
+    check_called("removal_curve", chosen, tape)
     return {
         name: count_units(name, layer, call, dims[name], rows=rows)
         for name, layer in chosen.items()

@@ -12,6 +12,7 @@ from lightning_ydrop.errors import ConfigurationError, check_count, check_fracti
 from lightning_ydrop.functional.attribution import gini, top_share
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.modes import device_of
 from lightning_ydrop.phase1.attribution import LayerChoice, MaxRows, layer_conductance
 
 
@@ -143,8 +144,3 @@ def mean_conductance(
             "Pass a DataLoader, or a list of batches.",
         )
     return {name: spread.compute()["mean"] for name, spread in spreads.items()}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Say where a model is: on the CPU where it has no parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

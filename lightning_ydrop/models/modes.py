@@ -20,6 +20,11 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Say where a model is: on the CPU where it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """List what `model.named_modules()` gives, by names without what compilation adds to them."""
     return {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}

@@ -1,7 +1,7 @@
 """The conductance of many layers in one forward and one backward pass."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -119,13 +119,23 @@ def layer_conductance(
     with logging_muted(model):
         phase1 = settled(replace(phase1, max_rows=at_once), path_from, baseline)
         scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)))
-    if missed := [name for name in chosen if name not in scores]:
+    check_called("layer_conductance", chosen, scores)
+    return scores
+
+
+def check_called(owner: str, chosen: Iterable[str], called: Container[str]) -> None:
+    """Refuse layers that the model's forward does not call.
+
+    Raises:
+        ConfigurationError: If it leaves out any.
+
+    """
+    if missed := [name for name in chosen if name not in called]:
         raise ConfigurationError(
-            f"layer_conductance(layers=...) chose {', '.join(map(repr, missed))}.",
-            "A layer is measured where the model's forward calls it.",
+            f"{owner}(layers=...) chose {', '.join(map(repr, missed))}.",
+            "A layer's units are what it puts out when the model's forward calls it.",
             "Leave these layers out, or call them in forward.",
         )
-    return scores
 
 
 def unit_dims_of(layers: Mapping[str, nn.Module], unit_dim: int | None) -> dict[str, int]:

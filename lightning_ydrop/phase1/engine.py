@@ -26,7 +26,7 @@ from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
-from lightning_ydrop.models.modes import named_modules
+from lightning_ydrop.models.modes import device_of, named_modules
 from lightning_ydrop.phase1.attribution import count_units
 from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
 from lightning_ydrop.phase1.inputs import Baseline, check_baseline
@@ -324,7 +324,7 @@ class YDrop:
                 "A state fits to the network that it was taken from.",
                 "Load it into that network, or start without it.",
             )
-        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         self._steps_taken = state["steps_taken"]
         self.nonfinite = state["nonfinite"].to(device, copy=True)
         self._share = state["share"]
