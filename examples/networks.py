@@ -7,7 +7,7 @@ from typing import Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -123,7 +123,7 @@ class Classifier(L.LightningModule):
         self.test_acc(self(x), y)
         self.log("test_acc", self.test_acc)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with momentum, as in the paper."""
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, fused=True)
         return {

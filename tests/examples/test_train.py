@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -144,6 +145,7 @@ class Ends(Callback):
             raise EOFError
 
 
+@pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_a_run_that_was_interrupted_goes_on_as_the_uninterrupted_one(cli: Callable[..., Any], tmp_path: Path) -> None:
     def last_of(name: str, *others: str) -> Any:
@@ -164,7 +166,7 @@ def test_a_run_that_was_interrupted_goes_on_as_the_uninterrupted_one(cli: Callab
     expected = last_of("uninterrupted")
     (_, (epoch, *_)), reached, _ = expected
     assert json.loads(reached)["epochs"] == epoch + 1
-    assert 5 < epoch < 199  # it was early stopping that ended it
+    assert 3 < epoch < 199  # it was early stopping that ended it
     with pytest.raises(EOFError):
         last_of("ended", f"--trainer.callbacks+={__name__}.Ends")
     going_on = f"--ckpt_path={tmp_path / 'ended/checkpoints/last.ckpt'}"
