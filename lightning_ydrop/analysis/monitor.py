@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
-from lightning_ydrop.analysis.spread import ConductanceSpread
+from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
@@ -156,10 +156,7 @@ class ConductanceMonitor(Callback):
             measured = layer_conductance(
                 pl_module, inputs, target, layers=self.layers, forward=forward, **self._measuring
             )
-        for name, values in measured.items():
-            if name not in self._spreads:
-                self._spreads[name] = ConductanceSpread(values.shape[1]).to(pl_module.device)
-            self._spreads[name].update(values.to(pl_module.device))
+        update_spreads(self._spreads, measured)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was measured: of all ranks, since the metrics add up over them."""
@@ -182,9 +179,10 @@ class ConductanceMonitor(Callback):
             sizes |= theirs
         computed = {}
         for name, size in sizes.items():
-            spread = self._spreads.get(name, ConductanceSpread(size).to(pl_module.device))
-            spread.update(torch.empty(0, size, device=pl_module.device))  # torchmetrics warns of metrics without any
-            computed[name] = spread.compute()
+            if name not in self._spreads:
+                nothing = torch.empty(0, size, device=pl_module.device)  # torchmetrics warns of a metric without any
+                update_spreads(self._spreads, {name: nothing})
+            computed[name] = self._spreads[name].compute()
         return computed
 
     def _draw(self, trainer: Trainer, means: dict[str, Tensor]) -> None:

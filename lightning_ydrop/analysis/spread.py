@@ -1,6 +1,6 @@
 """How evenly importance is spread over the units of a layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,10 +133,7 @@ def mean_conductance(
     device = device_of(model)
     for batch in data:
         inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
-        for name, values in layer_conductance(model, inputs, target, **measuring).items():
-            if name not in spreads:
-                spreads[name] = ConductanceSpread(values.shape[1], sync_on_compute=False).to(values.device)
-            spreads[name].update(values)
+        update_spreads(spreads, layer_conductance(model, inputs, target, **measuring), sync_on_compute=False)
     if not spreads:
         raise ConfigurationError(
             f"{describe(data)} gave no batch.",
@@ -144,3 +141,18 @@ def mean_conductance(
             "Pass a DataLoader, or a list of batches.",
         )
     return {name: spread.compute()["mean"] for name, spread in spreads.items()}
+
+
+def update_spreads(spreads: dict[str, ConductanceSpread], conductance: Mapping[str, Tensor], **kwargs: Any) -> None:
+    """Add samples to the metric of each layer, which is made when the layer comes for the first time.
+
+    Args:
+        spreads: The metrics by name, to be added to.
+        conductance: What `layer_conductance` gave.
+        **kwargs: What a new metric takes beside the number of units.
+
+    """
+    for name, values in conductance.items():
+        if name not in spreads:
+            spreads[name] = ConductanceSpread(values.shape[1], **kwargs).to(values.device)
+        spreads[name].update(values)
