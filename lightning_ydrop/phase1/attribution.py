@@ -146,17 +146,14 @@ def unit_dims_of(layers: Mapping[str, nn.Module], unit_dim: int | None) -> dict[
         unit_dim: Of all that have none of their own; by default it goes by their kind.
 
     """
-    return {
-        name: layer.unit_dim
-        if isinstance(layer, ConductanceDropout)
-        else _told_by(layer)
-        if unit_dim is None
-        else unit_dim
-        for name, layer in layers.items()
-    }
+    return {name: _unit_dim(layer, unit_dim) for name, layer in layers.items()}
 
 
-def _told_by(layer: nn.Module) -> int:
+def _unit_dim(layer: nn.Module, given: int | None) -> int:
+    if isinstance(layer, ConductanceDropout):
+        return layer.unit_dim
+    if given is not None:
+        return given
     return -1 if isinstance(layer, FEATURES_LAST) else 1
 
 
