@@ -286,7 +286,7 @@ def draw(experiment: Experiment, picture: Path) -> None:
 
 
 def commands(experiment: Experiment) -> list[str]:
-    """Say how to run it again: in one grid, or in several where arms or parts have settings of their own."""
+    """Say how to run it again: in one grid, or in several where some have settings or seeds of their own."""
     if experiment.parts:
         return [line for part in experiment.parts for line in commands(part)]
     by_settings: dict[tuple[str, ...], list[Result]] = {}
@@ -299,20 +299,34 @@ def commands(experiment: Experiment) -> list[str]:
     # What is set of Y-Drop is nothing to the other arms: a single grid serves all.
     settings = next(iter(by_settings)) if len(by_settings) == 1 else experiment.settings
     by_settings[settings] = others + by_settings.get(settings, [])
-    lines = []
-    for settings, runs in sorted(by_settings.items()):
-        if not runs:
-            continue
-        parts = ["python", "examples/paper/run.py", "--rows", experiment.row]
-        parts += ["--arms", *sorted({run["arm"] for run in runs}, key=place)]
-        parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
-        values = sorted({tuple(run["varied"].values()) for run in runs}, key=lambda values: list(map(order, values)))
-        if experiment.names:
-            axes = zip(experiment.names, zip(*values, strict=True), strict=True)
-            parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(axis))}" for name, axis in axes)]
-        parts += ["--set", *settings] if settings else []
-        lines.append(shlex.join(parts))
-    return lines
+    return [
+        _command(experiment, settings, part)
+        for settings, runs in sorted(by_settings.items())
+        for part in _by_seeds(runs).values()
+    ]
+
+
+def _by_seeds(runs: Sequence[Result]) -> dict[tuple[int, ...], list[Result]]:
+    """Part runs by the seeds that there are for what was varied: a grid has the same for all."""
+    by_varied: dict[tuple[str, ...], list[Result]] = {}
+    for run in runs:
+        by_varied.setdefault(tuple(run["varied"].values()), []).append(run)
+    parts: dict[tuple[int, ...], list[Result]] = {}
+    for some in by_varied.values():
+        parts.setdefault(tuple(sorted({run["seed"] for run in some})), []).extend(some)
+    return parts
+
+
+def _command(experiment: Experiment, settings: Sequence[str], runs: Sequence[Result]) -> str:
+    parts = ["python", "examples/paper/run.py", "--rows", experiment.row]
+    parts += ["--arms", *sorted({run["arm"] for run in runs}, key=place)]
+    parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
+    values = sorted({tuple(run["varied"].values()) for run in runs}, key=lambda values: list(map(order, values)))
+    if experiment.names:
+        axes = zip(experiment.names, zip(*values, strict=True), strict=True)
+        parts += ["--vary", *(f"{name}={','.join(dict.fromkeys(axis))}" for name, axis in axes)]
+    parts += ["--set", *settings] if settings else []
+    return shlex.join(parts)
 
 
 def commands_in(folder: Path) -> str:

@@ -164,6 +164,19 @@ def test_arms_have_settings_of_their_own(tmp_path: Path) -> None:
     assert grids == [f"plain random {common}", *(f"ydrop {common} ydrop.n_steps={steps}" for steps in (3, 5))]
 
 
+def test_values_may_have_seeds_of_their_own(tmp_path: Path) -> None:
+    for share, seeds in (("0.01", 3), ("0.1", 3), ("0.3", 2)):
+        for seed in range(seeds):
+            for arm in ("dropout", "ydrop"):
+                leave(tmp_path, "digits", arm, seed, 0.9, **{"data.train_fraction": share})
+    report.main(["--runs", str(tmp_path)])
+    grids = [line.partition(" --arms ")[2] for line in (tmp_path / "report.md").read_text().splitlines()]
+    assert [grid for grid in grids if grid] == [
+        "dropout ydrop --seeds 0 1 2 --vary data.train_fraction=0.01,0.1",
+        "dropout ydrop --seeds 0 1 --vary data.train_fraction=0.3",
+    ]
+
+
 def test_a_run_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         leave(tmp_path / folder, "digits", "ydrop", 4, 0.9)
