@@ -23,7 +23,7 @@ mpl.use("Agg")  # no screen is needed
 import torch
 from kept import network, read, record_of
 from matplotlib import pyplot as plt
-from report import commands_in, place
+from report import commands_in, is_the_papers, place
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -95,9 +95,8 @@ def pruned(
     return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
 
 
-def summary(row: str, arms: Mapping[str, Sequence[Shown]]) -> str:
+def summary(paper: Mapping[str, tuple[str, str]], arms: Mapping[str, Sequence[Shown]]) -> str:
     """Lay out how conductance is spread, beside the paper's figures where it has them."""
-    paper = PAPER if row == "mnist_fig_2" else {}
     columns = ["arm", "held by the top 20%, %", "the paper's", "Gini coefficient", "total", "removed at random, %"]
     lines = [[*columns, "removed strongest first, %", "the paper's", "networks"]]
     for arm, networks in arms.items():
@@ -160,7 +159,9 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     plt.close("all")
 
 
-def write(row: str, commands: str, arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
+def write(
+    paper: Mapping[str, tuple[str, str]], commands: str, arms: Mapping[str, Sequence[Shown]], folder: Path
+) -> None:
     """Write figures.md of a row, and its pictures beside it."""
     draw(arms, folder)
     head = [f"{100 * share:.0f}%" for share in SHARES]
@@ -171,7 +172,7 @@ def write(row: str, commands: str, arms: Mapping[str, Sequence[Shown]], folder: 
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
         "How many units can be removed is the largest share that costs no more than one percent of accuracy. The "
         "pictures show the networks of the first seed.",
-        summary(row, arms),
+        summary(paper, arms),
         "![Mean conductance of units, and its cumulative sum](fig_2.png)",
         "![Accuracy while units are removed](fig_3.png)",
         "## Removed at random",
@@ -198,12 +199,14 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     found: dict[str, list[Shown]] = defaultdict(list)
     results = read(known.runs)
-    for result in tqdm(results, unit="network", dynamic_ncols=True):
-        found[record_of(result)["arm"]].append(shown(network(result), known.repeats))
+    records = [record_of(result) for result in results]
+    of_the_paper = all(record["row"] == "mnist_fig_2" and is_the_papers(record) for record in records)
+    for result, record in zip(tqdm(results, unit="network", dynamic_ncols=True), records, strict=True):
+        found[record["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
     arms = {arm: found[arm] for arm in sorted(found, key=place)}
-    write(record_of(results[0])["row"], commands_in(known.runs), arms, folder)
+    write(PAPER if of_the_paper else {}, commands_in(known.runs), arms, folder)
     print(f"{folder / 'figures.md'} is written")
 
 

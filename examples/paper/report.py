@@ -235,6 +235,11 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
     return markdown(lines)
 
 
+def is_the_papers(run: Result) -> bool:
+    """Say whether network and data are those of the row itself, of which the paper has figures."""
+    return not any(each.startswith(("model.", "data.")) for each in (*run["varied"], *run["settings"]))
+
+
 def place(arm: str) -> int:
     """Say where an arm stands among the others."""
     name = arm.split()[0]
@@ -343,11 +348,11 @@ def section(experiment: Experiment, picture: Path) -> Iterator[str]:
     if len(experiment.arms) > 1:
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"
-    papers = not experiment.names and not any(each.startswith(("model.", "data.")) for each in experiment.settings)
+    paper = PAPER.get(experiment.row, {}) if all(map(is_the_papers, experiment.runs())) else {}
     for values in experiment.values:
         if values:
             yield f"### {', '.join(f'{name}={value}' for name, value in zip(experiment.names, values, strict=True))}"
-        yield table(PAPER.get(experiment.row, {}) if papers else {}, experiment.arms[values])
+        yield table(paper, experiment.arms[values])
 
 
 def main(args: Sequence[str] | None = None) -> None:
