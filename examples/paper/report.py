@@ -6,6 +6,9 @@ Arms are compared seed by seed: a difference is the mean over the seeds that bot
 by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) stands beside ours where network and data
 are the paper's. A run whose validation loss is no number has diverged: its accuracy counts, its loss does not.
 
+Where settings of Y-Drop alone were varied, the arms that these change nothing for stand beside each of their values,
+from runs of the same row with the same other settings.
+
 With `--join data.train_fraction=1 runs/all`, runs that varied nothing, and may have settings of their own, are one more
 point of those of the same row that varied that argument.
 """
@@ -27,6 +30,7 @@ mpl.use("Agg")  # no screen is needed
 
 from experiment import YDROP, YDROP_ARMS
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from scipy.stats import t as student
 from tables import markdown, spread
 
@@ -55,6 +59,7 @@ PAPER: dict[str, dict[str, float]] = {
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
 HEAD = """Test accuracy at the lowest validation loss, from {num_runs} runs: mean and standard deviation over seeds.
 Gains are means over the seeds that both have, with their 95% confidence interval by Student's t and their number."""
+LINES: dict[str, Any] = {"marker": ".", "capsize": 2, "linewidth": 1}
 # What a run reached, as run.py leaves it.
 Result = Mapping[str, Any]
 # By seed.
@@ -139,7 +144,8 @@ def read(folders: Sequence[Path]) -> list[Experiment]:
     for result in results:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
         by_experiment.setdefault((result["row"], tuple(result["varied"]), settings), []).append(result)
-    return [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
+    found = [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
+    return [_with_others(each, found) for each in found]
 
 
 def files_in(folders: Sequence[Path]) -> list[Path]:
@@ -163,6 +169,17 @@ def joined(experiments: Sequence[Experiment], name: str, value: str, point: Expe
     arms = {**found[0].arms, (value,): point.arms[()]}
     whole = replace(found[0], arms=arms, parts=(*(found[0].parts or found), point))
     return [whole if each is found[0] else each for each in experiments]
+
+
+def _with_others(experiment: Experiment, experiments: Sequence[Experiment]) -> Experiment:
+    """Put the arms without Y-Drop beside what varied its settings alone."""
+    unvaried = (experiment.row, (), experiment.settings)
+    same = [each for each in experiments if (each.row, each.names, each.settings) == unvaried]
+    others = {arm: runs for each in same for arm, runs in each.arms[()].items() if arm not in YDROP_ARMS}
+    if not (others and experiment.names and all(name.startswith(YDROP) for name in experiment.names)):
+        return experiment
+    arms = {values: {**others, **runs} for values, runs in experiment.arms.items()}
+    return replace(experiment, arms=arms, parts=(experiment, Experiment(*unvaried, {(): others})))
 
 
 def _by_values(results: Sequence[Result]) -> dict[tuple[str, ...], dict[str, dict[int, Result]]]:
@@ -256,38 +273,55 @@ def order(value: str) -> tuple[float | str, ...]:
 
 
 def draw(experiment: Experiment, picture: Path) -> None:
-    """Draw test accuracy against a value that was varied, with its standard deviation over seeds.
-
-    Beside it is the mean difference to dropout, or else to random, with its 95% confidence interval.
-    """
+    """Draw test accuracy against a value that was varied, and beside it the gain over one of the arms."""
     values = experiment.values
     arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
-    against = next((arm for arm in ("dropout", "random") if arm in arms), arms[0])
-    colors = colors_of(arms)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for number, arm in enumerate(arms):
-        points = {at: experiment.arms[value] for at, value in enumerate(values) if arm in experiment.arms[value]}
-        style: dict[str, Any] = {"marker": ".", "capsize": 2, "label": arm, "color": colors[arm], "linewidth": 1}
-        found = {at: numbers(each[arm], "test_acc").values() for at, each in points.items()}
-        accuracies = {at: [100 * accuracy for accuracy in each] for at, each in found.items() if each}
-        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies.values()]
-        left.errorbar(list(accuracies), [statistics.fmean(each) for each in accuracies.values()], spreads, **style)
-        if arm != against:
-            pairs = {at: difference(each[arm], each[against]) for at, each in points.items() if against in each}
-            half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
-            # Beside each other, since the bars would hide each other.
-            shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
-            right.errorbar([at + shift for at in pairs], [each.mean for each in pairs.values()], half_widths, **style)
-    right.axhline(0, color=colors[against], linewidth=1)
-    left.set(ylabel="test accuracy, % (standard deviation)")
-    right.set(ylabel=f"gain over {against}, points (95% interval)")
-    for axes in (left, right):
+    panels = [_draw_accuracy, _draw_gain][: len(arms)]
+    figure, row = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False)
+    for panel, axes in zip(panels, row[0], strict=True):
+        panel(experiment, arms, axes)
         axes.set_xticks(range(len(values)), [" ".join(value) for value in values])
         axes.set(xlabel=" ".join(experiment.names))
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
     figure.savefig(picture, dpi=120)
     plt.close(figure)
+
+
+def _draw_accuracy(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
+    """Draw test accuracy, with its standard deviation over seeds."""
+    colors = colors_of(arms)
+    for arm in arms:
+        found = {at: numbers(runs, "test_acc").values() for at, runs in _along(experiment, arm)}
+        accuracies = {at: [100 * accuracy for accuracy in each] for at, each in found.items() if each}
+        means = [statistics.fmean(each) for each in accuracies.values()]
+        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies.values()]
+        axes.errorbar(list(accuracies), means, spreads, label=arm, color=colors[arm], **LINES)
+    axes.set(ylabel="test accuracy, % (standard deviation)")
+    axes.legend(frameon=False)
+
+
+def _draw_gain(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
+    """Draw the mean difference to dropout, or else to random, with its 95% confidence interval."""
+    colors = colors_of(arms)
+    against = next((arm for arm in ("dropout", "random") if arm in arms), arms[0])
+    theirs = dict(_along(experiment, against))
+    for number, arm in enumerate(arms):
+        if arm == against:
+            continue
+        pairs = {at: difference(runs, theirs[at]) for at, runs in _along(experiment, arm) if at in theirs}
+        half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
+        # Beside each other, since the bars would hide each other.
+        places = [at + 0.6 * ((number + 0.5) / len(arms) - 0.5) for at in pairs]
+        axes.errorbar(places, [each.mean for each in pairs.values()], half_widths, color=colors[arm], **LINES)
+    axes.axhline(0, color=colors[against], linewidth=1)
+    axes.set(ylabel=f"gain over {against}, points (95% interval)")
+
+
+def _along(experiment: Experiment, arm: str) -> Iterator[tuple[int, Runs]]:
+    """Go through the runs of an arm, from value to value."""
+    for at, value in enumerate(experiment.values):
+        if arm in experiment.arms[value]:
+            yield at, experiment.arms[value][arm]
 
 
 def commands(experiment: Experiment) -> list[str]:
@@ -343,7 +377,7 @@ def section(experiment: Experiment, picture: Path) -> Iterator[str]:
     """Write one experiment's part of the report, and a picture where something was varied."""
     yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
     yield "\n".join(["```sh", *commands(experiment), "```"])
-    if experiment.parts:
+    if len({part.settings for part in experiment.parts}) > 1:
         yield "The commands have settings of their own: compare arms, not values, where these differ."
     if len(experiment.arms) > 1:
         draw(experiment, picture)

@@ -128,6 +128,30 @@ def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Pat
         report.main(["--runs", str(scarce), "--join", "data.train_fraction=1", str(whole)])
 
 
+def test_arms_without_ydrop_stand_beside_its_settings(tmp_path: Path) -> None:
+    half = "data.train_fraction=0.5"
+    for seed in range(2):
+        leave(tmp_path, "digits", "dropout", seed, 0.9, half)
+        leave(tmp_path, "digits", "ydrop", seed, 0.91, half)
+        leave(tmp_path / "other", "digits", "plain", seed, 0.8)
+        for samples, accuracy in (("1", 0.92), ("12", 0.94)):
+            leave(tmp_path, "digits", "ydrop", seed, accuracy, half, **{"ydrop.num_samples": samples})
+            leave(tmp_path / "other", "digits", "ydrop", seed, accuracy, half, **{"data.batch_size": samples})
+    report.main(["--runs", str(tmp_path)])
+    varied = (tmp_path / "report.md").read_text().partition("## digits against ydrop.num_samples\n")[2]
+    assert [line.partition(" --arms ")[2] for line in varied.splitlines() if "run.py" in line] == [
+        f"ydrop --seeds 0 1 --vary ydrop.num_samples=1,12 --set {half}",
+        f"dropout --seeds 0 1 --set {half}",
+    ]
+    assert varied.count("| dropout | 90.00 ± 0.00 |") == 2
+    assert "| ydrop | 94.00 ± 0.00 |  | +4.00 ± 0.00 (2) |" in varied
+    assert "91.00" not in varied
+    assert "80.00" not in varied
+    assert "settings of their own" not in varied
+    of_data = (tmp_path / "report.md").read_text().partition("## digits against data.batch_size\n")[2]
+    assert "| dropout |" not in of_data.partition("\n## ")[0]
+
+
 def test_values_stand_in_their_order(tmp_path: Path) -> None:
     for widths in ("[1024,1024]", "[256,256]", "[256]"):
         leave(tmp_path, "mnist_fc_1", "ydrop", 0, 0.9, **{"model.hidden": widths})
