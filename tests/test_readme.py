@@ -44,9 +44,16 @@ def test_commands_name_files_that_exist(document: Path) -> None:
     assert [path for path in programs if not path.exists()] == []
 
 
+def anchors(document: Path) -> set[str]:
+    """What links may name in a document, as GitHub names its headings."""
+    headings = re.findall("^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    text = document.read_text()
-    headings = {f"#{heading.lower().replace(' ', '-')}" for heading in re.findall("^#+ (.*)$", text, re.MULTILINE)}
-    for link in re.findall(r"\]\(([^)]*)\)", text):
-        assert link.startswith("https://") or link in headings or (document.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)]*)\)", document.read_text()):
+        place, _, anchor = link.partition("#")
+        target = document.parent / place if place else document
+        assert link.startswith("https://") or target.exists(), link
+        assert not anchor or anchor in anchors(target), link

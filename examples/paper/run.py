@@ -5,7 +5,8 @@
 Each run is the program examples/train.py with examples/configs/base.yaml, a row (a file of rows/), and an arm (another
 file of examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which
 arguments. A grid that is started again skips what is done and goes on with what was interrupted, from its last
-checkpoint. --vary multiplies the grid:
+checkpoint, as if it had not been, bit for bit where --jobs is the same: each run has as many threads as there are cores
+for it, and their number changes how sums are rounded. --vary multiplies the grid:
 
     python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
 
