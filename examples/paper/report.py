@@ -280,7 +280,7 @@ def draw(experiment: Experiment, picture: Path) -> None:
     figure, row = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False)
     for panel, axes in zip(panels, row[0], strict=True):
         panel(experiment, arms, axes)
-        axes.set_xticks(range(len(values)), [" ".join(value) for value in values])
+        axes.set_xticks(range(len(values)), ["\n".join(value).replace(",", ",\n") for value in values])
         axes.set(xlabel=" ".join(experiment.names))
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)
