@@ -277,12 +277,13 @@ def draw(experiment: Experiment, picture: Path) -> None:
     values = experiment.values
     arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
     panels = [_draw_accuracy, _draw_gain][: len(arms)]
-    figure, row = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False)
+    figure, row = plt.subplots(1, len(panels), figsize=(2 + 5 * len(panels), 4), layout="constrained", squeeze=False)
     for panel, axes in zip(panels, row[0], strict=True):
         panel(experiment, arms, axes)
         axes.set_xticks(range(len(values)), ["\n".join(value).replace(",", ",\n") for value in values])
         axes.set(xlabel=" ".join(experiment.names))
         axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 
@@ -297,7 +298,6 @@ def _draw_accuracy(experiment: Experiment, arms: Sequence[str], axes: Axes) -> N
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies.values()]
         axes.errorbar(list(accuracies), means, spreads, label=arm, color=colors[arm], **LINES)
     axes.set(ylabel="test accuracy, % (standard deviation)")
-    axes.legend(frameon=False)
 
 
 def _draw_gain(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
