@@ -170,8 +170,8 @@ def write(
         "By `examples/paper/figures.py`, of networks that were trained with `--keep-checkpoints`:",
         commands,
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
-        "How many units can be removed is the largest share that costs no more than one percent of accuracy. The "
-        "pictures show the networks of the first seed.",
+        "How many units can be removed is the largest of the shares below that costs no more than one point of "
+        "accuracy. The pictures show the networks of the first seed.",
         summary(paper, arms),
         "![Mean conductance of units, and its cumulative sum](fig_2.png)",
         "![Accuracy while units are removed](fig_3.png)",
