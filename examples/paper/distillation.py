@@ -5,8 +5,9 @@
 
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
-masks. What is measured of a teacher stays beside it, in distilled.json: started again, the program measures the others,
-those that have been trained anew, and those that were compared with another number of masks.
+masks. Students stay beside their teacher, in students/, and what is measured in distilled.json: started again, the
+program goes on with students that it was training, and measures what it has not measured, what has been trained anew,
+and what was compared with another number of masks.
 """
 
 import argparse
@@ -19,11 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from experiment import num_cores, write_at_once
+from experiment import last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from tqdm import tqdm
+from train import LastEpoch
 
 from lightning_ydrop import DropoutDistillation, monte_carlo
 from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
@@ -71,28 +72,29 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
             num_masks=4,
             optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
         )
-        predictors[name] = taught(distillation, made.datamodule)
+        folder = result.with_name("students") / identity_of(result) / name.replace(" ", "_")
+        predictors[name] = taught(distillation, made.datamodule, folder)
     teacher = distillation.teacher
     for masks in sorted({10, 100, samples}):
         predictors[f"{masks} masks"] = partial(averaged, teacher, masks)
     return measured({"one pass": teacher, **predictors}, teacher, made.datamodule, samples)
 
 
-def taught(distillation: DropoutDistillation, data: LightningDataModule) -> nn.Module:
-    """Train a student as its teacher was trained: until the validation loss falls no more."""
-    with TemporaryDirectory() as folder:
-        best = ModelCheckpoint(folder, monitor="val_loss")
-        trainer = Trainer(
-            default_root_dir=folder,
-            max_epochs=200,
-            devices=1,
-            callbacks=[EarlyStopping("val_loss", patience=10), best],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(distillation, data)
-        distillation.student.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+def taught(distillation: DropoutDistillation, data: LightningDataModule, folder: Path) -> nn.Module:
+    """Train a student as its teacher was trained, until the validation loss falls no more, or go on from a folder."""
+    best = ModelCheckpoint(folder, monitor="val_loss")
+    last = LastEpoch(str(folder))
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_epochs=200,
+        devices=1,
+        callbacks=[EarlyStopping("val_loss", patience=10), best, last],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(distillation, data, ckpt_path=last_of(folder))
+    distillation.student.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     return distillation.student.cpu().eval()
 
 

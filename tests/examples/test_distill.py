@@ -6,9 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
+from lightning_ydrop import DropoutDistillation
 from tests.examples.programs import EXAMPLES, imported, said
 from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
@@ -93,6 +96,33 @@ def test_only_what_was_measured_of_this_teacher_counts(tmp_path: Path) -> None:
     assert paper.measured_before(result, 30) is None
     checkpoint.write_text("another")
     assert paper.measured_before(result, 20) is None
+
+
+@pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_student_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def student(folder: Path) -> dict[str, torch.Tensor]:
+        seed_everything(0, verbose=False)
+        data = imported("data").Digits(train_fraction=0.05, batch_size=16)
+        teacher = imported("networks").Classifier(data.shape, hidden=[8], dropout="vanilla")
+        distillation = DropoutDistillation(teacher, optimizer=partial(torch.optim.SGD, lr=0.5))
+        taught: torch.nn.Module = paper.taught(distillation, data, folder)
+        return taught.state_dict()
+
+    def stopped(module: DropoutDistillation) -> None:
+        if module.current_epoch == 3:
+            raise InterruptedError
+
+    whole = student(tmp_path / "whole")
+    monkeypatch.setattr(DropoutDistillation, "on_train_epoch_start", stopped)
+    with pytest.raises(InterruptedError):
+        student(tmp_path / "parts")
+    epochs = []
+    monkeypatch.setattr(DropoutDistillation, "on_train_epoch_start", lambda module: epochs.append(module.current_epoch))
+    for _ in range(2):  # the second time there is nothing left to do
+        parts = student(tmp_path / "parts")
+        assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert epochs == list(range(3, len(epochs) + 3))
 
 
 @pytest.mark.slow
