@@ -373,9 +373,17 @@ def commands_in(folder: Path) -> str:
     return "\n".join(["```sh", *(line for experiment in read([folder]) for line in commands(experiment)), "```"])
 
 
-def section(experiment: Experiment, picture: Path) -> Iterator[str]:
+def title(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
+    """Name an experiment, and where there are others of its name the settings that not all of them share."""
+    same = [each.settings for each in experiments if (each.row, each.names) == (experiment.row, experiment.names)]
+    own = [each for each in experiment.settings if not all(each in settings for settings in same)]
+    against = f" against {', '.join(experiment.names)}" if experiment.names else ""
+    return f"{experiment.row}{against}{', ' if own else ''}{', '.join(own)}"
+
+
+def section(heading: str, experiment: Experiment, picture: Path) -> Iterator[str]:
     """Write one experiment's part of the report, and a picture where something was varied."""
-    yield f"## {experiment.row}{' against ' if experiment.names else ''}{', '.join(experiment.names)}"
+    yield f"## {heading}"
     yield "\n".join(["```sh", *commands(experiment), "```"])
     if len({part.settings for part in experiment.parts}) > 1:
         yield "The commands have settings of their own: compare arms, not values, where these differ."
@@ -418,7 +426,7 @@ def main(args: Sequence[str] | None = None) -> None:
         name = "_".join((experiment.row, *experiment.names))
         pictures[name] += 1
         again = f"_{pictures[name]}" if pictures[name] > 1 else ""  # with other settings
-        parts += section(experiment, out.with_name(f"{name}{again}.png"))
+        parts += section(title(experiment, experiments), experiment, out.with_name(f"{name}{again}.png"))
     text = "\n\n".join(parts)
     out.write_text(text + "\n")
     print(f"{text}\n\n{out} is written")

@@ -169,6 +169,8 @@ def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None
         ["--runs", *(str(tmp_path / fraction) for fraction in ("0.1", "0.25")), "--out", str(tmp_path / "all.md")]
     )
     written = (tmp_path / "all.md").read_text()
+    assert "## digits, data.val_fraction=0.1\n" in written
+    assert "## digits, data.val_fraction=0.25\n" in written
     assert "--set data.val_fraction=0.1\n" in written
     assert "--set data.val_fraction=0.25\n" in written
     assert "| ydrop | 90.00 |" in written
