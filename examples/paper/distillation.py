@@ -62,6 +62,7 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
     config = config_of(result)
     made = made_again(config)
     halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
+    students = result.with_name("students") / identity_of(result)
     predictors: dict[str, Predictor] = {}
     for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
         seed_everything(record_of(result)["seed"], verbose=False)
@@ -72,8 +73,7 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
             num_masks=4,
             optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
         )
-        folder = result.with_name("students") / identity_of(result) / name.replace(" ", "_")
-        predictors[name] = taught(distillation, made.datamodule, folder)
+        predictors[name] = taught(distillation, made.datamodule, students / name.replace(" ", "_"))
     teacher = distillation.teacher
     for masks in sorted({10, 100, samples}):
         predictors[f"{masks} masks"] = partial(averaged, teacher, masks)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
@@ -93,6 +93,11 @@ def pruned(
                 smaller.test_acc.update(smaller(x), y)
         accuracies.append(smaller.test_acc.compute())
     return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
+
+
+def papers_of(records: Sequence[Mapping[str, Any]]) -> Mapping[str, tuple[str, str]]:
+    """Choose the paper's figures for runs of its network and data, or none."""
+    return PAPER if all(each["row"] == "mnist_fig_2" and is_the_papers(each) for each in records) else {}
 
 
 def summary(paper: Mapping[str, tuple[str, str]], arms: Mapping[str, Sequence[Shown]]) -> str:
@@ -200,13 +205,12 @@ def main(args: Sequence[str] | None = None) -> None:
     found: dict[str, list[Shown]] = defaultdict(list)
     results = read(known.runs)
     records = [record_of(result) for result in results]
-    of_the_paper = all(record["row"] == "mnist_fig_2" and is_the_papers(record) for record in records)
     for result, record in zip(tqdm(results, unit="network", dynamic_ncols=True), records, strict=True):
         found[record["arm"]].append(shown(network(result), known.repeats))
     folder = known.out or known.runs
     folder.mkdir(parents=True, exist_ok=True)
     arms = {arm: found[arm] for arm in sorted(found, key=place)}
-    write(PAPER if of_the_paper else {}, commands_in(known.runs), arms, folder)
+    write(papers_of(records), commands_in(known.runs), arms, folder)
     print(f"{folder / 'figures.md'} is written")
 
 

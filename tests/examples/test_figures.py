@@ -25,7 +25,8 @@ def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
         "plain": [shown([4.0, 1, 1, 1, 1], [0.98, 0.975, 0.9]), shown([2.0, 1, 1, 1, 1], [0.98, 0.975, 0.975])],
         "random": [shown([1.0, 1, 1, 1, 1], [0.98, 0.98, 0.98])],
     }
-    figures.write(figures.PAPER, "run.py --rows mnist_fig_2", arms, tmp_path)
+    its_own = {"row": "mnist_fig_2", "varied": {}, "settings": ["trainer.max_epochs=9"]}
+    figures.write(figures.papers_of([its_own]), "run.py --rows mnist_fig_2", arms, tmp_path)
     lines = (tmp_path / "figures.md").read_text().splitlines()
     plain, random = (next(line for line in lines if line.startswith(f"| {arm} |")) for arm in arms)
     # Shares of 4/8 and 2/6, Gini coefficients of 0.3 and 2/15, totals of 8 and 6; 10% and 20% can be removed.
@@ -34,6 +35,8 @@ def test_spread_and_thresholds_stand_beside_the_papers(tmp_path: Path) -> None:
     assert sum(line.startswith("| plain | 98.00 ± 0.00 |") for line in lines) == 1 + len(figures.PRUNED_BY) + 1
     for picture in ("fig_2.png", "fig_3.png", "pruning.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    for other in ({"row": "mnist_fc_1"}, {"varied": {"model.hidden": "[32]"}}, {"settings": ["data.val_fraction=0.1"]}):
+        assert "| 50.0 |" not in figures.summary(figures.papers_of([its_own, its_own | other]), arms)
 
 
 @pytest.mark.slow
