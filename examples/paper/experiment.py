@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -248,9 +249,32 @@ def newest_logs(folder: Path) -> Path:
 
 def write_at_once(file: Path, content: object) -> None:
     """Write JSON wholly or not at all: half a file would count as done."""
+    _write_text_at_once(file, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text_at_once(file: Path, text: str) -> None:
     part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(text)
     part.replace(file)
+
+
+def results_in(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read what runs reached: all below a folder, or what `gather` has written."""
+    texts: list[str] = []
+    for place in places:
+        if place.is_file():
+            texts += place.read_text().splitlines()
+        else:
+            texts += [file.read_text() for file in sorted(place.rglob("result.json"))]
+    return [json.loads(text) for text in texts]
+
+
+def gather(folder: Path) -> None:
+    """Write what all runs below a folder reached to its results.jsonl: a line each, with nothing of this machine."""
+    results = results_in([folder])
+    for result in results:
+        del result["arguments"]
+    _write_text_at_once(folder / "results.jsonl", "".join(f"{json.dumps(result)}\n" for result in results))
 
 
 def num_cores() -> int:

@@ -2,6 +2,7 @@
 
     python examples/paper/report.py --runs runs/paper --out runs/paper/report.md
 
+Runs come from folders of run.py, or from files like the results.jsonl that it leaves there.
 Arms are compared seed by seed: a difference is the mean over the seeds that both have, with its 95% confidence interval
 by Student's t. The paper's test accuracy (Tables 2 and 3, arXiv 2409.09088) stands beside ours where network and data
 are the paper's. A run whose validation loss is no number has diverged: its accuracy counts, its loss does not.
@@ -28,7 +29,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
-from experiment import YDROP, YDROP_ARMS
+from experiment import YDROP, YDROP_ARMS, results_in
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scipy.stats import t as student
@@ -57,7 +58,9 @@ PAPER: dict[str, dict[str, float]] = {
     }.items()
 }
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
-HEAD = """Test accuracy at the lowest validation loss, from {num_runs} runs: mean and standard deviation over seeds.
+HEAD = """By `{command}`.
+
+Test accuracy at the lowest validation loss, from {num_runs} runs: mean and standard deviation over seeds.
 Gains are means over the seeds that both have, with their 95% confidence interval by Student's t and their number."""
 LINES: dict[str, Any] = {"marker": ".", "capsize": 2, "linewidth": 1}
 # What a run reached, as run.py leaves it.
@@ -130,27 +133,22 @@ class Difference:
         return f"{self.mean:+.2f} (1)" if self.pairs else ""
 
 
-def read(folders: Sequence[Path]) -> list[Experiment]:
-    """Read all results.
+def read(places: Sequence[Path]) -> list[Experiment]:
+    """Read all results, from folders of run.py or from their results.jsonl.
 
     Raises:
         SystemExit: If there are none, a run is there twice, or by several versions of its YAML files.
 
     """
-    results = [json.loads(file.read_text()) for file in files_in(folders)]
+    results = results_in(places)
     if not results:
-        raise SystemExit(f"There is no result.json in {', '.join(map(str, folders))}: run examples/paper/run.py first.")
+        raise SystemExit(f"There is no result in {', '.join(map(str, places))}: run examples/paper/run.py first.")
     by_experiment: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Result]] = {}
     for result in results:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
         by_experiment.setdefault((result["row"], tuple(result["varied"]), settings), []).append(result)
     found = [Experiment(*key, _by_values(by_experiment[key])) for key in sorted(by_experiment)]
     return [_with_others(each, found) for each in found]
-
-
-def files_in(folders: Sequence[Path]) -> list[Path]:
-    """Find the results in folders."""
-    return [file for folder in folders for file in sorted(folder.rglob("result.json"))]
 
 
 def joined(experiments: Sequence[Experiment], name: str, value: str, point: Experiment) -> list[Experiment]:
@@ -190,6 +188,11 @@ def _by_values(results: Sequence[Result]) -> dict[tuple[str, ...], dict[str, dic
             raise SystemExit(f"{result['arm']} of {result['row']} is there twice with seed {result['seed']}.")
         runs[result["seed"]] = result
     return arms
+
+
+def id_of(result: Result) -> str:
+    """Say which run it is of."""
+    return json.dumps([result[name] for name in ("row", "arm", "seed", "varied", "settings")])
 
 
 def label(result: Result, others: Sequence[Result]) -> str:
@@ -400,27 +403,36 @@ def section(heading: str, experiment: Experiment, picture: Path) -> Iterator[str
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/paper")], help="what run.py left")
-    parser.add_argument("--out", type=Path, help="the report; report.md in the first of these folders by default")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        default=[Path("runs/paper")],
+        help="folders that run.py left, or their results.jsonl",
+    )
+    parser.add_argument("--out", type=Path, help="the report; report.md in or beside the first of these by default")
     parser.add_argument(
         "--join",
         nargs=2,
         action="append",
         default=[],
-        metavar=("NAME=VALUE", "FOLDER"),
+        metavar=("NAME=VALUE", "RUNS"),
         help="what run.py left there is one more point of the runs that varied this argument",
     )
     known = parser.parse_args(args)
-    out = known.out or known.runs[0] / "report.md"
+    first = known.runs[0]
+    out = known.out or (first.parent if first.is_file() else first) / "report.md"
     experiments = read(known.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Some of what is joined may be among the runs.
-    num_runs = len({file.resolve() for file in files_in([*known.runs, *(Path(folder) for _, folder in known.join)])})
-    for argument, folder in known.join:
+    for argument, source in known.join:
         name, _, value = argument.partition("=")
-        for point in read([Path(folder)]):
+        for point in read([Path(source)]):
             experiments = joined(experiments, name, value, point)
-    parts = ["# Results", HEAD.format(num_runs=num_runs)]
+    # Some of what is joined may be among the runs.
+    num_runs = len({id_of(result) for result in results_in([*known.runs, *(Path(source) for _, source in known.join)])})
+    joins = [word for join in known.join for word in ("--join", *join)]
+    command = shlex.join(["python", "examples/paper/report.py", "--runs", *map(str, known.runs), *joins])
+    parts = ["# Results", HEAD.format(command=command, num_runs=num_runs)]
     pictures: Counter[str] = Counter()
     for experiment in experiments:
         name = "_".join((experiment.row, *experiment.names))

@@ -13,6 +13,9 @@ for it, and their number changes how sums are rounded. --vary multiplies the gri
 --set and --vary take arguments of train.py by their names there, and those of YDropCallback, for the arms that have
 one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed} draws its
 training and validation samples by it, where they would otherwise be the same for all seeds.
+
+At the end results.jsonl in --out holds all results, a line each, without what is of this machine alone: a record to
+keep, of which report.py makes what it makes of the folder.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, setting
+from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, gather, setting
 from tqdm import tqdm
 
 
@@ -76,7 +79,9 @@ def main(args: Sequence[str] | None = None) -> None:
         run.check()
     ahead = [run for run in grid if run.result is None]
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
-    if failures := run_all(ahead, known.jobs, known.keep_checkpoints):
+    failures = run_all(ahead, known.jobs, known.keep_checkpoints)
+    gather(known.out)
+    if failures:
         raise SystemExit(f"{failures} of {len(ahead)} runs are not done, for the reasons above.")
 
 

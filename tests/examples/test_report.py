@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, *setting
     place = folder / row / "_".join([arm, *varied.values()]) / f"seed_{seed}"
     place.mkdir(parents=True)
     file = place / "result.json"
-    file.write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4}))
+    file.write_text(json.dumps(result | {"val_loss": 0.05, "epochs": 20, "seconds": 61.4, "arguments": ["fit"]}))
     return file
 
 
@@ -115,8 +116,10 @@ def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Pat
     assert "from 4 runs" in written
     assert "| dropout | 98.00 |" in written.partition("### data.train_fraction=1\n")[2]
     assert written.count("| dropout | 98.00 |") == 2  # and by itself
-    report.main(["--runs", str(scarce), "--join", "data.train_fraction=1", str(whole), "--out", str(tmp_path / "2.md")])
+    joined = ["--runs", str(scarce), "--join", "data.train_fraction=1", str(whole)]
+    report.main([*joined, "--out", str(tmp_path / "2.md")])
     assert "from 4 runs" in (tmp_path / "2.md").read_text()
+    assert f"By `python examples/paper/report.py {' '.join(joined)}`." in (tmp_path / "2.md").read_text()
     grids = [line.partition(" --seeds ")[2] for line in written.splitlines() if "run.py" in line]
     assert grids == ["0", "0 --vary data.train_fraction=0.1 --set early_stopping.patience=25", "0"]
     for argument in ("data.train_fraction=0.1", "data.train_fraction=0.10", "data.train_fraction=", "model.lr=1"):
@@ -201,6 +204,21 @@ def test_values_may_have_seeds_of_their_own(tmp_path: Path) -> None:
         "dropout ydrop --seeds 0 1 2 --vary data.train_fraction=0.01,0.1",
         "dropout ydrop --seeds 0 1 --vary data.train_fraction=0.3",
     ]
+
+
+def test_what_run_py_gathers_is_reported_as_its_folder_is(tmp_path: Path) -> None:
+    runs, alone = tmp_path / "runs", tmp_path / "alone"
+    for share in ("0.1", "1"):
+        for seed, arm in itertools.product(range(2), ("dropout", "ydrop")):
+            leave(runs, "digits", arm, seed, 0.9, **{"data.train_fraction": share})
+    alone.mkdir()
+    imported("paper/experiment").gather(runs)
+    (runs / "results.jsonl").rename(alone / "a.jsonl")
+    for given in (runs, alone / "a.jsonl"):
+        report.main(["--runs", str(given)])
+    reports = [folder / "report.md" for folder in (runs, alone)]
+    assert reports[0].read_text().replace(str(runs), str(alone / "a.jsonl")) == reports[1].read_text()
+    assert f"By `python examples/paper/report.py --runs {runs}`." in reports[0].read_text()
 
 
 def test_a_run_that_is_there_twice_is_refused(tmp_path: Path) -> None:
