@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_ydrop.errors import ConfigurationError, check_choice, check_rate, describe, is_real
+
 Granularity = Literal["element", "channel"]
 # The rate of active units goes no further, however few they are: where all were dropped, none could be rescaled.
 MAX_JUMPOUT_RATE = 0.95
@@ -83,7 +85,11 @@ def jumpout(
     Returns:
         Shape, dtype and device of `x`: `x * m * (1 - p / q)**-e` with `m ~ Bernoulli(1 - p / q)`.
 
+    Raises:
+        ConfigurationError: If a value is out of range.
+
     """
+    check_jumpout("jumpout", p_min, sigma, p_max, granularity, scale_exponent)
     drawn = (p_min + sigma * torch.randn((), dtype=torch.float32, device=x.device).abs()).clamp(max=p_max)
     # At least one element is counted as active, so that 0 / 0 is no rate.
     active = torch.count_nonzero(x > 0).clamp(min=1)
@@ -93,3 +99,30 @@ def jumpout(
     keep = torch.rand(size, dtype=torch.float32, device=x.device) >= rate
     scale = ((1 - rate) ** -scale_exponent).to(x.dtype)
     return x * keep * scale if elementwise else x * (keep * scale)
+
+
+def check_jumpout(
+    owner: str, p_min: float, sigma: float, p_max: float, granularity: Granularity, scale_exponent: float
+) -> None:
+    """Refuse what is no setting of Jumpout.
+
+    Raises:
+        ConfigurationError: If a value is out of range.
+
+    """
+    check_rate(owner, "p_min", p_min)
+    check_rate(owner, "p_max", p_max)
+    for name, value, example in (("sigma", sigma, 0.1), ("scale_exponent", scale_exponent, 0.75)):
+        if not (is_real(value) and value >= 0.0):
+            raise ConfigurationError(
+                f"{owner}({name}={describe(value)}) was given.",
+                f"`{name}` is a finite number of at least 0.",
+                f"Pass, for example, {name}={example}.",
+            )
+    if p_max < p_min:
+        raise ConfigurationError(
+            f"{owner}(p_min={p_min}, p_max={p_max}) was given.",
+            "`p_max` caps the rate, so it is at least `p_min`.",
+            f"Pass a `p_max` from {p_min} up, or a lower `p_min`.",
+        )
+    check_choice(owner, "granularity", granularity, ("element", "channel"))

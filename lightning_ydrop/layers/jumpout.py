@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_rate, describe, is_real
-from lightning_ydrop.functional.masking import Granularity, jumpout
+from lightning_ydrop.functional.masking import Granularity, check_jumpout, jumpout
 
 
 class Jumpout(nn.Module):
@@ -38,22 +37,7 @@ class Jumpout(nn.Module):
         scale_exponent: float = 0.75,
     ) -> None:
         super().__init__()
-        check_rate("Jumpout", "p_min", p_min)
-        check_rate("Jumpout", "p_max", p_max)
-        for name, value, example in (("sigma", sigma, 0.1), ("scale_exponent", scale_exponent, 0.75)):
-            if not (is_real(value) and value >= 0.0):
-                raise ConfigurationError(
-                    f"Jumpout({name}={describe(value)}) was given.",
-                    f"`{name}` is a finite number of at least 0.",
-                    f"Pass, for example, {name}={example}.",
-                )
-        if p_max < p_min:
-            raise ConfigurationError(
-                f"Jumpout(p_min={p_min}, p_max={p_max}) was given.",
-                "`p_max` caps the rate, so it is at least `p_min`.",
-                f"Pass a `p_max` from {p_min} up, or a lower `p_min`.",
-            )
-        check_choice("Jumpout", "granularity", granularity, ("element", "channel"))
+        check_jumpout("Jumpout", p_min, sigma, p_max, granularity, scale_exponent)
         self.p_min = p_min
         self.sigma = sigma
         self.p_max = p_max

@@ -1,7 +1,9 @@
 """Jumpout against its slow description, and against what its numbers should be on average."""
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from lightning_ydrop import ConfigurationError, Jumpout
 from lightning_ydrop.functional import jumpout
 from lightning_ydrop.functional.masking import MAX_JUMPOUT_RATE
 
@@ -100,6 +103,19 @@ def test_few_active_units_or_none_make_no_nan(x: Tensor) -> None:
         assert y.isfinite().all()
         assert x.grad is not None
         assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "given", [{"p_min": 1.0}, {"p_max": -0.1}, {"sigma": math.inf}, {"scale_exponent": -1.0}, {"granularity": "unit"}]
+)
+def test_what_is_no_setting_is_refused_as_the_layer_refuses_it(given: dict[str, Any]) -> None:
+    ((name, value),) = given.items()
+    for owner, refuse in (
+        ("jumpout", lambda: jumpout(torch.rand(2, 3), **given)),
+        ("Jumpout", lambda: Jumpout(**given)),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(f"{owner}({name}={value!r})")):
+            refuse()
 
 
 def test_the_rate_of_active_units_is_capped() -> None:
