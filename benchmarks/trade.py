@@ -97,9 +97,12 @@ def draw(costs: dict[Setting, float], rows: list[Row], plot: Path) -> None:
         # Of those that others find more at less cost, only the named ones get a label: too many lie close together.
         if setting in NAMED or found > highest + 0.01:
             label = f"{setting}{NAMED.get(setting, '')}"
-            axes.annotate(label, (cost, found), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            # To the left there is room, but for the named ones: what costs less and finds as much would have the label.
+            offset, side = ((9, -5), "left") if setting in NAMED else ((-7, 5), "right")
+            axes.annotate(label, (cost, found), offset, textcoords="offset points", ha=side, fontsize=8)
         highest = max(highest, found)
     axes.set_xscale("log")
+    axes.set_xlim(left=0.02)
     ticks = [0.03, 0.05, 0.1, 0.2, 0.5, 1, 2]
     axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
     axes.minorticks_off()
