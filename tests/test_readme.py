@@ -57,3 +57,11 @@ def test_links_lead_somewhere(document: Path) -> None:
         target = document.parent / place if place else document
         assert link.startswith("https://") or target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("document", [README, ROOT / "docs/evidence.md"], ids=lambda document: document.name)
+def test_accuracies_are_those_of_the_reports(document: Path) -> None:
+    reports = "".join(report.read_text() for report in sorted((ROOT / "docs/results").rglob("*.md")))
+    named = re.findall(r"[+-]?\d+\.\d\d ± \d+\.\d\d", document.read_text())
+    assert len(named) > 50
+    assert [each for each in named if each not in reports] == []

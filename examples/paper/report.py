@@ -255,6 +255,21 @@ def table(paper: Mapping[str, float], arms: Mapping[str, Runs]) -> str:
     return markdown(lines)
 
 
+def overview(experiment: Experiment) -> str:
+    """Lay out test accuracy of each arm against what was varied, and Y-Drop's gains over the others below."""
+    values = experiment.values
+    arms = sorted({arm for value in values for arm in experiment.arms[value]}, key=place)
+    lines = [[f"test accuracy % against {', '.join(experiment.names)}", *map(", ".join, values)]]
+    for arm in arms:
+        runs = [experiment.arms[value].get(arm, {}) for value in values]
+        lines.append([arm, *(spread([100 * each for each in numbers(run, "test_acc").values()], 2) for run in runs)])
+    for arm in arms if "ydrop" in arms else ():
+        if arm != "ydrop":
+            pairs = [(experiment.arms[value].get("ydrop", {}), experiment.arms[value].get(arm, {})) for value in values]
+            lines.append([f"Y-Drop's gain over {arm} (pairs)", *(str(difference(*pair)) for pair in pairs)])
+    return markdown(lines)
+
+
 def is_the_papers(run: Result) -> bool:
     """Say whether network and data are those of the row itself, of which the paper has figures."""
     return not any(each.startswith(("model.", "data.")) for each in (*run["varied"], *run["settings"]))
@@ -393,6 +408,7 @@ def section(heading: str, experiment: Experiment, picture: Path) -> Iterator[str
     if len(experiment.arms) > 1:
         draw(experiment, picture)
         yield f"![Test accuracy of each arm]({picture.name})"
+        yield overview(experiment)
     paper = PAPER.get(experiment.row, {}) if all(map(is_the_papers, experiment.runs())) else {}
     for values in experiment.values:
         if values:

@@ -105,6 +105,22 @@ def test_what_varies_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "report/mnist_fc_1_data.train_fraction.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_arms_stand_against_what_varies(tmp_path: Path) -> None:
+    for seed in range(2):
+        leave(tmp_path, "digits", "dropout", seed, 0.9, **{"data.train_fraction": "0.1"})
+        for share, accuracy in (("0.1", 0.91), ("1", 0.94)):
+            leave(tmp_path, "digits", "ydrop", seed, accuracy + 0.01 * seed, **{"data.train_fraction": share})
+    report.main(["--runs", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    first = lines.index("| test accuracy % against data.train_fraction | 0.1 | 1 |")
+    assert lines[first + 2 : first + 6] == [
+        "| dropout | 90.00 ± 0.00 |  |",
+        "| ydrop | 91.50 ± 0.71 | 94.50 ± 0.71 |",
+        "| Y-Drop's gain over dropout (pairs) | +1.50 ± 6.35 (2) |  |",
+        "",
+    ]
+
+
 def test_runs_of_the_row_itself_are_joined_to_those_that_varied_it(tmp_path: Path) -> None:
     scarce, whole = tmp_path / "scarce", tmp_path / "whole"
     for arm in ("dropout", "ydrop"):
@@ -146,7 +162,7 @@ def test_arms_without_ydrop_stand_beside_its_settings(tmp_path: Path) -> None:
         f"ydrop --seeds 0 1 --vary ydrop.num_samples=1,12 --set {half}",
         f"dropout --seeds 0 1 --set {half}",
     ]
-    assert varied.count("| dropout | 90.00 ± 0.00 |") == 2
+    assert varied.count("| dropout | 90.00 ± 0.00 |  |") == 2
     assert "| ydrop | 94.00 ± 0.00 |  | +4.00 ± 0.00 (2) |" in varied
     assert "91.00" not in varied
     assert "80.00" not in varied
