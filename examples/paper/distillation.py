@@ -7,7 +7,8 @@ Each teacher has two students, one of its own architecture, from its weights, an
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
 masks. Students stay beside their teacher, in students/, and what is measured in distilled.json: started again, the
 program goes on with students that it was training, and measures what it has not measured, what has been trained anew,
-and what was compared with another number of masks.
+and what was compared with another number of masks. All of it is also in distilled.jsonl in --runs, a line for each
+teacher: a record to keep, of which the table can be made again.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import last_of, num_cores, write_at_once
+from experiment import gather, last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from report import commands_in, place
+from report import commands, place
+from report import read as experiments_in
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,7 +41,7 @@ from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
 
 TEXT = """# Distillation of {row}
 
-By `examples/paper/distillation.py --samples {samples}`, of networks that were trained with `--keep-checkpoints`:
+By `{command}`, of networks that were trained with `--keep-checkpoints`:
 
 {commands}
 
@@ -166,34 +167,48 @@ def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> st
     return markdown(lines)
 
 
+def distil(folder: Path, samples: int, jobs: int) -> None:
+    """Distil the networks of a grid, as far as that is not done, and write its distilled.jsonl."""
+    results = read(folder)
+    left = [result for result in results if measured_before(result, samples) is None]
+    threads = max(1, num_cores() // jobs)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(distilled, result, samples, threads): result for result in left}
+        for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
+            result = waiting[future]
+            found = {"samples": samples, "teacher": identity_of(result), "measured": future.result()}
+            write_at_once(result.with_name("distilled.json"), found)
+    measured = [{"samples": samples, "measured": measured_before(result, samples)} for result in results]
+    lines = [record_of(result) | found for result, found in zip(results, measured, strict=True)]
+    gather(lines, folder / "distilled.jsonl")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/teachers"), help="what run.py left, of one row")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/teachers"), help="what run.py left, of one row, or its distilled.jsonl"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="masks of the average that all are compared with")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
-    parser.add_argument("--out", type=Path, help="file for the table; distillation.md in --runs by default")
+    parser.add_argument("--out", type=Path, help="file for the table; distillation.md in or beside --runs by default")
     known = parser.parse_args(args)
-    results = read(known.runs)
-    left = [result for result in results if measured_before(result, known.samples) is None]
-    threads = max(1, num_cores() // known.jobs)
-    with ProcessPoolExecutor(known.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(distilled, result, known.samples, threads): result for result in left}
-        for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
-            result = waiting[future]
-            found = {"samples": known.samples, "teacher": identity_of(result), "measured": future.result()}
-            write_at_once(result.with_name("distilled.json"), found)
-    arms = defaultdict(list)
-    for result in sorted(results, key=lambda result: place(record_of(result)["arm"])):
-        if (before := measured_before(result, known.samples)) is not None:
-            arms[record_of(result)["arm"]].append(before)
+    record = known.runs
+    if not record.is_file():
+        distil(record, known.samples, known.jobs)
+        record /= "distilled.jsonl"
+    (experiment,) = experiments_in([record])
+    if any(run["samples"] != known.samples for run in experiment.runs()):
+        raise SystemExit(f"{record} holds comparisons with another number of masks than --samples {known.samples}.")
+    (arms,) = experiment.arms.values()
     text = TEXT.format(
-        row=record_of(results[0])["row"],
-        commands=commands_in(known.runs),
+        row=experiment.row,
+        command=f"python examples/paper/distillation.py --runs {known.runs} --samples {known.samples}",
+        commands="\n".join(["```sh", *commands(experiment), "```"]),
         samples=known.samples,
-        table=table(arms),
+        table=table({arm: [run["measured"] for run in arms[arm].values()] for arm in sorted(arms, key=place)}),
     )
-    (known.out or known.runs / "distillation.md").write_text(text)
+    (known.out or record.with_name("distillation.md")).write_text(text)
     print(text)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -269,12 +269,10 @@ def results_in(places: Sequence[Path]) -> list[dict[str, Any]]:
     return [json.loads(text) for text in texts]
 
 
-def gather(folder: Path) -> None:
-    """Write what all runs below a folder reached to its results.jsonl: a line each, with nothing of this machine."""
-    results = results_in([folder])
-    for result in results:
-        del result["arguments"]
-    _write_text_at_once(folder / "results.jsonl", "".join(f"{json.dumps(result)}\n" for result in results))
+def gather(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write what runs reached into one file, a line each, with nothing of this machine."""
+    lines = [{name: value for name, value in result.items() if name != "arguments"} for result in results]
+    _write_text_at_once(file, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def num_cores() -> int:

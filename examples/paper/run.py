@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, gather, setting
+from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, gather, results_in, setting
 from tqdm import tqdm
 
 
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
     ahead = [run for run in grid if run.result is None]
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
     failures = run_all(ahead, known.jobs, known.keep_checkpoints)
-    gather(known.out)
+    gather(results_in([known.out]), known.out / "results.jsonl")
     if failures:
         raise SystemExit(f"{failures} of {len(ahead)} runs are not done, for the reasons above.")
 

@@ -138,3 +138,10 @@ def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
     assert len(files) == 2
     assert said("paper/distillation.py", "--samples", "20", cwd=tmp_path) == table
     assert {file: file.stat().st_mtime_ns for file in files} == files
+
+    record = (tmp_path / "runs/teachers/distilled.jsonl").rename(tmp_path / "kept.jsonl")
+    assert str(tmp_path) not in record.read_text()
+    of_record = said("paper/distillation.py", "--samples", "20", "--runs", "kept.jsonl", cwd=tmp_path)
+    assert of_record.replace("kept.jsonl", "runs/teachers") == table
+    with pytest.raises(SystemExit, match="another number of masks than --samples 30"):
+        paper.main(["--samples", "30", "--runs", str(record)])

@@ -228,8 +228,8 @@ def test_what_run_py_gathers_is_reported_as_its_folder_is(tmp_path: Path) -> Non
         for seed, arm in itertools.product(range(2), ("dropout", "ydrop")):
             leave(runs, "digits", arm, seed, 0.9, **{"data.train_fraction": share})
     alone.mkdir()
-    imported("paper/experiment").gather(runs)
-    (runs / "results.jsonl").rename(alone / "a.jsonl")
+    experiment = imported("paper/experiment")
+    experiment.gather(experiment.results_in([runs]), alone / "a.jsonl")
     for given in (runs, alone / "a.jsonl"):
         report.main(["--runs", str(given)])
     reports = [folder / "report.md" for folder in (runs, alone)]
