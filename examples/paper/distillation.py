@@ -27,8 +27,8 @@ from experiment import gather, last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from report import commands, place
-from report import read as experiments_in
+from results import commands, place
+from results import read as experiments_in
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.nn import functional as F

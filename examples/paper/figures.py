@@ -23,7 +23,7 @@ mpl.use("Agg")  # no screen is needed
 import torch
 from kept import network, read, record_of
 from matplotlib import pyplot as plt
-from report import commands_in, is_the_papers, place
+from results import commands_in, is_the_papers, place
 from tables import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

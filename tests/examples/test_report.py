@@ -10,6 +10,7 @@ from scipy import stats
 from tests.examples.programs import imported
 
 report = imported("paper/report")
+results = imported("paper/results")
 
 
 def leave(folder: Path, row: str, arm: str, seed: int, test_acc: float, *settings: str, **varied: str) -> Path:
@@ -32,14 +33,14 @@ def test_differences_are_paired_with_their_confidence_interval() -> None:
     ours = {0: 0.98, 1: 0.97, 2: 0.99, 3: 0.5}
     theirs = {0: 0.97, 1: 0.968, 2: 0.981}
     runs = [{seed: {"test_acc": value} for seed, value in each.items()} for each in (ours, theirs | {3: math.nan})]
-    found = report.difference(*runs)
+    found = results.difference(*runs)
     each = [1.0, 0.2, 0.9]
     assert found.mean == pytest.approx(0.7)
     assert found.pairs == 3
     interval = stats.ttest_1samp(each, 0).confidence_interval(0.95)
     assert found.mean - found.half_width == pytest.approx(interval.low)
     assert found.mean + found.half_width == pytest.approx(interval.high)
-    alone = report.difference(runs[0], {0: {"test_acc": 0.97}})
+    alone = results.difference(runs[0], {0: {"test_acc": 0.97}})
     assert (alone.mean, alone.half_width) == (pytest.approx(1.0), math.inf)
 
 
@@ -177,8 +178,11 @@ def test_values_stand_in_their_order(tmp_path: Path) -> None:
     report.main(["--runs", str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
     assert "--vary 'model.hidden=[256],[256,256],[1024,1024]'" in written
-    assert [report.order(value) for value in ("0.5", "[4,2]")] == [(0.5,), (4, 2)]
-    assert [report.order(value) for value in ("all", "null")] == [(math.inf, "all"), (math.inf, "null")]
+    assert [results.order(value) for value in ("0.5", "[4,2]")] == [(0.5,), (4, 2)]
+    assert [results.order(value) for value in ("all", "null")] == [
+        (math.inf, "all"),
+        (math.inf, "null"),
+    ]
 
 
 def test_runs_with_other_settings_are_never_put_together(tmp_path: Path) -> None:
