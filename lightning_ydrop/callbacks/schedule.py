@@ -1,9 +1,11 @@
 """When Y-Drop takes over from vanilla dropout, and how."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, describe
 
@@ -47,12 +49,16 @@ class Schedule:
         check_choice("YDropCallback", "transition", self.transition, get_args(Transition))
 
     def outlasts(self, trainer: Trainer) -> bool:
-        """Tell whether training is to end before Y-Drop takes over."""
+        """Tell whether training is sure to end before Y-Drop takes over."""
         if trainer.fast_dev_run or self.transition == "linear":  # type: ignore[attr-defined]
             return False
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+        per_epoch = _steps_of_an_epoch(trainer)
         if self.annealing_steps is not None:
-            return 0 <= trainer.max_steps <= self.annealing_steps
-        return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self._epochs
+            return steps <= self.annealing_steps or epochs * per_epoch <= self.annealing_steps
+        # Where an epoch has no known end, nothing is known of steps either.
+        return epochs <= self._epochs or (per_epoch < math.inf and steps <= self._epochs * per_epoch)
 
     def share(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
@@ -71,3 +77,11 @@ class Schedule:
     @property
     def _epochs(self) -> int:
         return DEFAULT_EPOCHS if self.annealing_epochs is None else self.annealing_epochs
+
+
+def _steps_of_an_epoch(trainer: Trainer) -> float:
+    """Count the optimiser steps of an epoch: infinitely many where that is not known beforehand."""
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if scheduled or not trainer.lightning_module.automatic_optimization or trainer.num_training_batches == math.inf:
+        return math.inf
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -1,4 +1,6 @@
 import csv
+import itertools
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,9 +9,10 @@ import pytest
 import torch
 from lightning import seed_everything
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import (
@@ -117,12 +120,18 @@ def test_y_drop_follows_annealing(annealing_epochs: int) -> None:
         ({}, {"max_epochs": 2}, True),
         ({}, {"max_epochs": 3}, False),
         ({"annealing_epochs": 5}, {"max_epochs": 5}, True),
-        ({"annealing_epochs": 5}, {"max_epochs": -1, "max_steps": 3}, False),
+        ({"annealing_epochs": 5}, {"max_epochs": -1, "max_steps": 3}, True),
+        ({"annealing_epochs": 1}, {"max_steps": BATCHES}, True),
+        ({"annealing_epochs": 1}, {"max_steps": BATCHES + 1}, False),
+        ({"annealing_epochs": 1}, {"max_steps": BATCHES, "accumulate_grad_batches": 2}, False),
+        ({"annealing_epochs": 1}, {"max_steps": 3, "limit_train_batches": 2}, False),
         ({"annealing_epochs": 5, "transition": "linear"}, {"max_epochs": 2}, False),
         ({"annealing_epochs": 5}, {"fast_dev_run": True}, False),
         ({"annealing_steps": 3}, {"max_steps": 3}, True),
         ({"annealing_steps": 3}, {"max_steps": 4}, False),
-        ({"annealing_steps": 3}, {"max_epochs": 1}, False),
+        ({"annealing_steps": BATCHES}, {"max_epochs": 1}, True),
+        ({"annealing_steps": BATCHES - 1}, {"max_epochs": 1}, False),
+        ({"annealing_steps": BATCHES}, {"max_epochs": 1, "accumulate_grad_batches": 2}, True),
     ],
 )
 def test_annealing_that_outlasts_training_is_warned_of(
@@ -131,6 +140,17 @@ def test_annealing_that_outlasts_training_is_warned_of(
     expected = pytest.warns(NoEffectWarning, match="all of it is vanilla dropout") if outlasts else nullcontext()
     with expected:
         trainer_of(YDropCallback(**annealing), **training).fit(Net(), loader())
+
+
+def test_where_steps_are_not_known_beforehand_no_annealing_is_said_to_outlast_them() -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return itertools.cycle(loader().dataset)  # type: ignore[arg-type]
+
+    scheduler = GradientAccumulationScheduler({0: 1, 1: 4})
+    trainer_of(YDropCallback(annealing_epochs=1), max_steps=BATCHES).fit(Net(), DataLoader(Endless(), 16))
+    trainer_of(YDropCallback(annealing_epochs=1), scheduler, max_steps=BATCHES).fit(Net(), loader())
+    trainer_of(YDropCallback(annealing_steps=BATCHES), scheduler, max_epochs=1).fit(Net(), loader())
 
 
 def test_phase_1_sees_the_batch_in_evaluation_with_few_rows() -> None:
