@@ -1,4 +1,4 @@
-"""Y-Drop for PyTorch Lightning: dropout that drops the units that matter most more often (arXiv 2409.09088)."""
+"""Y-Drop for PyTorch Lightning: dropout that drops the most important units more often (arXiv 2409.09088)."""
 
 from lightning_ydrop.callbacks import YDropCallback
 from lightning_ydrop.distillation import DropoutDistillation, monte_carlo

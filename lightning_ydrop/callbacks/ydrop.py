@@ -22,7 +22,7 @@ from lightning_ydrop.phase1.objectives import Objective, TargetLogit
 
 
 class YDropCallback(Callback):
-    """Drop the units that matter most more often (Y-Drop, arXiv 2409.09088).
+    """Drop the most important units more often (Y-Drop, arXiv 2409.09088).
 
     The model's `ConductanceDropout` layers are vanilla dropout for the first epochs. After that, before each training
     batch, phase 1 measures every unit's importance on some samples of the batch and sets its drop probability. What

@@ -41,7 +41,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class YDrop:
-    """Drive the `ConductanceDropout` layers of a model: drop the units that matter most more often.
+    """Drive the `ConductanceDropout` layers of a model: drop the most important units more often.
 
     Call `step` with the batch before each training step on it (Fig. 1, arXiv 2409.09088): phase 1 scores the units of
     every layer on some samples of the batch, in one forward and one backward pass; the units with the highest scores
