@@ -27,7 +27,7 @@ from experiment import gather, last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from results import commands, place
+from results import commands_in, place
 from results import read as experiments_in
 from tables import markdown, spread
 from torch import Tensor, nn
@@ -204,7 +204,7 @@ def main(args: Sequence[str] | None = None) -> None:
     text = TEXT.format(
         row=experiment.row,
         command=f"python examples/paper/distillation.py --runs {known.runs} --samples {known.samples}",
-        commands="\n".join(["```sh", *commands(experiment), "```"]),
+        commands=commands_in(record),
         samples=known.samples,
         table=table({arm: [run["measured"] for run in arms[arm].values()] for arm in sorted(arms, key=place)}),
     )

@@ -230,6 +230,6 @@ def _command(experiment: Experiment, settings: Sequence[str], runs: Sequence[Res
     return shlex.join(parts)
 
 
-def commands_in(folder: Path) -> str:
-    """Write the commands that have led to the results in a folder."""
-    return "\n".join(["```sh", *(line for experiment in read([folder]) for line in commands(experiment)), "```"])
+def commands_in(source: Path) -> str:
+    """Write the commands that have led to the results in a folder of run.py, or in a record of them."""
+    return "\n".join(["```sh", *(line for experiment in read([source]) for line in commands(experiment)), "```"])
