@@ -46,7 +46,8 @@ class DropoutDistillation(LightningModule):
             at, `IndexAdapter(inputs=0, target=None)` needs none.
         class_dim: Dimension of the classes in the logits of both, -1 for (B, *, C).
         max_rows: At most so many rows pass through the teacher at once, but never fewer than the batch has. None: all
-            masks in one pass, where every layer draws for each sample.
+            masks in one pass, where every layer draws for each sample. Where a GPU has no memory for so many, each
+            step finds that out anew: pass fewer.
 
     Raises:
         ConfigurationError: If nothing in the teacher drops, the checkpoint is not its own, or an argument is out of

@@ -47,9 +47,10 @@ def monte_carlo(
 
     The model is in evaluation mode, but for what drops: BatchNorm uses its running statistics and keeps them. A
     ConductanceDropout that has been driven drops at the running mean of its probabilities. As many masks as `max_rows`
-    lets pass through the model at once; one at a time where something in it may draw once for a whole batch, as
-    Jumpout does with its rate, and whatever else is no dropout of torch's or ours. The model is given back as it was.
-    Masks come from torch's random stream, so that they depend on `max_rows` too.
+    lets pass through the model at once, and half as many whenever a GPU has no memory for them; one at a time where
+    something in it may draw once for a whole batch, as Jumpout does with its rate, and whatever else is no dropout of
+    torch's or ours. The model is given back as it was. Masks come from torch's random stream, so that they depend on
+    how many pass at once.
 
     Args:
         model: A model whose output is logits (B, C, *).
@@ -106,12 +107,22 @@ def mean_probabilities(
     with dropping(model) as dropped:
         if not all(map(draws_for_each_sample, dropped)):
             at_once = 1
-        for start in range(0, num_masks, at_once):
-            count = min(at_once, num_masks - start)
-            output = forward(*_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count))
+        left = num_masks
+        while left > 0:
+            count = min(at_once, left)
+            try:
+                output = forward(
+                    *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
+                )
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+                at_once = count // 2
+                continue
             logits = logits_of(output, count * batch_size, class_dim) / temperature
             summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
             total = summed if total is None else total + summed
+            left -= count
     assert total is not None
     return total / num_masks
 

@@ -61,6 +61,27 @@ def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     assert passes == [12, 12, 4, 4, 4]
 
 
+def test_half_as_many_masks_pass_at_once_where_a_gpu_has_no_memory() -> None:
+    model, passes, room = network(), [], 20
+
+    def allocate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        passes.append(len(args[0]))
+        if len(args[0]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(allocate)
+    x, num_samples = torch.randn(4, 3), 20_000
+    found = monte_carlo(model, x, num_samples, max_rows=80)
+    assert passes == [80, 40] + [20] * 4_000
+    bound = math.sqrt(math.log(2 * 12 / ALARM) / (2 * num_samples))
+    assert (found.probabilities - exact(model, x, 0.3)).abs().max() < bound
+    room = 3
+    with pytest.raises(torch.OutOfMemoryError):
+        monte_carlo(model, x, 2)
+    assert passes[-2:] == [8, 4]
+    assert all(module.training for module in model)
+
+
 class WeightDrop(nn.Linear):
     """Drops weights, the same for all samples of a batch."""
 
