@@ -731,7 +731,10 @@ STRATEGIES_OF_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "objective of nothing": ("gave None for", {"settings": {"objective": F(lambda output: None)}}),
     "adapter reads nothing": (".read returned None", {"settings": {"adapter": Read(None)}}),
     "adapter reads no pair": (".read returned Tensor", {"settings": {"adapter": Read(X)}}),
-    "a layer of two widths": ("stays what it was", {"net": lambda: Net(TwoWidths())}),
+    "a layer of two widths": (
+        "was called several times, and put out 8 and 5 units.",
+        {"net": lambda: Net(TwoWidths())},
+    ),
     "complex targets": ("torch.complex64", {"batch": (X, Y.to(torch.complex64))}),
 }
 FITS_OF_OTHERS = [wrong(name, text, **kwargs) for name, (text, kwargs) in STRATEGIES_OF_OTHERS.items()]

@@ -83,7 +83,7 @@ def test_a_model_without_layers_is_shown_what_drops_in_it() -> None:
     assert str(caught.value) == (
         "Sequential holds no ConductanceDropout; dropout-like modules in it: 1 (Dropout), 2.0 (AlphaDropout). "
         "Y-Drop drives ConductanceDropout layers. "
-        "Put ConductanceDropout(p) where nn.Dropout(p) stood, or add one behind each hidden layer."
+        "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer."
     )
     assert dropout_like_modules(nn.Linear(2, 2)) == []
 

@@ -167,11 +167,7 @@ def removal_curve(
 
 def _num_units(chosen: Mapping[str, nn.Module], dims: Mapping[str, int], tape: Tape, *, rows: int) -> dict[str, int]:
     check_called("removal_curve", chosen, tape)
-    return {
-        name: count_units(name, layer, call, dims[name], rows=rows)
-        for name, layer in chosen.items()
-        for call in tape[name]
-    }
+    return {name: count_units(name, layer, tape[name], dims[name], rows=rows) for name, layer in chosen.items()}
 
 
 def _num_correct(logits: Tensor, target: Target) -> Tensor:

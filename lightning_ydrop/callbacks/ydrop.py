@@ -150,7 +150,7 @@ class YDropCallback(Callback):
         """Find the layers: by now `setup` and `configure_model` have built them."""
         if self.convert:
             report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
-            if report.converted:
+            if report.converted or report.left:
                 rank_zero_info(str(report))
         layers = driven_layers(pl_module)
         if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):

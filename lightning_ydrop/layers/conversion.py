@@ -1,5 +1,6 @@
 """From nn.Dropout to ConductanceDropout or Jumpout, in a model that is built, and back."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -42,6 +43,9 @@ KEEPING_ACTIVE = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
+# What drops attention weights is called so where it stands, or just dropout in a module called after attention.
+OF_ATTENTION = re.compile(r"(att|attn|attention)(_(weights?|probs?))?_?drop(out)?|drop(out)?_?(att|attn|attention)")
+PLAIN_NAME = re.compile(r"drop(out)?(_layer)?")
 COMPILED_ALONE = "compiled by itself, it would be called even when another stood there"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -64,6 +68,8 @@ class ConversionReport:
         lines = [f"{len(self.converted)} dropout layer(s) converted, {len(self.left)} left{why}."]
         lines += [f"  {name}: {change}" for name, change in self.converted.items()]
         lines += [f"  {name or 'the model itself'}: left, {reason}" for name, reason in self.left.items()]
+        if any(re.search(r"-> ConductanceDropout\(p=0(\.0)?,", change) for change in self.converted.values()):
+            lines.append("Layers with p=0 drop nothing until Y-Drop drives them, at rates of its own: exclude those.")
         lines.append("Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.")
         return "\n".join(lines)
 
@@ -84,8 +90,11 @@ def convert_dropout(
 
     The units of nn.Dropout1d, 2d and 3d are the channels. Those of nn.Dropout lie where the layers around it put them:
     in dimension 1 behind convolutions and what goes with them, in the last one behind linear layers, layer norms,
-    embeddings, attention and recurrent layers; the closest such layer before it in its container decides, otherwise the
-    closest behind it, otherwise those around the container. The report says which it was.
+    embeddings, of patches too, attention and recurrent layers; the closest such layer before it in its container
+    decides, otherwise the closest behind it, otherwise those around the container. The report says which it was.
+
+    What drops attention weights, by its name, is left: the last dimension of these is positions, which are no units. So
+    nn.Dropout called `attn_drop` and the like, or `dropout` in a module that is called after attention.
 
     A Jumpout, which draws rates of its own whatever that of the old layer was, comes only where a ReLU stands before,
     in the order of definition, with nothing between the two but pooling, flattening and other dropout. Its arguments
@@ -96,7 +105,8 @@ def convert_dropout(
         include: Names of the modules to convert, as patterns of fnmatch such as "classifier.*", each of which fits
             something that drops. None: all.
         exclude: Names of those to leave.
-        unit_dim: Patterns of names, and the `unit_dim` of nn.Dropout there, where the report shows a wrong one.
+        unit_dim: Patterns of names, and the `unit_dim` of nn.Dropout there, where the report shows a wrong one, or one
+            that was left for its name.
         to: `ConductanceDropout` or `Jumpout`, which has no `unit_dim`.
 
     Returns:
@@ -144,7 +154,7 @@ def convert_dropout(
     twins: dict[int, Twin] = {}
     for name, module in modules.items():
         names = all_names[id(module)]
-        if reason := _reason_to_leave(model, names, module, included, excluded, to):
+        if reason := _reason_to_leave(model, names, module, included, excluded, placed, to):
             left[_reported(name)] = reason
         elif type(module) in CONVERTED:
             why = "as before, where it is the same layer"
@@ -288,6 +298,7 @@ def _reason_to_leave(
     module: nn.Module,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
+    placed: Mapping[str, int],
     to: type[Twin],
 ) -> str | None:
     """Say why something that drops is not converted: None for what is, and for what does not drop."""
@@ -303,11 +314,30 @@ def _reason_to_leave(
         return COMPILED_ALONE
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
+    told = any(_fits(names, pattern) for pattern in placed)
+    if not told and type(module) is nn.Dropout and any(_drops_attention_weights(model, name) for name in names):
+        return "it drops attention weights, by its name; pass its unit_dim if these are features"
     if to is Jumpout and module.p == 0:
         return "with p=0 it drops nothing, and Jumpout would"
     if to is Jumpout and not all(_follows_relu(model, name) for name in names):
         return "no nn.ReLU is seen before it"
     return None
+
+
+def _drops_attention_weights(model: nn.Module, name: str) -> bool:
+    """Tell from what a dropout is called, and the module that holds it."""
+    holder, _, called = name.rpartition(".")
+    if OF_ATTENTION.fullmatch(called.lower()):
+        return True
+    held_by = model.get_submodule(holder)
+    # What holds attention in a module of its own, as T5's layers do, drops what comes out of it.
+    itself = _is_attention(held_by) and not any(map(_is_attention, held_by.children()))
+    return itself and PLAIN_NAME.fullmatch(called.lower()) is not None
+
+
+def _is_attention(module: nn.Module) -> bool:
+    kind = type(module).__name__.lower()
+    return "attention" in kind or "attn" in kind
 
 
 def _reason_of_another_kind(module: nn.Module) -> str | None:
@@ -358,8 +388,12 @@ def _follows_relu(model: nn.Module, name: str) -> bool:
 
 def _deciding(module: nn.Module | None) -> list[nn.Module]:
     """List what tells where units are, in the order of definition."""
-    parts = [] if module is None else _named(module).values()
-    return [part for part in parts if isinstance(part, FEATURES_LAST + CHANNELS_SECOND)]
+    if module is None:
+        return []
+    # An embedding of patches convolves, and then has its features last, whatever it is made of.
+    if isinstance(module, FEATURES_LAST + CHANNELS_SECOND) or "embed" in type(module).__name__.lower():
+        return [module]
+    return [part for child in module._modules.values() for part in _deciding(child)]
 
 
 def _dim_around(module: nn.Module) -> int:

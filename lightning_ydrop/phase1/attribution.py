@@ -285,11 +285,10 @@ def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
         tape.clear()
         del value  # or both graphs would be in memory
         value = phase1.value(points, carried, target)
+    for name, calls in tape.items():
+        count_units(name, phase1.layers[name], calls, phase1.unit_dims[name], rows=len(points[0]))
     # Listed before the backward pass, in which activation checkpoints call their layers once more.
     recorded = [(name, activation) for name, calls in tape.items() for activation in calls]
-    num_rows = points[0].shape[0]
-    for name, activation in recorded:
-        count_units(name, phase1.layers[name], activation, phase1.unit_dims[name], rows=num_rows)
     activations = [activation for _, activation in recorded]
     gradients = _gradients(value, activations)
     scores: dict[str, Tensor] = {}
@@ -345,13 +344,13 @@ def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
         ) from error
 
 
-def count_units(name: str, layer: nn.Module, activation: Tensor, unit_dim: int, *, rows: int) -> int:
-    """Count the units of a layer's output, after checking that it has a dimension of units behind one of all rows.
+def count_units(name: str, layer: nn.Module, outputs: Sequence[Tensor], unit_dim: int, *, rows: int) -> int:
+    """Count the units of a layer, after checking that its outputs have a dimension of units behind one of all rows.
 
     Args:
         name: The layer's name.
         layer: The layer.
-        activation: Its output.
+        outputs: What it put out, one for each time that it was called.
         unit_dim: The dimension of its units.
         rows: How many rows went into the model.
 
@@ -359,14 +358,24 @@ def count_units(name: str, layer: nn.Module, activation: Tensor, unit_dim: int, 
         U.
 
     Raises:
-        ConfigurationError: If the output has no such dimensions.
+        ConfigurationError: If an output has no such dimensions, or they have units in different number.
 
     """
-    if activation.ndim < 2 or len(activation) != rows or not 0 < abs(unit_dim) < activation.ndim:
+    for output in outputs:
+        if output.ndim < 2 or len(output) != rows or not 0 < abs(unit_dim) < output.ndim:
+            raise ConfigurationError(
+                f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
+                f"for {rows} rows.",
+                "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions.",
+                "Choose the `unit_dim` of the features or channels and keep the batch first, or leave this layer out: "
+                "as nn.Dropout it stays what it is.",
+            )
+    widths = list(dict.fromkeys(output.shape[unit_dim] for output in outputs))
+    if len(widths) > 1:
         raise ConfigurationError(
-            f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(activation)} "
-            f"for {rows} rows.",
-            "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions.",
-            "Choose the `unit_dim` of the features or channels, and keep the batch first.",
+            f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) was called several times, and put out "
+            f"{' and '.join(map(str, widths))} units.",
+            "The units of a layer are the same in all its calls.",
+            "Make a layer for each place where it is called, or leave this one out: as nn.Dropout it stays what it is.",
         )
-    return activation.shape[unit_dim]
+    return widths[0]

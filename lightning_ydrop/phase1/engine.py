@@ -203,6 +203,7 @@ class YDrop:
             for rate in (self.buckets.low, self.buckets.high)
         )
         new = self._score(inputs, target)
+        self._check_widths(new)
         self._steps_taken += 1
         self._share = share
         for members, scores in self._averages(new):
@@ -351,9 +352,8 @@ class YDrop:
         num_units = {}
         for name, calls in tape.items():
             layer = self.layers[name]
-            for call in calls:
-                num_units[name] = count_units(name, layer, call, layer.unit_dim, rows=len(output))
-                layer.prepare(num_units[name], call.device)
+            num_units[name] = count_units(name, layer, calls, layer.unit_dim, rows=len(output))
+            layer.prepare(num_units[name], calls[0].device)
         self.nonfinite = self.nonfinite.to(phase1.device)
         scores: Any = self._score(inputs, target)
         if not isinstance(scores, dict):
@@ -431,6 +431,16 @@ class YDrop:
         phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1), copied=self._copied)
         return self.measure.score(settled(phase1, self.path_from, self.baseline))
 
+    def _check_widths(self, scores: dict[str, Tensor]) -> None:
+        for name, values in scores.items():
+            before, now = self._num_units.get(name, values.shape[1]), values.shape[1]
+            if now != before:
+                raise ConfigurationError(
+                    f"The layer {name!r} had {before} units in an earlier batch, and has {now} in this one.",
+                    "Units are features or channels, of which all batches have as many; positions are no units.",
+                    "Choose the layer's `unit_dim`, or leave it out: as nn.Dropout it stays what it is.",
+                )
+
     def _averages(self, scores: dict[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:
         """Average over samples (Eq. 4), those of all ranks: of layers of one width, by their names, as one (L, U)."""
         if world_size() > 1:
@@ -476,7 +486,7 @@ def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
             f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
             f"{', '.join(there) if there else 'none'}.",
             "Y-Drop drives ConductanceDropout layers.",
-            "Put ConductanceDropout(p) where nn.Dropout(p) stood, or add one behind each hidden layer.",
+            "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
         )
     return found
 

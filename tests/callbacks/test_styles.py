@@ -352,6 +352,18 @@ def test_conversion_whenever_the_model_is_built(when: str) -> None:
     assert list(only.engine.layers) == ["body.1"]
 
 
+@pytest.mark.parametrize(("convert", "is_said"), [(True, True), (False, False)])
+def test_conversion_says_what_it_has_left_even_where_it_finds_nothing_to_do(
+    convert: bool, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Net()
+    net.body[4] = nn.AlphaDropout()
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        fit(net, ydrop=YDropCallback(annealing_epochs=0, convert=convert))
+    report = "0 dropout layer(s) converted, 1 left.\n  body.4: left, AlphaDropout is none of"
+    assert (report in caplog.text) is is_said
+
+
 def test_frozen_parts_clipping_and_validation_first() -> None:
     class Validating(Net):
         def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -201,6 +201,85 @@ def test_a_neighbour_that_stands_there_twice_tells_at_both_places() -> None:
     assert dims_of(model) == dict.fromkeys(["0.3", "1.1", "2.0"], (1, True))
 
 
+class Holding(nn.Module):
+    """Holds modules by name, and reshapes as it likes."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class PatchEmbed(Holding):
+    """Convolves patches, and puts their features last."""
+
+
+class SelfAttention(Holding):
+    """Drops attention weights."""
+
+
+class WindowAttn(SelfAttention):
+    """The same."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Holding(embedding=PatchEmbed(convolution=nn.Conv2d(3, 8, 4), norm=nn.Identity()), drop=nn.Dropout()),
+        Holding(stem=nn.Sequential(PatchEmbed(convolution=nn.Conv2d(3, 8, 4))), drop=nn.Dropout()),
+    ],
+)
+def test_embeddings_of_patches_have_their_features_last(model: nn.Module) -> None:
+    assert convert_dropout(model).converted["drop"].endswith(", behind PatchEmbed")
+    assert dims_of(model) == {"drop": (-1, True)}
+
+
+@pytest.mark.parametrize(
+    ("holder", "name", "is_left"),
+    [
+        *((Holding, name, True) for name in ("attn_drop", "attn_dropout", "att_dropout", "attention_dropout")),
+        *((Holding, name, True) for name in ("attn_probs_drop", "dropout_att", "drop_attn", "attnDrop")),
+        *(
+            (holder, name, True)
+            for holder in (SelfAttention, WindowAttn)
+            for name in ("dropout", "drop", "dropout_layer")
+        ),
+        *((SelfAttention, name, False) for name in ("resid_dropout", "proj_drop", "output_dropout", "drop1")),
+        *((Holding, name, False) for name in ("dropout", "attn_out_drop", "pattern_drop")),
+    ],
+)
+def test_what_drops_attention_weights_is_left(holder: type[Holding], name: str, is_left: bool) -> None:
+    model = nn.Sequential(holder(query=nn.Linear(4, 4), **{name: nn.Dropout()}), nn.Linear(4, 4), nn.Dropout())
+    report = convert_dropout(model)
+    assert (f"0.{name}" in report.left) is is_left
+    assert (type(model[0].get_submodule(name)) is nn.Dropout) is is_left
+    assert "2" in report.converted
+
+
+def test_what_drops_the_output_of_attention_is_converted() -> None:
+    model = SelfAttention(inner=WindowAttn(value=nn.Linear(4, 4), dropout=nn.Dropout()), dropout=nn.Dropout())
+    report = convert_dropout(model)
+    assert report.converted.keys() == {"dropout"}
+    assert report.left.keys() == {"inner.dropout"}
+
+
+def test_attention_weights_are_told_by_any_name_of_the_instance_and_features_by_the_caller() -> None:
+    shared = nn.Dropout()
+    model = Holding(project=nn.Linear(4, 4), out=shared, attention=SelfAttention(dropout=shared))
+    reason = "it drops attention weights, by its name; pass its unit_dim if these are features"
+    assert convert_dropout(model) == ConversionReport({}, {"out": reason, "attention.dropout": reason})
+    assert convert_dropout(model, unit_dim={"attention.*": -1}).converted.keys() == {"out", "attention.dropout"}
+    assert dims_of(model) == dict.fromkeys(("out", "attention.dropout"), (-1, True))
+
+
+@pytest.mark.parametrize("p", [0, 0.0])
+def test_a_report_says_that_y_drop_drops_where_nothing_did(p: float) -> None:
+    warning = "Layers with p=0 drop nothing until Y-Drop drives them, at rates of its own: exclude those."
+    for rate, is_said in ((p, True), (0.05, False)):
+        report = str(convert_dropout(nn.Sequential(nn.Linear(4, 4), nn.Dropout(rate))))
+        assert (warning in report.splitlines()) is is_said
+
+
 def test_with_nothing_around_it_the_units_are_last() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Dropout())
     assert convert_dropout(model).converted["1"].endswith(", with nothing around it that tells")

@@ -242,6 +242,9 @@ def test_a_layer_called_twice_counts_as_the_sum_of_its_calls() -> None:
     x, y = torch.randn(6, 12), torch.randint(0, 5, (6,))
     each = layer_conductance(apart, x, y)
     assert torch.allclose(layer_conductance(shared, x, y)["first"], each["first"] + each["second"])
+    shared.b, shared.c = nn.Linear(8, 6), nn.Linear(6, 5)
+    with pytest.raises(ConfigurationError, match=r"'first'.* was called several times, and put out 8 and 6 units\."):
+        layer_conductance(shared, x, y)
 
 
 def test_a_layer_that_the_output_does_not_depend_on_scores_zero() -> None:

@@ -380,6 +380,16 @@ def test_a_model_that_works_on_batches_alone_is_rehearsed_on_the_batch() -> None
     YDrop(Squeezing()).step(*batch_of())
 
 
+def test_positions_that_were_taken_for_units_are_told_when_their_number_changes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(unit_dim=1), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 5)))
+    engine = YDrop(nn.Sequential(model, nn.Flatten()))
+    engine.step(torch.randn(16, 3, 4), torch.randint(0, 5, (16,)))
+    before = engine.layers["0.1"].drop_prob.clone()
+    with pytest.raises(ConfigurationError, match=r"The layer '0.1' had 3 units in an earlier batch, and has 6 in this"):
+        engine.step(torch.randn(16, 6, 4), torch.randint(0, 5, (16,)))
+    assert torch.equal(engine.layers["0.1"].drop_prob, before)
+
+
 def test_a_measure_with_scores_of_the_wrong_shape_is_told() -> None:
     class Wrong(Measure):
         def score(self, phase1: Phase1) -> dict[str, Tensor]:
