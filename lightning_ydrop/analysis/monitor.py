@@ -166,7 +166,7 @@ class ConductanceMonitor(Callback):
             # They are the same on all ranks; Lightning warns where it is not told.
             pl_module.log_dict({f"{self.prefix}/{name}/{key}": each for key, each in logged.items()}, sync_dist=True)
         if self.figures and computed and trainer.is_global_zero and not trainer.sanity_checking:
-            means = {name: values["mean"] for name, values in computed.items()}
+            means = {name: values["mean"].reshape(self._spreads[name].num_units) for name, values in computed.items()}
             self._draw(trainer, means)
 
     def _is_due(self, trainer: Trainer) -> bool:

@@ -21,7 +21,7 @@ class ConductanceSpread(Metric):
 
     It adds up over batches and over ranks, as torchmetrics do. `compute` gives a dictionary of
 
-    - "mean": each unit's mean conductance, shape (U,),
+    - "mean": each unit's mean conductance, shape (U,), of a single unit a scalar, as torchmetrics have it,
     - "top_share": the share of the positive ones' sum that the units at the top hold,
     - "gini": their Gini coefficient, 0 where all units are alike and nearly 1 where one has it all,
     - "total": the sum of all, which for a layer that every path crosses is the mean change of F from the baseline.
@@ -140,7 +140,7 @@ def mean_conductance(
             "Conductance is averaged over batches of inputs and targets.",
             "Pass a DataLoader, or a list of batches.",
         )
-    return {name: spread.compute()["mean"] for name, spread in spreads.items()}
+    return {name: spread.compute()["mean"].reshape(spread.num_units) for name, spread in spreads.items()}
 
 
 def update_spreads(spreads: dict[str, ConductanceSpread], conductance: Mapping[str, Tensor], **kwargs: Any) -> None:

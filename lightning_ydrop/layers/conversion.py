@@ -7,12 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_ydrop.errors import (
-    ConfigurationError,
-    check_module,
-    describe,
-    is_dropout_like,
-)
+from lightning_ydrop.errors import ConfigurationError, check_module, describe, is_dropout_like
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
 
@@ -355,12 +350,11 @@ def _unit_dim(model: nn.Module, name: str, module: nn.Module) -> tuple[int, str]
     if isinstance(module, CHANNEL_DROPOUTS):
         return 1, "its channels"
     for before, behind in _surroundings(model, name):
-        for neighbour in before:
-            for each in reversed(_deciding(neighbour)):
-                return _dim_around(each), f"behind {type(each).__name__}"
-        for neighbour in behind:
-            for each in _deciding(neighbour):
-                return _dim_around(each), f"before {type(each).__name__}"
+        closest = [("behind", each) for neighbour in before for each in reversed(_deciding(neighbour))]
+        closest += [("before", each) for neighbour in behind for each in _deciding(neighbour)]
+        if closest:
+            where, each = closest[0]
+            return -1 if has_features_last(each) else 1, f"{where} {type(each).__name__}"
     return -1, "with nothing around it that tells"
 
 
@@ -390,14 +384,16 @@ def _deciding(module: nn.Module | None) -> list[nn.Module]:
     """List what tells where units are, in the order of definition."""
     if module is None:
         return []
-    # An embedding of patches convolves, and then has its features last, whatever it is made of.
-    if isinstance(module, FEATURES_LAST + CHANNELS_SECOND) or "embed" in type(module).__name__.lower():
+    if isinstance(module, FEATURES_LAST + CHANNELS_SECOND) or has_features_last(module):
         return [module]
     return [part for child in module._modules.values() for part in _deciding(child)]
 
 
-def _dim_around(module: nn.Module) -> int:
-    return 1 if isinstance(module, CHANNELS_SECOND) else -1
+def has_features_last(module: nn.Module) -> bool:
+    """Tell whether units are the last dimension of a layer's output, by its kind: otherwise they are dimension 1."""
+    kind = type(module).__name__
+    # LayerNorm2d of torchvision and timm stands between convolutions; embeddings of patches convolve, and turn them.
+    return (isinstance(module, FEATURES_LAST) and not kind.endswith("2d")) or "embed" in kind.lower()
 
 
 def _twin(

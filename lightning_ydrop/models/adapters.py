@@ -128,7 +128,7 @@ class AutomaticAdapter(Adapter):
             "Y-Drop reads a tensor, (x, y, ...), and mappings, dataclasses and named tuples with one known input, such "
             f"as {', '.join(INPUT_NAMES[:7])}, and at most one known target: {', '.join(TARGET_NAMES)}.",
             "Give the LightningModule a method `ydrop_inputs(batch)` that returns (inputs, target), or name the places "
-            'in the batch: YDropCallback(adapter=KeyAdapter(inputs="image", target="label")), or IndexAdapter.',
+            'in the batch: adapter=KeyAdapter(inputs="image", target="label"), or IndexAdapter.',
         )
 
 

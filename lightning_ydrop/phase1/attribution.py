@@ -12,7 +12,7 @@ from lightning_ydrop.errors import ConfigurationError, check_choice, check_count
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.layers.conversion import FEATURES_LAST
+from lightning_ydrop.layers.conversion import has_features_last
 from lightning_ydrop.models.batches import logging_muted
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
 from lightning_ydrop.models.modes import named_modules
@@ -154,7 +154,7 @@ def _unit_dim(layer: nn.Module, given: int | None) -> int:
         return layer.unit_dim
     if given is not None:
         return given
-    return -1 if isinstance(layer, FEATURES_LAST) else 1
+    return -1 if has_features_last(layer) else 1
 
 
 def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:

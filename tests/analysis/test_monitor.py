@@ -208,6 +208,13 @@ def test_own_methods_are_called(tmp_path: Path) -> None:
         assert row["conductance/body.3/total"] == pytest.approx(2 * mean.sum().item(), abs=1e-4)
 
 
+def test_a_single_unit_is_drawn_too(tmp_path: Path) -> None:
+    net = Validated()
+    net.body = nn.Sequential(nn.Linear(12, 1), nn.Tanh(), nn.Linear(1, 5))
+    trainer_of(ConductanceMonitor("body.1"), logger=CSVLogger(tmp_path), max_epochs=1).fit(net, data())
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+
+
 def test_it_measures_in_every_so_manyth_epoch(tmp_path: Path) -> None:
     monitor = ConductanceMonitor("body.3", every_n_epochs=2, figures=True)
     trainer_of(monitor, logger=CSVLogger(tmp_path), max_epochs=4).fit(Validated(), data())

@@ -59,6 +59,14 @@ def test_the_total_of_a_layer_that_all_paths_cross_is_the_change_of_the_output()
     assert spread.compute()["total"].item() == pytest.approx(change.item(), abs=1e-4)
 
 
+def test_a_single_unit_is_a_layer_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 1), nn.Tanh(), nn.Linear(1, 3))
+    x, y = torch.randn(12, 6), torch.randint(0, 3, (12,))
+    mean = mean_conductance(model, [(x, y)], layers="1")["1"]
+    assert torch.allclose(mean, layer_conductance(model, x, y, layers="1")["1"].mean(0))
+    assert mean.shape == (1,)
+
+
 @pytest.mark.parametrize("values", [torch.randn(8), torch.randn(4, 7), torch.randn(4, 8, 2)])
 def test_conductance_of_another_shape_is_refused(values: torch.Tensor) -> None:
     with pytest.raises(ConfigurationError, match=r"takes the conductance \(B, U\)"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision import models
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import StochasticDepth
 
 from lightning_ydrop import (
@@ -228,10 +229,17 @@ class WindowAttn(SelfAttention):
         Holding(embedding=PatchEmbed(convolution=nn.Conv2d(3, 8, 4), norm=nn.Identity()), drop=nn.Dropout()),
         Holding(stem=nn.Sequential(PatchEmbed(convolution=nn.Conv2d(3, 8, 4))), drop=nn.Dropout()),
     ],
+    ids=["beside", "in a stem"],
 )
 def test_embeddings_of_patches_have_their_features_last(model: nn.Module) -> None:
     assert convert_dropout(model).converted["drop"].endswith(", behind PatchEmbed")
     assert dims_of(model) == {"drop": (-1, True)}
+
+
+def test_norms_between_convolutions_have_their_channels_second() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4), LayerNorm2d(8), nn.Dropout())
+    assert convert_dropout(model).converted["2"].endswith(", behind LayerNorm2d")
+    assert dims_of(model) == {"2": (1, True)}
 
 
 @pytest.mark.parametrize(

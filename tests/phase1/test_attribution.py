@@ -5,6 +5,7 @@ import pytest
 import torch
 from captum.attr import LayerConductance
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from lightning_ydrop import (
     ConductanceDropout,
@@ -347,6 +348,9 @@ def test_units_of_a_sequence_are_its_features() -> None:
     assert by_feature.shape == (6, 8)
     assert by_token.shape == (6, 3)
     assert torch.allclose(by_feature.sum(1), by_token.sum(1), atol=1e-5)
+    norms = nn.Sequential(nn.LayerNorm(4), nn.Unflatten(1, (3, 1)), LayerNorm2d(3), nn.Flatten(), nn.Linear(12, 5))
+    found = layer_conductance(norms, x, y, layers=nn.LayerNorm)
+    assert (found["0"].shape, found["2"].shape) == ((6, 4), (6, 3))
     # Of other layers nothing tells: a dropout of ours behind them does, or the caller.
     assert layer_conductance(model, x, y, layers=nn.Tanh)["2"].shape == (6, 3)
 
