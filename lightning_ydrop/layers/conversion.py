@@ -38,9 +38,11 @@ KEEPING_ACTIVE = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
-# What drops attention weights is called so where it stands, or just dropout in a module called after attention.
+# What drops attention weights is called so where it stands, or just dropout in a module that is called after attention
+# and makes queries.
 OF_ATTENTION = re.compile(r"(att|attn|attention)(_(weights?|probs?))?_?drop(out)?|drop(out)?_?(att|attn|attention)")
 PLAIN_NAME = re.compile(r"drop(out)?(_layer)?")
+OF_QUERIES = re.compile(r"(.*_)?w?(q|qk|qkv|query|queries)s?(_.*)?|linears")
 COMPILED_ALONE = "compiled by itself, it would be called even when another stood there"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -89,7 +91,8 @@ def convert_dropout(
     decides, otherwise the closest behind it, otherwise those around the container. The report says which it was.
 
     What drops attention weights, by its name, is left: the last dimension of these is positions, which are no units. So
-    nn.Dropout called `attn_drop` and the like, or `dropout` in a module that is called after attention.
+    nn.Dropout called `attn_drop` and the like, or `dropout` in a module that is called after attention and makes
+    queries.
 
     A Jumpout, which draws rates of its own whatever that of the old layer was, comes only where a ReLU stands before,
     in the order of definition, with nothing between the two but pooling, flattening and other dropout. Its arguments
@@ -324,15 +327,13 @@ def _drops_attention_weights(model: nn.Module, name: str) -> bool:
     holder, _, called = name.rpartition(".")
     if OF_ATTENTION.fullmatch(called.lower()):
         return True
-    held_by = model.get_submodule(holder)
-    # What holds attention in a module of its own, as T5's layers do, drops what comes out of it.
-    itself = _is_attention(held_by) and not any(map(_is_attention, held_by.children()))
-    return itself and PLAIN_NAME.fullmatch(called.lower()) is not None
-
-
-def _is_attention(module: nn.Module) -> bool:
-    kind = type(module).__name__.lower()
-    return "attention" in kind or "attn" in kind
+    attention = model.get_submodule(holder)
+    kind = type(attention).__name__.lower()
+    return (
+        PLAIN_NAME.fullmatch(called.lower()) is not None
+        and ("attention" in kind or "attn" in kind)
+        and any(OF_QUERIES.fullmatch(child) for child in attention._modules)
+    )
 
 
 def _reason_of_another_kind(module: nn.Module) -> str | None:

@@ -264,16 +264,25 @@ def test_what_drops_attention_weights_is_left(holder: type[Holding], name: str, 
     assert "2" in report.converted
 
 
-def test_what_drops_the_output_of_attention_is_converted() -> None:
-    model = SelfAttention(inner=WindowAttn(value=nn.Linear(4, 4), dropout=nn.Dropout()), dropout=nn.Dropout())
-    report = convert_dropout(model)
-    assert report.converted.keys() == {"dropout"}
-    assert report.left.keys() == {"inner.dropout"}
+@pytest.mark.parametrize(
+    "name", ["query", "q", "q_lin", "query_proj", "to_q", "to_qkv", "linear_q", "wq", "w_qs", "linears"]
+)
+def test_attention_is_told_by_its_queries(name: str) -> None:
+    assert convert_dropout(SelfAttention(**{name: nn.Linear(4, 4)}, dropout=nn.Dropout())).left.keys() == {"dropout"}
+
+
+@pytest.mark.parametrize(
+    "holder", [SelfAttention(inner=nn.MultiheadAttention(4, 2)), SelfAttention(score=nn.Linear(4, 1))]
+)
+def test_a_network_that_is_called_after_attention_drops_features(holder: nn.Module) -> None:
+    holder.add_module("dropout", nn.Dropout())
+    assert convert_dropout(holder).converted.keys() == {"dropout"}
 
 
 def test_attention_weights_are_told_by_any_name_of_the_instance_and_features_by_the_caller() -> None:
     shared = nn.Dropout()
-    model = Holding(project=nn.Linear(4, 4), out=shared, attention=SelfAttention(dropout=shared))
+    attention = SelfAttention(query=nn.Linear(4, 4), dropout=shared)
+    model = Holding(project=nn.Linear(4, 4), out=shared, attention=attention)
     reason = "it drops attention weights, by its name; pass its unit_dim if these are features"
     assert convert_dropout(model) == ConversionReport({}, {"out": reason, "attention.dropout": reason})
     assert convert_dropout(model, unit_dim={"attention.*": -1}).converted.keys() == {"out", "attention.dropout"}
