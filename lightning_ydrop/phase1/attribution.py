@@ -12,7 +12,7 @@ from lightning_ydrop.errors import ConfigurationError, check_choice, check_count
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.layers.conversion import has_features_last
+from lightning_ydrop.layers.surroundings import has_features_last
 from lightning_ydrop.models.batches import logging_muted
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
 from lightning_ydrop.models.modes import named_modules
