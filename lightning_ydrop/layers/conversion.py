@@ -284,7 +284,7 @@ def _reason_to_leave(
         return COMPILED_ALONE
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
-    told = any(_fits(names, pattern) for pattern in placed)
+    told = _told_dim(names, module, placed) is not None
     if not told and type(module) is nn.Dropout and any(drops_attention_weights(model, name) for name in names):
         return "it drops attention weights, by its name; pass its unit_dim if these are features"
     if to is Jumpout and module.p == 0:
@@ -292,6 +292,12 @@ def _reason_to_leave(
     if to is Jumpout and not all(follows_relu(model, name) for name in names):
         return "no nn.ReLU is seen before it"
     return None
+
+
+def _told_dim(names: Sequence[str], module: nn.Module, placed: Mapping[str, int]) -> int | None:
+    """Find the `unit_dim` that the caller gives to an nn.Dropout, if any: units of the others are their channels."""
+    told = (dim for pattern, dim in placed.items() if _fits(names, pattern))
+    return next(told, None) if type(module) is nn.Dropout else None
 
 
 def _reason_of_another_kind(module: nn.Module) -> str | None:
@@ -313,8 +319,8 @@ def _twin(
     if to is Jumpout:
         twin, why = Jumpout(granularity="element" if elementwise else "channel"), "behind ReLU"
     else:
-        told = [dim for pattern, dim in placed.items() if _fits(names, pattern) and elementwise]
-        dim, why = (told[0], "as told") if told else unit_dim_of(model, names[0], module)
+        told = _told_dim(names, module, placed)
+        dim, why = unit_dim_of(model, names[0], module) if told is None else (told, "as told")
         twin = ConductanceDropout(module.p, dim, elementwise)  # type: ignore[arg-type]
     twin.replaced = (module,)
     twin.training = module.training

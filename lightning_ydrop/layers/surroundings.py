@@ -44,11 +44,11 @@ def unit_dim_of(model: nn.Module, name: str, module: nn.Module) -> tuple[int, st
     if isinstance(module, CHANNEL_DROPOUTS):
         return 1, "its channels"
     for before, behind in _surroundings(model, name):
-        closest = [("behind", each) for neighbour in before for each in reversed(_deciding(neighbour))]
-        closest += [("before", each) for neighbour in behind for each in _deciding(neighbour)]
-        if closest:
-            where, each = closest[0]
-            return -1 if has_features_last(each) else 1, f"{where} {type(each).__name__}"
+        for where, neighbours, closest in (("behind", before, -1), ("before", behind, 0)):
+            # One neighbour after the other: each may be most of the model.
+            for deciding in filter(None, map(_deciding, neighbours)):
+                each = deciding[closest]
+                return -1 if has_features_last(each) else 1, f"{where} {type(each).__name__}"
     return -1, "with nothing around it that tells"
 
 

@@ -70,8 +70,9 @@ def layer_conductance(
             It takes one more forward pass of the samples.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
-            By default the last of linear layers, embeddings, LayerNorm, RMSNorm and Transformer layers, and 1 of all
-            others, such as convolutions; so an activation of (B, T, U) takes unit_dim=-1.
+            By default the last of linear layers, embeddings, of patches too, LayerNorm, RMSNorm and Transformer layers,
+            and 1 of all others, such as convolutions and the LayerNorm2d between them; so an activation of (B, T, U)
+            takes unit_dim=-1.
         max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
             number splits the samples, and where that does not do each path, into as many passes as needed, which give
             the same. "batch" takes as many as there are samples: it needs no more memory than training.

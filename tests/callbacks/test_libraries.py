@@ -36,8 +36,6 @@ class Texts(Dataset[Batch]):
         return 6
 
     def __getitem__(self, index: int) -> Batch:
-        if index >= len(self):
-            raise IndexError(index)
         chance = torch.Generator().manual_seed(index)
         tokens = torch.randint(3, 100, (BATCH_SIZE, 5 + index), generator=chance)
         labels = tokens.clone() if self.labels_of_tokens else torch.randint(3, (BATCH_SIZE,), generator=chance)
@@ -55,12 +53,19 @@ class Images(Texts):
         return {"pixel_values": images, "labels": super().__getitem__(index)["labels"]}
 
 
-class OfTransformers(LightningModule):
-    """What is written around a network of Transformers, which computes the loss itself."""
+class Wrapper(LightningModule):
+    """What is written around a network of a library."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-3)
+
+
+class OfTransformers(Wrapper):
+    """Around one of Transformers, which computes the loss itself."""
 
     def forward(self, **inputs: Tensor) -> Any:
         return self.network(**inputs)
@@ -69,25 +74,15 @@ class OfTransformers(LightningModule):
         loss: Tensor = self(**batch).loss
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), 1e-3)
 
-
-class OfTimm(LightningModule):
-    """What is written around a network of timm."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+class OfTimm(Wrapper):
+    """Around one of timm."""
 
     def forward(self, x: Tensor) -> Any:
         return self.network(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self(batch["pixel_values"]), batch["labels"])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), 1e-3)
 
 
 @dataclass
@@ -96,7 +91,7 @@ class Case:
 
     build: Callable[[], nn.Module]
     units: dict[str, int]
-    module: type[OfTransformers | OfTimm] = OfTransformers
+    module: type[Wrapper] = OfTransformers
     data: Dataset[Batch] = field(default_factory=Texts)
     settings: dict[str, Any] = field(default_factory=dict)
 
