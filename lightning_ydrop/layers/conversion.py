@@ -1,6 +1,5 @@
 """From nn.Dropout to ConductanceDropout or Jumpout, in a model that is built, and back."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,8 +36,6 @@ class ConversionReport:
         lines = [f"{len(self.converted)} dropout layer(s) converted, {len(self.left)} left{why}."]
         lines += [f"  {name}: {change}" for name, change in self.converted.items()]
         lines += [f"  {name or 'the model itself'}: left, {reason}" for name, reason in self.left.items()]
-        if any(re.search(r"-> ConductanceDropout\(p=0(\.0)?,", change) for change in self.converted.values()):
-            lines.append("Layers with p=0 drop nothing until Y-Drop drives them, at rates of its own: exclude those.")
         lines.append("Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.")
         return "\n".join(lines)
 
@@ -131,6 +128,8 @@ def convert_dropout(
             if id(module) not in twins:
                 twins[id(module)], why = _twin(model, names, module, placed, to)
             why += ", no longer in place" if module.inplace else ""
+            # Y-Drop's rates are its own: what dropped nothing would be driven like the others.
+            why += ", which drops nothing until Y-Drop drives it" if module.p == 0 else ""
             converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {twins[id(module)]!r}, {why}"
     # Put in place when all are made, so that a `unit_dim` that is refused leaves the model as it was.
     for name, module in modules.items():
