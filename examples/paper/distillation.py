@@ -14,8 +14,10 @@ teacher: a record to keep, of which the table can be made again.
 import argparse
 import hashlib
 import json
+import logging
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -27,6 +29,7 @@ from experiment import gather, last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from results import commands_in, place
 from results import read as experiments_in
 from tables import markdown, spread
@@ -79,6 +82,13 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
     for masks in sorted({10, 100, samples}):
         predictors[f"{masks} masks"] = partial(averaged, teacher, masks)
     return measured({"one pass": teacher, **predictors}, teacher, made.datamodule, samples)
+
+
+def quietened() -> None:
+    """Leave the terminal to the progress bar: Lightning has the same to say of every student."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
 
 
 def taught(distillation: DropoutDistillation, data: LightningDataModule, folder: Path) -> nn.Module:
@@ -172,7 +182,7 @@ def distil(folder: Path, samples: int, jobs: int) -> None:
     results = read(folder)
     left = [result for result in results if measured_before(result, samples) is None]
     threads = max(1, num_cores() // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quietened) as pool:
         waiting = {pool.submit(distilled, result, samples, threads): result for result in left}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
             result = waiting[future]
