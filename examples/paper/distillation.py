@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from experiment import gather, last_of, num_cores, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from results import commands_in, place
 from results import read as experiments_in
 from tables import markdown, spread
