@@ -6,9 +6,9 @@
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
 masks. Students stay beside their teacher, in students/, and what is measured in distilled.json: started again, the
-program goes on with students that it was training, and measures what it has not measured, what has been trained anew,
-and what was compared with another number of masks. All of it is also in distilled.jsonl in --runs, a line for each
-teacher: a record to keep, of which the table can be made again.
+program goes on with students that it was training, and does anew what was done with other arguments or of a teacher
+that has been trained again since. All of it is also in distilled.jsonl in --runs, a line for each teacher: a record to
+keep, of which the table can be made again.
 """
 
 import argparse
@@ -50,23 +50,26 @@ By `{command}`, of networks that were trained with `--keep-checkpoints`:
 
 On the test set: KL(average || prediction), where the average is over {samples} masks, and how right the predictions
 are; mean and standard deviation over teachers. The student starts from its teacher's weights, the one of half the
-width from none.
+width from none; they are trained until the validation loss falls no more, for at most {max_epochs} epochs.
 
 {table}
 """
 COLUMNS = ("divergence", "accuracy", "negative log-likelihood")
+# What a comparison was made with: how many masks it is with, and how long students were trained at most.
+Settings = Mapping[str, int]
 # What gives logits, or their logarithms of probabilities, for a batch.
 Predictor = Callable[[Tensor], Tensor]
 
 
-def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, float]]:
+def distilled(result: Path, settings: Settings, threads: int) -> dict[str, dict[str, float]]:
     """Distil the network of one run, and measure everything on its test set, by predictor."""
+    samples, max_epochs = settings["samples"], settings["max_epochs"]
     torch.set_num_threads(threads)
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     config = config_of(result)
     made = made_again(config)
     halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
-    students = result.with_name("students") / identity_of(result)
+    students = result.with_name("students") / f"{identity_of(result)}_{max_epochs}"
     predictors: dict[str, Predictor] = {}
     for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
         seed_everything(record_of(result)["seed"], verbose=False)
@@ -77,7 +80,7 @@ def distilled(result: Path, samples: int, threads: int) -> dict[str, dict[str, f
             num_masks=4,
             optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
         )
-        predictors[name] = taught(distillation, made.datamodule, students / name.replace(" ", "_"))
+        predictors[name] = taught(distillation, made.datamodule, students / name.replace(" ", "_"), max_epochs)
     teacher = distillation.teacher
     for masks in sorted({10, 100, samples}):
         predictors[f"{masks} masks"] = partial(averaged, teacher, masks)
@@ -91,13 +94,13 @@ def quietened() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
 
 
-def taught(distillation: DropoutDistillation, data: LightningDataModule, folder: Path) -> nn.Module:
+def taught(distillation: DropoutDistillation, data: LightningDataModule, folder: Path, max_epochs: int) -> nn.Module:
     """Train a student as its teacher was trained, until the validation loss falls no more, or go on from a folder."""
     best = ModelCheckpoint(folder, monitor="val_loss")
     last = LastEpoch(str(folder))
     trainer = Trainer(
         default_root_dir=folder,
-        max_epochs=200,
+        max_epochs=max_epochs,
         devices=1,
         callbacks=[EarlyStopping("val_loss", patience=10), best, last],
         logger=False,
@@ -136,11 +139,11 @@ def measured(
     }
 
 
-def measured_before(result: Path, samples: int) -> dict[str, dict[str, float]] | None:
-    """Read what was measured of this very teacher against an average over so many masks."""
+def measured_before(result: Path, settings: Settings) -> dict[str, dict[str, float]] | None:
+    """Read what was measured of this very teacher with the same settings."""
     file = result.with_name("distilled.json")
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    same = kept.get("samples") == samples and kept.get("teacher") == identity_of(result)
+    same = kept.items() >= {"teacher": identity_of(result), **settings}.items()
     return kept["measured"] if same else None
 
 
@@ -177,18 +180,18 @@ def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> st
     return markdown(lines)
 
 
-def distil(folder: Path, samples: int, jobs: int) -> None:
+def distil(folder: Path, settings: Settings, jobs: int) -> None:
     """Distil the networks of a grid, as far as that is not done, and write its distilled.jsonl."""
     results = read(folder)
-    left = [result for result in results if measured_before(result, samples) is None]
+    left = [result for result in results if measured_before(result, settings) is None]
     threads = max(1, num_cores() // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quietened) as pool:
-        waiting = {pool.submit(distilled, result, samples, threads): result for result in left}
+        waiting = {pool.submit(distilled, result, settings, threads): result for result in left}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
             result = waiting[future]
-            found = {"samples": samples, "teacher": identity_of(result), "measured": future.result()}
+            found = {**settings, "teacher": identity_of(result), "measured": future.result()}
             write_at_once(result.with_name("distilled.json"), found)
-    measured = [{"samples": samples, "measured": measured_before(result, samples)} for result in results]
+    measured = [{**settings, "measured": measured_before(result, settings)} for result in results]
     lines = [record_of(result) | found for result, found in zip(results, measured, strict=True)]
     gather(lines, folder / "distilled.jsonl")
 
@@ -200,22 +203,25 @@ def main(args: Sequence[str] | None = None) -> None:
         "--runs", type=Path, default=Path("runs/teachers"), help="what run.py left, of one row, or its distilled.jsonl"
     )
     parser.add_argument("--samples", type=int, default=1000, help="masks of the average that all are compared with")
+    parser.add_argument("--max-epochs", type=int, default=200, help="for how long students are trained at most")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
     parser.add_argument("--out", type=Path, help="file for the table; distillation.md in or beside --runs by default")
     known = parser.parse_args(args)
     record = known.runs
+    settings = {"samples": known.samples, "max_epochs": known.max_epochs}
     if not record.is_file():
-        distil(record, known.samples, known.jobs)
+        distil(record, settings, known.jobs)
         record /= "distilled.jsonl"
     (experiment,) = experiments_in([record])
-    if any(run["samples"] != known.samples for run in experiment.runs()):
-        raise SystemExit(f"{record} holds comparisons with another number of masks than --samples {known.samples}.")
+    arguments = f"--samples {known.samples} --max-epochs {known.max_epochs}"
+    if not all(run.items() >= settings.items() for run in experiment.runs()):
+        raise SystemExit(f"{record} holds comparisons that were made with other arguments than {arguments}.")
     (arms,) = experiment.arms.values()
     text = TEXT.format(
         row=experiment.row,
-        command=f"python examples/paper/distillation.py --runs {known.runs} --samples {known.samples}",
+        command=f"python examples/paper/distillation.py --runs {known.runs} {arguments}",
         commands=commands_in(record),
-        samples=known.samples,
+        **settings,
         table=table({arm: [run["measured"] for run in arms[arm].values()] for arm in sorted(arms, key=place)}),
     )
     (known.out or record.with_name("distillation.md")).write_text(text)

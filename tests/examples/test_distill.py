@@ -83,19 +83,21 @@ def test_predictors_are_measured_against_the_average(tmp_path: Path) -> None:
     assert len(lines) == 2 + 3
 
 
-def test_only_what_was_measured_of_this_teacher_counts(tmp_path: Path) -> None:
+def test_only_what_was_measured_of_this_teacher_with_these_settings_counts(tmp_path: Path) -> None:
     result = leave(tmp_path, "digits", "dropout", 0, 0.9)
     checkpoint = result.parent / "checkpoints/epoch=1-step=34.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.write_text("one")
     (checkpoint.parent / "last.ckpt").write_text("of a grid that was ended before it removed it")
-    assert paper.measured_before(result, 20) is None
-    measured = {"samples": 20, "teacher": paper.identity_of(result), "measured": {"one pass": {}}}
+    settings = {"samples": 20, "max_epochs": 3}
+    assert paper.measured_before(result, settings) is None
+    measured = settings | {"teacher": paper.identity_of(result), "measured": {"one pass": {}}}
     result.with_name("distilled.json").write_text(json.dumps(measured))
-    assert paper.measured_before(result, 20) == {"one pass": {}}
-    assert paper.measured_before(result, 30) is None
+    assert paper.measured_before(result, settings) == {"one pass": {}}
+    for other in settings:
+        assert paper.measured_before(result, settings | {other: 30}) is None
     checkpoint.write_text("another")
-    assert paper.measured_before(result, 20) is None
+    assert paper.measured_before(result, settings) is None
 
 
 @pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
@@ -106,7 +108,7 @@ def test_a_student_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path, mon
         data = imported("data").Digits(train_fraction=0.05, batch_size=16)
         teacher = imported("networks").Classifier(data.shape, hidden=[8], dropout="vanilla")
         distillation = DropoutDistillation(teacher, optimizer=partial(torch.optim.SGD, lr=0.5))
-        taught: torch.nn.Module = paper.taught(distillation, data, folder)
+        taught: torch.nn.Module = paper.taught(distillation, data, folder, 200)
         return taught.state_dict()
 
     def stopped(module: DropoutDistillation) -> None:
@@ -131,17 +133,19 @@ def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
     settings = ["model.hidden=[16]", "trainer.max_epochs=3", "ydrop.annealing_epochs=1", "data.train_fraction=0.05"]
 
     said("paper/run.py", *grid, "--set", *settings, "--out", "runs/teachers", cwd=tmp_path)
-    table = said("paper/distillation.py", "--samples", "20", "--jobs", "2", cwd=tmp_path)
+    arguments = ("--samples", "20", "--max-epochs", "30")
+    table = said("paper/distillation.py", *arguments, "--jobs", "2", cwd=tmp_path)
     assert table.count("| dropout |") == table.count("| ydrop |") == 6  # one pass, two students, three averages
     assert "run.py --rows digits --arms dropout ydrop --seeds 0 --set data.train_fraction=0.05" in table
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("distilled.json")}
     assert len(files) == 2
-    assert said("paper/distillation.py", "--samples", "20", cwd=tmp_path) == table
+    assert said("paper/distillation.py", *arguments, cwd=tmp_path) == table
     assert {file: file.stat().st_mtime_ns for file in files} == files
 
     record = (tmp_path / "runs/teachers/distilled.jsonl").rename(tmp_path / "kept.jsonl")
     assert str(tmp_path) not in record.read_text()
-    of_record = said("paper/distillation.py", "--samples", "20", "--runs", "kept.jsonl", cwd=tmp_path)
+    of_record = said("paper/distillation.py", *arguments, "--runs", "kept.jsonl", cwd=tmp_path)
     assert of_record.replace("kept.jsonl", "runs/teachers") == table
-    with pytest.raises(SystemExit, match="another number of masks than --samples 30"):
-        paper.main(["--samples", "30", "--runs", str(record)])
+    for other in ("--samples", "--max-epochs"):
+        with pytest.raises(SystemExit, match=f"with other arguments than .*{other} 40"):
+            paper.main([*arguments, other, "40", "--runs", str(record)])
