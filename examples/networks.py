@@ -85,6 +85,7 @@ class Classifier(L.LightningModule):
         milestones: list[int] = [],  # noqa: B006
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.convolutions, num_features = convolutional(shape, channels, batch_norm)
         self.network = fully_connected(num_features, hidden, num_classes, dropout, p)
         self.lr = lr

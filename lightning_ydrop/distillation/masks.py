@@ -1,16 +1,26 @@
 """A network in evaluation, but for its dropout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_ydrop.errors import TORCH_DROPOUTS
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conversion import drops
-from lightning_ydrop.models.modes import all_modules, evaluation_mode, metrics_kept, set_training, slow_attention
+from lightning_ydrop.layers.surroundings import drops_attention_weights
+from lightning_ydrop.models.modes import (
+    all_modules,
+    evaluation_mode,
+    metrics_kept,
+    set_training,
+    slow_attention,
+)
 
+# What draws for each element that it is called on, or each channel.
+ELEMENTWISE = (*TORCH_DROPOUTS, ConductanceDropout)
 # What drops between other things that it does, where its attribute `dropout` is above 0.
 WITH_A_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
@@ -22,8 +32,35 @@ def stochastic_modules(model: nn.Module) -> list[nn.Module]:
 
 def draws_for_each_sample(module: nn.Module) -> bool:
     """Tell whether a module that drops is known to draw anew for each sample of a batch."""
-    known = isinstance(module, (*TORCH_DROPOUTS, *WITH_A_DROPOUT, ConductanceDropout))
+    known = isinstance(module, (*ELEMENTWISE, *WITH_A_DROPOUT))
     return known or getattr(module, "mode", None) == "row"  # torchvision's StochasticDepth
+
+
+@contextmanager
+def finding_shared_masks(dropped: Sequence[nn.Module], rows: int) -> Iterator[list[nn.Module]]:
+    """Find which dropout layers are called on something that has no rows, such as a weight: all masks would be one.
+
+    Args:
+        dropped: What drops in the model that is called.
+        rows: How many rows pass through it.
+
+    Yields:
+        Those that were, filled while the model runs.
+
+    """
+    shared: list[nn.Module] = []
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Rows come first, or behind the time; windows and the like make several of each.
+        if inputs and isinstance(inputs[0], Tensor) and all(size % rows for size in inputs[0].shape[:2]):
+            shared.append(layer)
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in dropped if isinstance(layer, ELEMENTWISE)]
+    try:
+        yield shared
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -47,6 +84,7 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
         for module in dropped:
             if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:
                 stack.enter_context(module.dropping_at_mean())
+        for module in [*dropped, *_attention_holding(modules)]:
             set_training(module, True)
             stack.callback(set_training, module, False)
         yield dropped
@@ -55,7 +93,8 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
     """Leave a model in its mode, but let nothing drop; at the end it is as it was."""
-    dropped = stochastic_modules(model)
+    modules = all_modules(model)
+    dropped = [module for module in modules if _drops(module)] + _attention_holding(modules)
     # cuDNN differentiates no recurrent layer that is in evaluation mode.
     recurrent = [(module, module.dropout) for module in dropped if isinstance(module, nn.RNNBase)]
     with evaluation_mode([module for module in dropped if not isinstance(module, nn.RNNBase)]):
@@ -68,9 +107,22 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
                 module.dropout = p
 
 
+def _attention_holding(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """List what holds a dropout of attention weights: it may read the rate, and drop itself when it is in training."""
+    return [
+        module
+        for module in modules
+        if any(
+            isinstance(child, nn.Dropout) and _drops(child) and drops_attention_weights(module, called)
+            for called, child in module._modules.items()
+        )
+    ]
+
+
 def _drops(module: nn.Module) -> bool:
     if isinstance(module, WITH_A_DROPOUT):
-        return module.dropout > 0
+        # Between recurrent layers: where there is but one, nothing drops.
+        return module.dropout > 0 and getattr(module, "num_layers", 2) > 1
     if isinstance(module, TORCH_DROPOUTS):
         return module.p > 0
     return drops(module)

@@ -7,20 +7,27 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_ydrop.distillation.masks import dropout_off
-from lightning_ydrop.distillation.monte_carlo import check_drops, logits_of, mean_probabilities
+from lightning_ydrop.distillation.monte_carlo import (
+    check_drops,
+    logits_of,
+    mean_probabilities,
+    warn_of_vanilla_rates,
+)
 from lightning_ydrop.distillation.teachers import copied, load_checkpoint
 from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe, is_real
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
-from lightning_ydrop.models.modes import random_stream_kept
+from lightning_ydrop.models.modes import random_stream_kept, uncompiled
 
 # They restore a module by the names in it, before a hook of Lightning's is called; a student's checkpoint has others.
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
-STUDENT = "student."
+# What a LightningModule does to each batch before its steps.
+BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DropoutDistillation(LightningModule):
@@ -29,21 +36,23 @@ class DropoutDistillation(LightningModule):
     For each batch the teacher, with its dropout on, predicts with masks drawn anew, and the student learns these
     predictions by cross-entropy. Its optimum is the average over all masks, which it then gives in one pass. Labels are
     not needed: any data serve. The teacher is a copy, of which only what drops is in training mode: its weights and its
-    BatchNorm stay as they are. Checkpoints are the student's own: they load into its class, as if it had been trained
-    by itself, and a Trainer goes on from them.
+    BatchNorm stay as they are. What a LightningModule does to batches before its steps, this does too. Checkpoints are
+    the student's own: they load into its class, as if it had been trained by itself, and a Trainer goes on from them.
 
     It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. The masks of validation and of testing are the
-    same every time.
+    same every time. F.dropout in a forward is not seen: a student that calls it drops while it is trained.
 
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
-        checkpoint: A checkpoint to take the teacher's weights from, and the probabilities that Y-Drop has left there.
+        checkpoint: A checkpoint to take the teacher's weights from, and the probabilities that Y-Drop has left there:
+            `load_from_checkpoint` would find the weights alone.
         student: Any classifier with the same outputs. None: a copy of the teacher, its dropout off.
         num_masks: Masks for each sample in a training step.
-        temperature: What the logits of both are divided by, above 0.
+        temperature: What the logits of both are divided by, above 0. With any but 1 the student learns the average of
+            other, softer predictions, and losses are of these, multiplied by the square of it.
         optimizer: Makes the optimiser from the student's parameters.
-        adapter: How inputs are found in a batch, where the teacher has no method `ydrop_inputs`; labels are not looked
-            at, `IndexAdapter(inputs=0, target=None)` needs none.
+        adapter: How inputs are found in a batch, where the teacher, or a subclass of this, has no method
+            `ydrop_inputs`; labels are not looked at, `IndexAdapter(inputs=0, target=None)` needs none.
         class_dim: Dimension of the classes in the logits of both, -1 for (B, *, C).
         max_rows: At most so many rows pass through the teacher at once, but never fewer than the batch has. None: all
             masks in one pass, where every layer draws for each sample. Where a GPU has no memory for so many, each
@@ -92,13 +101,16 @@ class DropoutDistillation(LightningModule):
             )
         check_adapter("DropoutDistillation", adapter)
         teacher = copied(teacher)
-        if checkpoint is not None:
-            hparams = _own_hparams(teacher, "teacher") if isinstance(teacher, LightningModule) else {}
-            load_checkpoint(teacher, checkpoint, hparams)
+        own = _made(teacher)
+        if checkpoint is None:
+            warn_of_vanilla_rates("DropoutDistillation", teacher)
+        else:
+            load_checkpoint(own, checkpoint, _own_hparams(own, "teacher") if isinstance(own, LightningModule) else {})
         check_drops("DropoutDistillation", teacher)
         self._dropout_off = student is None
         self.student = _student_of(teacher) if student is None else student
         check_module("DropoutDistillation", self.student)
+        _made(self.student)
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
             raise ConfigurationError(
                 f"DropoutDistillation(student={describe(student)}) was given, in which nothing is to be trained.",
@@ -106,6 +118,10 @@ class DropoutDistillation(LightningModule):
                 "Call student.requires_grad_(True), or that of the part that is to learn.",
             )
         self.teacher = teacher.requires_grad_(False)
+        for hook in BATCH_HOOKS:
+            if isinstance(own, LightningModule) and is_overridden(hook, own, LightningModule):
+                # On the instance: a DataModule's hooks come first, and Lightning warns of those of both.
+                setattr(self, hook, getattr(own, hook))
         self.num_masks = num_masks
         self.temperature = temperature
         self.optimizer = optimizer
@@ -156,24 +172,26 @@ class DropoutDistillation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a checkpoint of the student's own class holds: the teacher has a checkpoint of its own."""
+        student, prefix = self._own_student()
         checkpoint["state_dict"] = {
-            name.removeprefix(STUDENT): value
+            name.removeprefix(prefix): value
             for name, value in checkpoint["state_dict"].items()
-            if name.startswith(STUDENT)
+            if name.startswith(prefix)
         }
-        if isinstance(self.student, LightningModule):
-            self.student.on_save_checkpoint(checkpoint)
-            if self.student.hparams:
+        if isinstance(student, LightningModule):
+            student.on_save_checkpoint(checkpoint)
+            if student.hparams:
                 # `load_from_checkpoint` reads hyperparameters under either of two keys. Under the usual one
                 # LightningCLI would take the student's for those of the module that goes on, which is this one.
-                checkpoint["hparams"] = _own_hparams(self.student, "teacher" if self._dropout_off else "student")
-                checkpoint[self.CHECKPOINT_HYPER_PARAMS_NAME] = self.student._hparams_name
+                checkpoint["hparams"] = _own_hparams(student, "teacher" if self._dropout_off else "student")
+                checkpoint[self.CHECKPOINT_HYPER_PARAMS_NAME] = student._hparams_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the student read what it has written, and tell its weights from the teacher's."""
-        if isinstance(self.student, LightningModule):
-            self.student.on_load_checkpoint(checkpoint)
-        weights = {f"{STUDENT}{name}": value for name, value in checkpoint["state_dict"].items()}
+        student, prefix = self._own_student()
+        if isinstance(student, LightningModule):
+            student.on_load_checkpoint(checkpoint)
+        weights = {f"{prefix}{name}": value for name, value in checkpoint["state_dict"].items()}
         checkpoint["state_dict"] = weights | {
             f"teacher.{name}": value for name, value in self.teacher.state_dict().items()
         }
@@ -185,8 +203,14 @@ class DropoutDistillation(LightningModule):
             torch.manual_seed(batch_idx)
             yield
 
+    def _own_student(self) -> tuple[nn.Module, str]:
+        """Give the student without what compilation puts around it, and the beginning of the names of its weights."""
+        student = uncompiled(self.student)
+        return student, "student." if student is self.student else "student._orig_mod."
+
     def _inputs_of(self, batch: Any) -> Inputs:
-        inputs, _ = read_batch(self.teacher, self.adapter, batch)
+        reader = self.teacher if own_method(self, "ydrop_inputs") is None else self
+        inputs, _ = read_batch(reader, self.adapter, batch)
         return inputs
 
     def _student_says(self, inputs: Inputs) -> Any:
@@ -214,10 +238,20 @@ class DropoutDistillation(LightningModule):
                 "A student predicts the same classes as its teacher.",
                 "Give it as many outputs.",
             )
+        # A class that is impossible, of logit -inf, adds nothing: 0 times infinity would be no number.
+        logits = (logits / self.temperature).clamp(min=torch.finfo(logits.dtype).min)
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
-        loss = nn.functional.cross_entropy(logits / self.temperature, taught) * self.temperature**2
+        loss = nn.functional.cross_entropy(logits, taught) * self.temperature**2
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=len(taught), sync_dist=True)
         return loss
+
+
+def _made(model: nn.Module) -> nn.Module:
+    """Give a model without what compilation puts around it, and with what a LightningModule makes late."""
+    own = uncompiled(model)
+    if isinstance(own, LightningModule):
+        own.configure_model()
+    return own
 
 
 def _student_of(teacher: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """The average prediction of a network over its dropout masks, and how far other predictions are from it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,16 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_ydrop.distillation.masks import draws_for_each_sample, dropping, stochastic_modules
-from lightning_ydrop.errors import ConfigurationError, check_count, describe
-from lightning_ydrop.models.calls import Inputs, arguments_of, read_rows, signature_of
+from lightning_ydrop.distillation.masks import (
+    draws_for_each_sample,
+    dropping,
+    finding_shared_masks,
+    stochastic_modules,
+)
+from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe
+from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
+from lightning_ydrop.models.modes import has_compiled_parts
 
 
 @dataclass(frozen=True)
@@ -40,25 +48,29 @@ def monte_carlo(
     num_samples: int = 100,
     *,
     class_dim: int = 1,
-    max_rows: int = 4096,
+    max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
 ) -> MonteCarlo:
     """Average a classifier's prediction over dropout masks.
 
     The model is in evaluation mode, but for what drops: BatchNorm uses its running statistics and keeps them. A
-    ConductanceDropout that has been driven drops at the running mean of its probabilities. As many masks as `max_rows`
-    lets pass through the model at once, and half as many whenever a GPU has no memory for them; one at a time where
-    something in it may draw once for a whole batch, as Jumpout does with its rate, and whatever else is no dropout of
-    torch's or ours. The model is given back as it was. Masks come from torch's random stream, so that they depend on
-    how many pass at once.
+    ConductanceDropout that has been driven drops at the running mean of its probabilities. F.dropout in a forward is
+    not seen, but where it drops attention weights at the rate of a layer that stands beside it.
+
+    As many masks as `max_rows` lets pass through the model at once, and half as many whenever a GPU has no memory for
+    them; one at a time where something in it may draw once for a whole batch, as Jumpout does with its rate, and
+    whatever else is no dropout of torch's or ours, and where a layer drops what has no row for each sample, such as a
+    weight. The model is given back as it was. Masks come from torch's random stream, so that they depend on how many
+    pass at once.
 
     Args:
         model: A model whose output is logits (B, C, *).
         inputs: What its forward takes: a tensor, a tuple for positional arguments, or a mapping for keyword arguments.
-            Tensors in it that have a row for each sample, as the first has, are repeated for each mask.
+            Tensors in it that have a row for each sample, as the first has, are repeated for each mask. One that all
+            samples share, such as a mask (T, T), may have as many rows by chance: pass max_rows=1 then.
         num_samples: How many masks, at least 1.
         class_dim: Dimension of the classes in the output, -1 for logits (B, *, C).
-        max_rows: At most so many rows pass through the model at once, but never fewer than the batch has.
+        max_rows: At most so many rows pass through the model at once, but never fewer than the batch has. None: all.
         forward: Another method of the model, to be called instead of it.
 
     Returns:
@@ -74,9 +86,12 @@ def monte_carlo(
         (torch.Size([5, 3]), torch.Size([5]))
 
     """
+    check_module("monte_carlo", model)
     check_count("monte_carlo", "num_samples", num_samples, minimum=1, example=100)
-    check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
+    if max_rows is not None:
+        check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
     check_drops("monte_carlo", model)
+    warn_of_vanilla_rates("monte_carlo", model)
     probabilities = mean_probabilities(
         model, inputs, num_samples, class_dim=class_dim, max_rows=max_rows, forward=forward
     )
@@ -107,17 +122,23 @@ def mean_probabilities(
     with dropping(model) as dropped:
         if not all(map(draws_for_each_sample, dropped)):
             at_once = 1
+        # Not into compiled parts, which would be compiled with the hooks of this look in them.
+        looked_at = dropped if at_once > 1 and not has_compiled_parts(model) else []
         left = num_masks
         while left > 0:
             count = min(at_once, left)
             try:
-                output = forward(
-                    *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
-                )
+                with finding_shared_masks(looked_at if count > 1 else [], count * batch_size) as shared:
+                    output = forward(
+                        *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
+                    )
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
                 at_once = count // 2
+                continue
+            if shared:
+                at_once = 1
                 continue
             logits = logits_of(output, count * batch_size, class_dim) / temperature
             summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
@@ -168,6 +189,18 @@ def check_drops(owner: str, model: nn.Module) -> None:
         )
 
 
+def warn_of_vanilla_rates(owner: str, model: nn.Module) -> None:
+    """Warn where layers are made for Y-Drop's rates and have none, as when weights alone are loaded."""
+    layers = [module for module in stochastic_modules(model) if isinstance(module, ConductanceDropout)]
+    if any(len(layer.mean_drop_prob) == 0 for layer in layers):
+        warnings.warn(
+            f"{owner} was given {describe(model)}, in which each ConductanceDropout drops at its p. Where Y-Drop has "
+            "trained it, its probabilities are in the Trainer's checkpoint, but not among the weights: "
+            "DropoutDistillation(model, checkpoint=...) takes them from there, and its `teacher` has them.",
+            stacklevel=3,
+        )
+
+
 class MonteCarloDivergence(Metric):
     """The divergence of predictions from Monte Carlo averages, KL(average || prediction) in nats, mean over samples.
 
@@ -194,18 +227,18 @@ class MonteCarloDivergence(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_rows", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, average: MonteCarlo) -> None:
+    def update(self, logits: Any, average: MonteCarlo) -> None:
         """Add a batch.
 
         Args:
-            logits: Predictions, shape (B, C, *).
+            logits: Predictions, shape (B, C, *), or an output that holds them.
             average: What `monte_carlo` found for the same samples.
 
         Raises:
             ConfigurationError: If the two have different shapes.
 
         """
-        likely = average.probabilities
+        likely, logits = average.probabilities, read_output(logits)
         if logits.shape != likely.shape:
             raise ConfigurationError(
                 f"Logits of the shape {tuple(logits.shape)} were given for averages of {tuple(likely.shape)}.",

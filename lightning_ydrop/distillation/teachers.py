@@ -3,7 +3,7 @@
 import copy
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -12,20 +12,16 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.layers import ConductanceDropout, convert_dropout
+from lightning_ydrop.models.modes import named_modules
 from lightning_ydrop.phase1.engine import YDrop
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def copied(model: Module) -> Module:
-    """Copy a model, also one that computes some of its weights anew before each pass, as a pruned one does."""
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    """Copy a model, also one that computes weights anew before each pass, as a pruned one does, or keeps outputs."""
+    held = (value for module in model.modules() for value in _tensors_in(vars(module)))
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
 
 
 def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, Any]) -> None:
@@ -48,7 +44,8 @@ def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, A
             f"DropoutDistillation(checkpoint={checkpoint!r}) was given for {type(teacher).__name__}: {what}.",
             "It is a checkpoint that a Trainer has saved of this very class, made with the same arguments.",
             "Pass the teacher with the arguments that it was trained with, and a checkpoint of that training; or load "
-            "it yourself, with load_from_checkpoint, and pass the teacher alone.",
+            "it yourself, with load_from_checkpoint, and pass the teacher alone. What Y-Drop has left is not in its "
+            "weights: load the callback's state with YDrop(teacher).load_state_dict(state).",
         )
 
     try:
@@ -62,17 +59,27 @@ def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, A
             raise refused(f"it was trained with {name}={trained[name]!r}, and now has {name}={hparams[name]!r}")
     if isinstance(teacher, LightningModule):
         # As LightningModule.load_from_checkpoint does.
-        teacher.configure_model()
         teacher.on_load_checkpoint(held)
     state = _state_of_ydrop(held)
-    if state is not None and not any(isinstance(module, ConductanceDropout) for module in teacher.modules()):
-        convert_dropout(teacher, include=list(state["layers"]))
     try:
+        if state is not None:
+            modules = named_modules(teacher)
+            converted = [name for name in state["layers"] if not isinstance(modules.get(name), ConductanceDropout)]
+            convert_dropout(teacher, include=converted)
         teacher.load_state_dict(state_dict)
-    except RuntimeError as error:
+        if state is not None:
+            YDrop(teacher).load_state_dict(state)
+    except (RuntimeError, ConfigurationError) as error:
         raise refused(error) from error
-    if state is not None:
-        YDrop(teacher).load_state_dict(state)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Find the tensors in a container."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item)
 
 
 def _written(value: Any) -> str:

@@ -272,7 +272,7 @@ def _reason_to_leave(
 ) -> str | None:
     """Say why something that drops is not converted: None for what is, and for what does not drop."""
     if type(module) not in CONVERTED:
-        return _reason_of_another_kind(module)
+        return _reason_of_another_kind(module, to)
     if include is not None and not any(_fits(names, pattern) for pattern in include):
         return "not included"
     if exclude is not None and any(_fits(names, pattern) for pattern in exclude):
@@ -284,7 +284,7 @@ def _reason_to_leave(
     if module.p == 1:
         return "with p=1 it drops everything, and nothing is left to rescale"
     told = _told_dim(names, module, placed) is not None
-    if not told and type(module) is nn.Dropout and any(drops_attention_weights(model, name) for name in names):
+    if not told and type(module) is nn.Dropout and any(drops_attention_weights(*_place(model, name)) for name in names):
         return "it drops attention weights, by its name; pass its unit_dim if these are features"
     if to is Jumpout and module.p == 0:
         return "with p=0 it drops nothing, and Jumpout would"
@@ -299,11 +299,13 @@ def _told_dim(names: Sequence[str], module: nn.Module, placed: Mapping[str, int]
     return next(told, None) if type(module) is nn.Dropout else None
 
 
-def _reason_of_another_kind(module: nn.Module) -> str | None:
+def _reason_of_another_kind(module: nn.Module, to: type[Twin]) -> str | None:
     if isinstance(module, nn.MultiheadAttention) and module.dropout > 0:
         return "dropout of attention weights is no module"
-    if isinstance(module, nn.RNNBase) and module.dropout > 0:
+    if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1:
         return "dropout between its recurrent layers is no module"
+    if to is Jumpout and isinstance(module, ConductanceDropout):
+        return "it is a ConductanceDropout; restore_dropout, where that has been convert_dropout's work, comes first"
     if drops(module) and not isinstance(module, Twin):
         return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
     return None
@@ -326,6 +328,12 @@ def _twin(
     return twin, why
 
 
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Find what holds a module, and what it is called there."""
+    holder, _, called = name.rpartition(".")
+    return model.get_submodule(holder), called
+
+
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent).register_module(child, module)
+    holder, called = _place(model, name)
+    holder.register_module(called, module)

@@ -70,17 +70,15 @@ def has_features_last(module: nn.Module) -> bool:
     return (isinstance(module, FEATURES_LAST) and not kind.endswith("2d")) or "embed" in kind.lower()
 
 
-def drops_attention_weights(model: nn.Module, name: str) -> bool:
+def drops_attention_weights(holder: nn.Module, called: str) -> bool:
     """Tell from what a dropout is called, and the module that holds it."""
-    holder, _, called = name.rpartition(".")
     if OF_ATTENTION.fullmatch(called.lower()):
         return True
-    attention = model.get_submodule(holder)
-    kind = type(attention).__name__.lower()
+    kind = type(holder).__name__.lower()
     return (
         PLAIN_NAME.fullmatch(called.lower()) is not None
         and ("attention" in kind or "attn" in kind)
-        and any(OF_QUERIES.fullmatch(child) for child in attention._modules)
+        and any(OF_QUERIES.fullmatch(child) for child in holder._modules)
     )
 
 

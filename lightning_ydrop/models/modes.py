@@ -30,6 +30,19 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Give the module that `torch.compile` was called with, where a model is what that returned."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Tell whether a model or something in it is compiled, in place or not."""
+    return any(
+        module._compiled_call_impl is not None or uncompiled(module) is not module for module in all_modules(model)
+    )
+
+
 @contextmanager
 def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""

@@ -251,6 +251,26 @@ def test_a_resumed_distillation_is_the_uninterrupted_one(teacher: Small, tmp_pat
     assert_same(run(4, "rest", ckpt_path=tmp_path / "half/last.ckpt"), whole)
 
 
+def test_a_compiled_teacher_and_student_leave_checkpoints_of_their_class(teacher: Small, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    compiled: Any = torch.compile(teacher, backend="eager")
+    plain, distillation = DropoutDistillation(teacher), DropoutDistillation(compiled)
+    for each, folder in ((plain, "plain"), (distillation, "compiled")):
+        keeping = ModelCheckpoint(tmp_path / folder, save_last=True)
+        trainer_of(tmp_path, max_epochs=1, callbacks=[keeping, Reseeding()]).fit(each, loader(), loader())
+    kept = tmp_path / "compiled/last.ckpt"
+    loaded = Small.load_from_checkpoint(kept)
+    assert_same(dict(loaded.state_dict()), dict(plain.student.state_dict()))
+    student: Any = torch.compile(Small(width=8), backend="eager")
+    taken = DropoutDistillation(compiled, checkpoint=str(kept), student=student)
+    assert_same(list(taken.teacher.state_dict().values()), list(loaded.state_dict().values()))
+    resumed = DropoutDistillation(compiled)
+    trainer_of(tmp_path, callbacks=[ModelCheckpoint(kept.parent)]).validate(
+        resumed, loader(), ckpt_path=kept, verbose=False
+    )
+    assert_same(list(resumed.student.state_dict().values()), list(loaded.state_dict().values()))
+
+
 class Reseeding(Callback):
     """Gives each step a random stream of its own: torch's is no part of a checkpoint."""
 
@@ -264,16 +284,24 @@ class Driven(Small):
         self.net[3] = ConductanceDropout()
 
 
+class Mixed(Small):
+    """One layer of ours, and one of torch's for the callback to convert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+
+
 class OwnCallback(YDropCallback):
     pass
 
 
 @pytest.mark.parametrize("callback", [YDropCallback, OwnCallback])
-@pytest.mark.parametrize("kind", [Driven, Small])
+@pytest.mark.parametrize("kind", [Driven, Small, Mixed])
 def test_a_teacher_comes_from_its_checkpoint_with_what_ydrop_has_left(
     kind: type[Small], callback: type[YDropCallback], tmp_path: Path
 ) -> None:
-    trained, ydrop = kind(), callback(annealing_epochs=0, elasticity=0.5, convert=kind is Small)
+    trained, ydrop = kind(), callback(annealing_epochs=0, elasticity=0.5, convert=kind is not Driven)
     keeping = ModelCheckpoint(tmp_path / "kept", save_last=True)
     trainer_of(tmp_path, callbacks=[ydrop, keeping]).fit(trained, loader())
     teacher = DropoutDistillation(kind(), checkpoint=str(tmp_path / "kept/last.ckpt")).teacher
@@ -283,6 +311,21 @@ def test_a_teacher_comes_from_its_checkpoint_with_what_ydrop_has_left(
     assert isinstance(other, ConductanceDropout)
     assert len(other.mean_drop_prob.unique()) > 2
     assert torch.equal(layer.mean_drop_prob, other.mean_drop_prob)
+
+
+def test_a_teacher_whose_probabilities_may_have_been_left_behind_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="DropoutDistillation was given Driven, in which each ConductanceDropout"):
+        DropoutDistillation(Driven())
+
+
+def test_a_checkpoint_of_other_layers_of_ydrops_is_refused(tmp_path: Path) -> None:
+    keeping = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    trainer_of(tmp_path, callbacks=[YDropCallback(annealing_epochs=0), keeping]).fit(Driven(), loader())
+    other = nn.Sequential(nn.Linear(4, 16), nn.Dropout(), nn.Linear(16, 3))
+    with pytest.raises(
+        ConfigurationError, match=r"last.ckpt'\) was given for Sequential: .*'net.3'.* YDrop\(teacher\)"
+    ):
+        DropoutDistillation(other, checkpoint=str(tmp_path / "kept/last.ckpt"))
 
 
 def test_a_teacher_that_is_made_late_or_reads_its_checkpoint_does_so(tmp_path: Path) -> None:
@@ -307,6 +350,8 @@ def test_a_teacher_that_is_made_late_or_reads_its_checkpoint_does_so(tmp_path: P
     assert isinstance(teacher, Late)
     assert teacher.said == 7
     assert_same(dict(teacher.state_dict()), dict(trained.state_dict()))
+    assert isinstance(DropoutDistillation(Late()).teacher.head, nn.Sequential)
+    assert isinstance(DropoutDistillation(Small(), student=Late()).student.head, nn.Sequential)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +417,77 @@ def test_inputs_are_found_as_the_callback_finds_them(tmp_path: Path) -> None:
         distillation.student.eval()
         assert torch.equal(distillation.predict_step(batch, 0), said(distillation.student))
         assert loss_of(distillation, batch).isfinite()
+
+
+def test_a_subclass_may_find_the_inputs(teacher: Small) -> None:
+    class Own(DropoutDistillation):
+        def ydrop_inputs(self, batch: Any) -> tuple[Any, Any]:
+            return batch["points"]["x"], None
+
+    assert loss_of(Own(teacher), {"points": {"x": torch.randn(5, 4)}}).isfinite()
+
+
+class Scaling(Small):
+    """Does to batches what its steps rely on."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [each + 1 for each in batch]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return [each * 10 for each in super().transfer_batch_to_device(batch, device, dataloader_idx)]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [each + 2 for each in batch] if self.trainer.training else batch
+
+
+class Zeros(Points):
+    """Data that are changed by their own hook, which comes first."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [each * 0 for each in batch]
+
+
+@pytest.mark.parametrize("by_data", [False, True])
+def test_batches_are_what_the_teacher_makes_of_them(by_data: bool, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    data = Zeros(labels=False)
+    distillation = copy.deepcopy(DropoutDistillation(Small() if by_data else Scaling()))
+    for each in (distillation.teacher, distillation.student):
+        each.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    trainer = trainer_of(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    if by_data:
+        trainer.fit(distillation, data)
+    else:
+        trainer.fit(distillation, data.train_dataloader(), data.val_dataloader())
+    first = data.data.tensors[0][:16]
+    expected = first * 0 if by_data else (first + 1) * 10 + 2
+    assert_same(seen, [expected, expected])
+
+
+def test_a_class_that_is_impossible_adds_nothing(teacher: Small) -> None:
+    class Masked(nn.Module):
+        def __init__(self, inner: nn.Module, value: float) -> None:
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("possible", torch.tensor([0.0, value, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inner(x) + self.possible
+            return logits
+
+    x, losses = torch.randn(5, 4), []
+    for value in (-math.inf, -1e4):  # -1e4 is as impossible, but a number
+        torch.manual_seed(0)
+        distillation = DropoutDistillation(Masked(teacher, value), num_masks=3)
+        losses.append(loss_of(distillation, [x]))
+        losses[-1].backward()
+        assert all(each.grad is not None and each.grad.isfinite().all() for each in distillation.student.parameters())
+    assert torch.equal(*losses)
+
+
+def test_a_teacher_that_keeps_what_it_has_put_out_is_copied(teacher: Small) -> None:
+    vars(teacher)["kept"] = {"last": [teacher(torch.randn(5, 4))]}
+    assert loss_of(DropoutDistillation(teacher), [torch.randn(5, 4)]).isfinite()
 
 
 def test_classes_lie_where_class_dim_says() -> None:

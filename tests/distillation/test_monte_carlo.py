@@ -1,6 +1,8 @@
 import itertools
 import math
+import warnings
 from collections import UserDict
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torchvision.ops import StochasticDepth
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, Jumpout, monte_carlo
 from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
+from lightning_ydrop.distillation.masks import dropout_off
 from tests.sameness import assert_same
 
 # Chance of a false alarm in each comparison, by Hoeffding's inequality.
@@ -100,6 +103,77 @@ def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module
     assert passes == [4, 4, 4]
 
 
+class Dropping(nn.Module):
+    """Calls a dropout layer on the input, or on something else that has no samples in it."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.ones(shape))
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.shared)
+        logits: Tensor = self.head(
+            x * dropped if dropped.shape != (2, 3) else nn.functional.linear(x, dropped) @ dropped
+        )
+        return logits
+
+
+@pytest.mark.parametrize("shape", [(), (1, 3), (2, 3)])
+def test_where_a_layer_drops_what_no_sample_has_to_itself_each_mask_takes_a_pass(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, passes, x = Dropping(shape), [], torch.randn(4, 3)
+    nn.init.normal_(model.head.weight, std=3.0)
+    model.head.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    slow = torch.stack([monte_carlo(model, x, 1).probabilities for _ in range(400)]).mean(0)
+    del passes[:]
+    found = monte_carlo(model, x, 400).probabilities
+    assert passes == [1600, *[4] * 400]
+    assert (found - slow).abs().max() < 2 * math.sqrt(math.log(2 * 8 / ALARM) / (2 * 400))
+    assert not model.drop._forward_pre_hooks
+
+
+def test_several_rows_of_a_sample_or_the_batch_in_second_place_are_rows_of_their_own() -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows: Tensor = self.drop(x.repeat_interleave(3, 0)).reshape(len(x), 3, 5, 2)
+            return self.drop(windows.mean(1).transpose(0, 1)).mean(0)
+
+    model, passes = TimeFirst(), []
+    model.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    monte_carlo(model, torch.randn(4, 5, 2), 3)
+    assert passes == [12]
+
+
+def test_compiled_parts_are_called_without_hooks() -> None:
+    hooks: list[int] = []
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            hooks.append(len(self.net[2]._forward_pre_hooks))
+            logits: Tensor = self.net(x)
+            return logits
+
+    model = Looking()
+    monte_carlo(model, torch.ones(4, 3), 3)
+    compiled: Any = torch.compile(model.net[0], backend="eager")
+    model.net[0] = compiled
+    monte_carlo(model, torch.ones(4, 3), 3)
+    model.net[0] = nn.Linear(3, 4)
+    model.net[3].compile(backend="eager")
+    monte_carlo(model, torch.ones(4, 3), 3)
+    assert hooks == [1, 0, 0]
+
+
 def test_what_draws_for_each_sample_takes_one_pass() -> None:
     model, passes = nn.Sequential(nn.Linear(3, 8), nn.AlphaDropout(), StochasticDepth(0.5, "row"), nn.Linear(8, 2)), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -156,6 +230,57 @@ def test_attention_and_recurrence_drop_too() -> None:
 
 class Batch(UserDict[str, Tensor]):
     """As a tokenizer of Hugging Face's returns it."""
+
+
+class OwnAttention(nn.Module):
+    """As many networks have it: attention drops at the rate of a layer beside it, when it is itself in training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 12)
+        self.attn_drop = nn.Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        p = self.attn_drop.p if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=p).mean(1)
+
+
+def test_attention_drops_that_reads_the_rate_of_a_layer_beside_it() -> None:
+    model, x = nn.Sequential(OwnAttention(0.5), nn.Linear(4, 2)), torch.randn(3, 6, 4)
+    found = monte_carlo(model, x, 2).probabilities
+    assert not torch.equal(found, monte_carlo(model, x, 2).probabilities)
+    assert model[0].training
+    with dropout_off(model):
+        assert torch.equal(model(x), model(x))
+    assert not torch.equal(model(x), model(x))
+    quiet = nn.Sequential(OwnAttention(0.0), nn.Dropout(), nn.Linear(4, 2)).eval()
+    flags: list[bool] = []
+    quiet.register_forward_hook(lambda module, args, output: flags.append(quiet[0].training))
+    monte_carlo(quiet, x, 2)
+    assert flags == [False]
+
+
+def test_all_masks_pass_at_once_without_a_limit() -> None:
+    model, passes = network(), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    monte_carlo(model, torch.ones(4, 3), 5_000, max_rows=None)
+    assert passes == [20_000]
+
+
+@pytest.mark.parametrize("driven", [True, False])
+def test_it_warns_where_probabilities_of_ydrop_may_have_been_left_behind(driven: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), ConductanceDropout(), nn.Linear(4, 2))
+    layer = model[1]
+    assert isinstance(layer, ConductanceDropout)
+    if driven:
+        layer.update(torch.full((4,), 0.5), elasticity=0.5, initial_drop_prob=0.2)
+    else:
+        message = "monte_carlo was given Sequential, in which each ConductanceDropout drops at its p. .* checkpoint=.*"
+        with pytest.warns(UserWarning, match=message):
+            monte_carlo(model, torch.ones(1, 3), 2)
+        warnings.simplefilter("ignore", UserWarning)
+    assert monte_carlo(model, torch.ones(1, 3), 2).probabilities.sum() == pytest.approx(1.0)
 
 
 def test_inputs_may_be_nested_and_another_method_called() -> None:
@@ -238,12 +363,29 @@ class DropNet(nn.Module):
         self.layer = nn.Linear(3, 2)
 
 
+class OneLayer(nn.Module):
+    """Torch lets it have a dropout, which would be between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.lstm = nn.LSTM(3, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(x)
+        last: Tensor = states[:, -1]
+        return last
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "settings", "message"),
     [
         (nn.Linear(3, 2), torch.ones(1, 3), {}, "has no layer that drops"),
         (network(), torch.ones(1, 3), {"num_samples": 0}, "num_samples=0"),
         (network(), torch.ones(1, 3), {"max_rows": 0}, "max_rows=0"),
+        (lambda x: x, torch.ones(1, 3), {}, r"monte_carlo\(function\) was given"),
+        (OneLayer(), torch.ones(1, 5, 3), {}, "has no layer that drops"),
         (DropNet(), torch.ones(1, 3), {}, "has no layer that drops"),
         (nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)), torch.ones(1, 3), {}, "has no layer that drops"),
         (network(), {}, {}, "at least one tensor"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lightning_ydrop import DropoutDistillation
+from lightning_ydrop import ConfigurationError, DropoutDistillation
 from tests.examples.programs import EXAMPLES, imported, said
 from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
@@ -36,17 +36,20 @@ def test_a_teacher_is_trained_and_distilled(data: str, dropout: str, cli: Callab
         ]
     )
     checkpoint = trained.trainer.checkpoint_callback.best_model_path
-    distilled = imported("distill").main(
-        [
-            *("fit", f"--config={EXAMPLES / 'distillation/digits.yaml'}"),
-            *([] if data == "digits" else [f"--config={EXAMPLES / f'distillation/{data}.yaml'}"]),
-            *(f"--model.checkpoint={checkpoint}", *quiet),
-            *("--model.teacher.hidden=[16,8]", f"--model.teacher.dropout={dropout}"),
-        ]
-    )
-    state = torch.load(distilled.trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
-    student = imported("networks").Classifier(distilled.datamodule.shape, hidden=[16, 8], dropout=dropout)
-    student.load_state_dict(state)
+    arguments = [
+        *("fit", f"--config={EXAMPLES / 'distillation/digits.yaml'}"),
+        *([] if data == "digits" else [f"--config={EXAMPLES / f'distillation/{data}.yaml'}"]),
+        *(f"--model.checkpoint={checkpoint}", "--model.teacher.hidden=[16,8]", *quiet),
+    ]
+    with pytest.raises(
+        ConfigurationError, match=f"it was trained with dropout='{dropout}', and now has dropout='none'"
+    ):
+        imported("distill").main([*arguments, "--model.teacher.dropout=none"])
+    distilled = imported("distill").main([*arguments, f"--model.teacher.dropout={dropout}"])
+    kept = distilled.trainer.checkpoint_callback.best_model_path
+    student = imported("networks").Classifier.load_from_checkpoint(kept)
+    state = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     teacher = trained.model.state_dict()
     assert any(not torch.equal(state[name], teacher[name]) for name in teacher)
     assert all(torch.equal(value, teacher[name]) for name, value in distilled.model.teacher.state_dict().items())

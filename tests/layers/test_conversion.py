@@ -745,6 +745,8 @@ def test_what_drops_nothing_becomes_no_jumpout() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.0))
     assert convert_dropout(model, to=Jumpout).left == {"2": "with p=0 it drops nothing, and Jumpout would"}
     assert convert_dropout(model).converted.keys() == {"2"}
+    reason = "it is a ConductanceDropout; restore_dropout, where that has been convert_dropout's work, comes first"
+    assert convert_dropout(model, to=Jumpout) == ConversionReport({}, {"2": reason})
 
 
 @pytest.mark.parametrize(
