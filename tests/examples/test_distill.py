@@ -103,29 +103,37 @@ def test_only_what_was_measured_of_this_teacher_with_these_settings_counts(tmp_p
     assert paper.measured_before(result, settings) is None
 
 
+def taught(folder: Path, max_epochs: int) -> dict[str, torch.Tensor]:
+    seed_everything(0, verbose=False)
+    data = imported("data").Digits(train_fraction=0.05, batch_size=16)
+    teacher = imported("networks").Classifier(data.shape, hidden=[8], dropout="vanilla")
+    distillation = DropoutDistillation(teacher, optimizer=partial(torch.optim.SGD, lr=0.5))
+    student: torch.nn.Module = paper.taught(distillation, data, folder, max_epochs)
+    return student.state_dict()
+
+
+def test_a_student_is_trained_for_so_many_epochs_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = []
+    monkeypatch.setattr(DropoutDistillation, "on_train_epoch_start", lambda module: epochs.append(module.current_epoch))
+    taught(tmp_path, 2)
+    assert epochs == [0, 1]
+
+
 @pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_student_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def student(folder: Path) -> dict[str, torch.Tensor]:
-        seed_everything(0, verbose=False)
-        data = imported("data").Digits(train_fraction=0.05, batch_size=16)
-        teacher = imported("networks").Classifier(data.shape, hidden=[8], dropout="vanilla")
-        distillation = DropoutDistillation(teacher, optimizer=partial(torch.optim.SGD, lr=0.5))
-        taught: torch.nn.Module = paper.taught(distillation, data, folder, 200)
-        return taught.state_dict()
-
     def stopped(module: DropoutDistillation) -> None:
         if module.current_epoch == 3:
             raise InterruptedError
 
-    whole = student(tmp_path / "whole")
+    whole = taught(tmp_path / "whole", 200)
     monkeypatch.setattr(DropoutDistillation, "on_train_epoch_start", stopped)
     with pytest.raises(InterruptedError):
-        student(tmp_path / "parts")
+        taught(tmp_path / "parts", 200)
     epochs = []
     monkeypatch.setattr(DropoutDistillation, "on_train_epoch_start", lambda module: epochs.append(module.current_epoch))
     for _ in range(2):  # the second time there is nothing left to do
-        parts = student(tmp_path / "parts")
+        parts = taught(tmp_path / "parts", 200)
         assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     assert epochs == list(range(3, len(epochs) + 3))
 
