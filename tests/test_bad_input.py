@@ -513,7 +513,11 @@ FITS = [
     ),
     wrong("inputs are text", "The inputs are 'a photo'.", batch=("a photo", Y)),
     wrong("inputs are a number", "The inputs are Tensor(shape=(), dtype=torch.float32", batch=(torch.tensor(1.0), Y)),
-    wrong("no samples", "The inputs are Tensor(shape=(0, 12)", batch=(X[:0], Y[:0])),
+    wrong(
+        "sparse inputs",
+        "not all of them dense",
+        batch=(X.to_sparse(), Y),
+    ),
     wrong(
         "inputs of different lengths",
         "All floating inputs have the same number of samples",
@@ -665,7 +669,7 @@ FITS = [
     ),
     wrong(
         "loss is a number",
-        'Make it with reduction="none".',
+        'Make it with reduction="none",',
         settings={"objective": NegativeLoss(loss_that_is_a_number)},
     ),
     wrong(

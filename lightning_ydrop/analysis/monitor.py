@@ -130,8 +130,12 @@ class ConductanceMonitor(Callback):
                 'Give each its own, for example prefix="conductance/loss".',
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse layers that are not there."""
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse layers that are not there: by now a YDropCallback has converted what it is to convert."""
+        select_layers("ConductanceMonitor", pl_module, self.layers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse layers that are not there, where there was no sanity check."""
         select_layers("ConductanceMonitor", pl_module, self.layers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

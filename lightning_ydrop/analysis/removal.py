@@ -191,7 +191,9 @@ def _ranks(
     """Give to each unit of each layer its place in the order of removal, from 0: (repeats, U)."""
     if order == "random":
         generator = torch.Generator().manual_seed(seed)
-        scores = {name: torch.rand(repeats, size, generator=generator) for name, size in num_units.items()}
+        scores = {
+            name: torch.rand(repeats, size, generator=generator, device="cpu") for name, size in num_units.items()
+        }
     else:
         wrong = [name for name, size in num_units.items() if name not in order or order[name].shape != (size,)]
         if wrong:

@@ -26,7 +26,9 @@ class YDropCallback(Callback):
 
     The model's `ConductanceDropout` layers are vanilla dropout for the first epochs. After that, before each training
     batch, phase 1 measures every unit's importance on some samples of the batch and sets its drop probability. What
-    phase 1 cannot work with is refused on the first batch of a fit, before anything is trained.
+    phase 1 cannot work with is refused on the first batch of a fit, before anything is trained. A batch without samples
+    is passed over. Every fit starts anew, whatever the callback served before, but for one that resumes from a
+    checkpoint, or that goes on with the same Trainer.
 
     Batches are read by the LightningModule's method `ydrop_inputs(batch)`, where it has one, which returns (inputs,
     target), otherwise by `adapter`. Phase 1 calls the LightningModule's method `ydrop_forward`, where it has one,
@@ -132,11 +134,14 @@ class YDropCallback(Callback):
         self.exclude = exclude
         self.engine: YDrop | None = None
         self._state_to_load: dict[str, Any] = {}
+        self._is_stale = False
         self._rehearsed = False
         self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would train wrongly."""
+        if self._is_stale:  # of a checkpoint that an earlier stage was given, and did not take up
+            self._state_to_load = {}
         if stage == "fit":
             check_strategy(trainer)
             if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -152,17 +157,20 @@ class YDropCallback(Callback):
             report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
             if report.converted or report.left:
                 rank_zero_info(str(report))
-        layers = driven_layers(pl_module)
-        if self.engine is None or list(map(id, self.engine.layers.values())) != list(map(id, layers.values())):
+        layers = list(map(id, driven_layers(pl_module).values()))
+        before = self.engine
+        if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
             self.engine = YDrop(pl_module, forward=own_method(pl_module, "ydrop_forward"), **self._settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the state of a checkpoint: some strategies restore callbacks no earlier than this."""
+        """Take up the state of a checkpoint, which some strategies restore no earlier than this, or start anew."""
         assert self.engine is not None
         if self._state_to_load:
-            self.engine.load_state_dict(self._state_to_load)
-            self._state_to_load = {}
-        elif trainer.ckpt_path is not None and trainer.global_step > 0:  # finders leave a path, and no steps
+            self._take_up()
+        elif trainer.global_step == 0:  # what an earlier fit has left is of no concern; finders leave a path as well
+            self.engine.reset()
+        elif trainer.ckpt_path is not None:
+            self.engine.reset()
             rank_zero_warn(
                 "The checkpoint holds no state of YDropCallback: it holds weights alone, or comes from training "
                 "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
@@ -180,6 +188,8 @@ class YDropCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
+        if self._state_to_load:  # of a finder that has put everything back in the middle of a fit
+            self._take_up()
         share = self._schedule.share(trainer, batch_idx)
         if share == 0 and self.engine.active:
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
@@ -190,13 +200,13 @@ class YDropCallback(Callback):
             with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
                 if not self._rehearsed:
                     self.engine.rehearse(inputs, target)
-                    self._rehearsed = True
+                    self._rehearsed = self.engine.rehearsed
                 if due:
                     self.engine.step(inputs, target, share=share)
         if share > 0 and not due:
             self.engine.skip(share=share)
         if share > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
-            self._log(pl_module)
+            self._log(pl_module, share)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, once, where scores were not finite: here the host waits for the device anyway."""
@@ -213,8 +223,6 @@ class YDropCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the layers as vanilla dropout."""
         self._release()
-        if stage != "fit":
-            self._state_to_load = {}  # that of the checkpoint tested, which no later fit is to go on from
 
     def state_dict(self) -> dict[str, Any]:
         """Give the running means and the number of steps; the model's own state_dict has no trace of them."""
@@ -225,12 +233,19 @@ class YDropCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""
         self._state_to_load = state_dict
+        self._is_stale = False
 
-    def _log(self, pl_module: LightningModule) -> None:
+    def _take_up(self) -> None:
+        assert self.engine is not None
+        state, self._state_to_load = self._state_to_load, {}
+        self.engine.load_state_dict(state)
+
+    def _log(self, pl_module: LightningModule, share: float) -> None:
         assert self.engine is not None
         values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
         for name, scores in self.engine.scores.items():
-            values[f"ydrop/{name}/drop_prob"] = self.engine.layers[name].drop_prob.mean()
+            layer = self.engine.layers[name]
+            values[f"ydrop/{name}/drop_prob"] = (1 - share) * layer.p + share * layer.drop_prob.mean()
             values[f"ydrop/{name}/top20_share"] = top_share(scores, 0.2)
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
@@ -246,6 +261,7 @@ class YDropCallback(Callback):
             )
 
     def _release(self) -> None:
+        self._is_stale = True
         if self.engine is not None:
             self.engine.deactivate()
 

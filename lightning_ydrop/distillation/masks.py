@@ -13,6 +13,8 @@ from lightning_ydrop.layers.conversion import drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
 from lightning_ydrop.models.modes import (
     all_modules,
+    autocast_without_cache,
+    buffers_kept,
     evaluation_mode,
     metrics_kept,
     set_training,
@@ -67,8 +69,8 @@ def finding_shared_masks(dropped: Sequence[nn.Module], rows: int) -> Iterator[li
 def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Put a model into evaluation mode, but for what drops, without gradients; at the end it is as it was.
 
-    A ConductanceDropout that has been driven drops at the running mean of its probabilities. Metrics that the forward
-    pass updates count on copies.
+    A ConductanceDropout that has been driven drops at the running mean of its probabilities. Buffers and metrics
+    that the forward pass updates are copies.
 
     Yields:
         What drops.
@@ -78,7 +80,9 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
     dropped = [module for module in modules if _drops(module)]
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(modules))
+        stack.enter_context(buffers_kept(modules))
         stack.enter_context(metrics_kept(modules))
+        stack.enter_context(autocast_without_cache())
         stack.enter_context(slow_attention())
         stack.enter_context(torch.no_grad())
         for module in dropped:

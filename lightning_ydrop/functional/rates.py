@@ -84,7 +84,7 @@ class Buckets:
 
 def draw_rates(rate: HalfNormalRate, count: int, generator: torch.Generator) -> list[float]:
     """Draw `count` independent rates (Eq. 8) from a generator on the CPU."""
-    normal = torch.randn(count, dtype=torch.float32, generator=generator).tolist()
+    normal = torch.randn(count, dtype=torch.float32, generator=generator, device="cpu").tolist()
     return [min(rate.mean + rate.std * abs(each), rate.max) for each in normal]
 
 

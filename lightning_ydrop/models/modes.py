@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 
@@ -89,6 +89,39 @@ def metrics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for metric, state in zip(metrics, kept, strict=True):
             metric.__dict__ = state
+
+
+@contextmanager
+def buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let modules, whose forward pass may count in their buffers, write to copies of these.
+
+    Torch's own write to none in evaluation.
+    """
+    own = [module for module in modules if module._buffers and not type(module).__module__.startswith("torch.nn.")]
+    kept = [dict(module._buffers) for module in own]
+    copies: dict[int, Tensor] = {}  # one for each, in however many modules it is
+    try:
+        for module, buffers in zip(own, kept, strict=True):
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    if id(buffer) not in copies:
+                        copies[id(buffer)] = buffer.clone()
+                    module._buffers[name] = copies[id(buffer)]
+        yield
+    finally:
+        for module, buffers in zip(own, kept, strict=True):
+            module._buffers.update(buffers)
+
+
+@contextmanager
+def autocast_without_cache() -> Iterator[None]:
+    """Let autocast keep no casts of weights: made without gradients, they would serve the caller's training step."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from lightning_ydrop.models.calls import Inputs, Target, signature_of
 from lightning_ydrop.models.modes import device_of, named_modules
 from lightning_ydrop.phase1.attribution import count_units
 from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
-from lightning_ydrop.phase1.inputs import Baseline, check_baseline
+from lightning_ydrop.phase1.inputs import Baseline, check_baseline, is_empty
 from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
 from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
 from lightning_ydrop.phase1.ranks import add_over_ranks, gather_over_ranks, rank, world_size
@@ -46,8 +46,9 @@ class YDrop:
     Call `step` with the batch before each training step on it (Fig. 1, arXiv 2409.09088): phase 1 scores the units of
     every layer on some samples of the batch, in one forward and one backward pass; the units with the highest scores
     get the high rate, the others the low one, and phase 2 is the training step itself. Phase 1 changes nothing but
-    these probabilities: parameters, gradients, BatchNorm statistics, metrics, training flags and torch's random stream
-    stay as they are.
+    these probabilities: parameters, gradients, BatchNorm statistics and other buffers, metrics, training flags and
+    torch's random stream stay as they are. What a forward of the user's keeps elsewhere is its own affair: phase 1
+    calls it in evaluation mode, with other rows than training does.
 
     It has `n_steps * num_samples + 1` rows where one start serves all samples: as long as `quadrature` is "right",
     `baseline` is the same for all samples, and nothing is carried along the path beside the floating inputs. Otherwise
@@ -80,7 +81,7 @@ class YDrop:
     Attributes:
         layers: The layers driven, by name.
         scores: The score of every layer by name, which its units are ranked by: float32, shape (U,), on the device of
-            its activations.
+            its activations. All 0 where nothing was measured, as on samples whose labels do not count.
         nonfinite: How often a layer's scores were not finite and its probabilities stayed what they were: one whole
             number in a tensor on the training device.
 
@@ -154,22 +155,31 @@ class YDrop:
         self._elasticity_of_an_update = elasticity if every_n_batches == 1 else 1 - (1 - elasticity) ** every_n_batches
         self.layers = driven_layers(model)
         self._unit_dims = {name: layer.unit_dim for name, layer in self.layers.items()}
-        for layer in self.layers.values():
-            layer.reset()
         if path_from is not None:
             find_module(type(self).__name__, model, path_from)
+        # Layers whose outputs in-place operations of the network write over.
+        self._copied: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps: the engine and its layers are as they were made."""
+        for layer in self.layers.values():
+            layer.reset()
         self.scores: dict[str, Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64)
         self._steps_taken = 0
         self._share = 1.0
         self._num_units: dict[str, int] = {}
-        # Layers whose outputs in-place operations of the network write over.
-        self._copied: set[str] = set()
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether a rehearsal has had samples to look at."""
+        return bool(self._num_units)
 
     @property
     def is_due(self) -> bool:
         """Whether the next step runs phase 1."""
-        return self._steps_taken % self.every_n_batches == 0 or not self.active
+        return self._steps_taken % self.every_n_batches == 0 or not self.scores
 
     @property
     def active(self) -> bool:
@@ -179,8 +189,8 @@ class YDrop:
     def step(self, inputs: Inputs, target: Target = None, *, share: float = 1.0) -> None:
         """Run phase 1 on a batch, where it is due, update the layers' probabilities and make them active.
 
-        The first step rehearses first. A layer that the forward pass does not call stays as it was, and so does one
-        whose scores are not all finite.
+        The first step rehearses first. A layer that the forward pass does not call keeps its probabilities, and so does
+        one whose scores are not all finite or all 0, and so do all of them in a batch without samples.
 
         Args:
             inputs: What forward takes, on the model's device: a tensor (B, *), a tuple of arguments, or a mapping of
@@ -192,9 +202,10 @@ class YDrop:
             ConfigurationError: If inputs or target do not fit to the model.
 
         """
-        if not self._num_units:
+        if not self.rehearsed:
             self.rehearse(inputs, target)
-        if not self.is_due:
+        nothing = is_empty(inputs)
+        if not self.rehearsed or not self.is_due or (nothing and world_size() == 1):
             self.skip(share=share)
             return
         generator = self._generator("rates")
@@ -202,13 +213,14 @@ class YDrop:
             dict(zip(self.layers, draw_rates(rate, len(self.layers), generator), strict=True))
             for rate in (self.buckets.low, self.buckets.high)
         )
-        new = self._score(inputs, target)
+        new = {} if nothing else self._score(inputs, target)
         self._check_widths(new)
         self._steps_taken += 1
         self._share = share
         for members, scores in self._averages(new):
             # Not isfinite().all(1), which is five operations.
-            finite = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True) < math.inf
+            largest = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True)
+            finite = largest < math.inf
             self.nonfinite += (~finite).sum().to(self.nonfinite.device)
             self.scores.update(zip(members, scores.unbind(), strict=True))
             rates = torch.tensor([[[rate[name]] for name in members] for rate in (low, high)], dtype=torch.float32)
@@ -219,7 +231,7 @@ class YDrop:
                 elasticity=self._elasticity_of_an_update,
                 initial_drop_prob=self.initial_drop_prob,
                 share=share,
-                accept=finite,
+                accept=finite & (largest > 0),  # zeros rank nothing
             )
 
     def skip(self, *, share: float = 1.0) -> None:
@@ -229,7 +241,7 @@ class YDrop:
             share: As for `step`.
 
         """
-        if share != self._share and self.scores:
+        if self.scores and (share != self._share or not self.active):
             activate_layers([self.layers[name] for name in self.scores], share)
         self._steps_taken += 1
         self._share = share
@@ -238,6 +250,7 @@ class YDrop:
         """Run phase 1 on a batch, check everything on the way, and throw the scores away.
 
         It looks at values, so that a device has to catch up once. What one rank finds wrong is raised on all of them.
+        Where no rank has a sample there is nothing to check, and another batch has to be rehearsed on.
 
         Args:
             inputs: As for `step`.
@@ -251,15 +264,21 @@ class YDrop:
         self._signature = signature_of(self.model, self.forward)
         raised: Exception | None = None
         num_units: dict[str, int] = {}
+        nothing = is_empty(inputs)
         try:
-            num_units = self._check(inputs, target)
+            if nothing:
+                self.nonfinite = self.nonfinite.to(device_of(self.model))
+            else:
+                num_units = self._check(inputs, target)
         except Exception as error:
             # Raised once the others know: left alone, they would wait for this rank for ever.
             raised = error
-        reports = gather_over_ranks((num_units, str(raised or "")))
+        reports = gather_over_ranks((num_units, str(raised or ""), nothing))
         if raised is not None:
             raise raised
-        for other, (theirs, message) in enumerate(reports):
+        if all(empty for _, _, empty in reports):
+            return
+        for other, (theirs, message, _) in enumerate(reports):
             if message or any(num_units.get(name, size) != size for name, size in theirs.items()):
                 raise ConfigurationError(
                     f"Rank {other} cannot run phase 1: {message or theirs}",
@@ -364,6 +383,9 @@ class YDrop:
             )
         for name, values in scores.items():
             fits = isinstance(values, Tensor) and values.is_floating_point() and values.ndim == 2 and len(values) > 0
+            if fits and name in self.layers and name not in num_units:  # where it is a matter of chance what runs
+                num_units[name] = values.shape[1]
+                self.layers[name].prepare(values.shape[1], values.device)
             if not fits or values.shape[1] != num_units.get(name):
                 raise ConfigurationError(
                     f"{self.measure!r} scored {name!r} with {describe(values)}.",
@@ -378,8 +400,9 @@ class YDrop:
         if alike := [name for name, mean in means.items() if mean.std() == 0]:
             warnings.warn(
                 f"All units of {', '.join(map(repr, alike))} have the same score in the first batch: units that do not "
-                "differ are ranked by their position. The objective may not depend on these layers, or they run under "
-                "torch.no_grad() or in activation checkpoints without use_reentrant=False. "
+                "differ are ranked by their position, or where the score is 0 their probabilities stay what they are. "
+                "The objective may not depend on these layers, the labels of these samples may not count, or the "
+                "layers run under torch.no_grad() or in activation checkpoints without use_reentrant=False. "
                 "See what `layer_conductance` gives for them, or choose another objective.",
                 NoEffectWarning,
                 stacklevel=4,
@@ -425,7 +448,8 @@ class YDrop:
         elif wanted == "all":
             wanted = batch_size
         if wanted < batch_size:
-            drawn = torch.randperm(batch_size, generator=self._generator(f"samples of rank {rank()}"))[:wanted]
+            generator = self._generator(f"samples of rank {rank()}")
+            drawn = torch.randperm(batch_size, generator=generator, device="cpu")[:wanted]
             phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
         # More rows at once than training has would need more memory; where one path has more, it has to be.
         phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1), copied=self._copied)
@@ -463,7 +487,8 @@ class YDrop:
         flat = torch.cat(parts)
         add_over_ranks(flat)
         totals = iter(torch.split(flat, [length for size in self._num_units.values() for length in (size, 1)]))
-        return {name: next(totals) / next(totals) for name in self._num_units}
+        # Of a layer that no rank has called, 0, which rank nothing.
+        return {name: next(totals) / next(totals).clamp(min=1) for name in self._num_units}
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""

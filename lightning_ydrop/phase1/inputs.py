@@ -84,6 +84,12 @@ def arrange(
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with path_from="
             '"name.of.the.embedding".',
         )
+    if any(tensor.layout != torch.strided for tensor in candidates):
+        raise ConfigurationError(
+            f"The inputs are {describe(inputs)}, not all of them dense.",
+            "Phase 1 takes samples out of a batch, and lays points on their paths into one: of dense tensors.",
+            "Make them dense in `ydrop_inputs`, and sparse again in `ydrop_forward`.",
+        )
     num_samples = len(candidates[0])
     if num_samples == 0 or (walk and any(len(tensor) != num_samples for tensor in floating)):
         raise ConfigurationError(
@@ -111,6 +117,14 @@ def arrange(
         for wanted in ("walked", "carried")
     )
     return call, walked, carried
+
+
+def is_empty(inputs: Inputs) -> bool:
+    """Tell whether inputs hold tensors, but no sample."""
+    tensors: list[Tensor] = []
+    apply_to_collection(inputs, Tensor, tensors.append)
+    rows = [len(tensor) for tensor in tensors if tensor.ndim > 0]
+    return bool(rows) and not any(rows)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

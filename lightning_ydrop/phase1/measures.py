@@ -11,7 +11,7 @@ from lightning_ydrop.errors import ConfigurationError, check_count, check_kind, 
 from lightning_ydrop.functional.attribution import sum_to_units
 from lightning_ydrop.phase1.attribution import conductance
 from lightning_ydrop.phase1.context import Phase1
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.phase1.recording import Tape, borrowed, recording
 
 
 class Measure(ABC):
@@ -54,12 +54,10 @@ class RandomImportance(Measure):
 
     def score(self, phase1: Phase1) -> dict[str, Tensor]:
         """Draw scores, after one forward pass to see how many units there are."""
-        with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape, torch.no_grad():
-            phase1.output(phase1.inputs, phase1.carried)
         scores = {}
-        for name, calls in tape.items():
+        for name, calls in _called(phase1).items():
             num_units = calls[0].shape[phase1.unit_dims[name]]
-            drawn = torch.randn(1, num_units, dtype=torch.float32, generator=phase1.generator)
+            drawn = torch.randn(1, num_units, dtype=torch.float32, generator=phase1.generator, device="cpu")
             scores[name] = drawn.to(calls[0].device, non_blocking=True)
         return scores
 
@@ -111,7 +109,7 @@ class Shuffled(Measure):
         """Hand round the scores of the wrapped measure."""
         scores = {}
         for name, values in self.measure.score(phase1).items():
-            order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed))
+            order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed), device="cpu")
             # Each has that of the next one in a circle of all, so that nobody keeps its own.
             giver = torch.empty_like(order).scatter(0, order, order.roll(1))
             scores[name] = values[:, giver.to(values.device, non_blocking=True)]
@@ -164,13 +162,20 @@ class CaptumMeasure(Measure):
         arguments = {name: value for name, value in offered.items() if name in takes} | self.arguments
         scores = {}
         with borrowed(phase1.model, phase1.device):
-            for name, layer in phase1.layers.items():
-                attributed = attribution(objective, layer).attribute(phase1.inputs, **arguments)
+            for name in _called(phase1):
+                attributed = attribution(objective, phase1.layers[name]).attribute(phase1.inputs, **arguments)
                 scores[name] = sum_to_units(attributed.detach(), phase1.unit_dims[name])
         return scores
 
     def __repr__(self) -> str:
         return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
+
+
+def _called(phase1: Phase1) -> Tape:
+    """See which layers the forward pass calls, and what they put out for the samples."""
+    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape, torch.no_grad():
+        phase1.output(phase1.inputs, phase1.carried)
+    return tape
 
 
 class _RowObjective(nn.Module):

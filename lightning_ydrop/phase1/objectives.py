@@ -231,12 +231,24 @@ class NegativeLoss(Objective):
                 "Let the adapter or `ydrop_inputs` return one, or choose objective=OutputSum().",
             )
         rows = min(len(output), len(target))
-        losses = self.loss(output[:rows], target[:rows])
-        if not isinstance(losses, Tensor) or losses.shape[:1] != (rows,):
+        try:
+            losses, first = (self.loss(output[:count], target[:count]) for count in (rows, 1))
+        except Exception as error:
             raise ConfigurationError(
-                f"{self!r} was given, and the loss of {rows} samples is {describe(losses)}.",
-                "The loss has an entry for each sample, so that rows of the path do not mix.",
-                'Make it with reduction="none".',
+                f"{self!r} was given, and of the output {describe(output)} and the target {describe(target)} the loss "
+                f"raised {type(error).__name__}: {error}",
+                "The loss is called with what the model's forward returns and with the target as it is in the batch.",
+                "Let `ydrop_inputs` return the target that it takes, for example y.float()[:, None], or pass a loss "
+                "that converts it.",
+            ) from error
+        # A loss that broadcasts has one for each pair of rows: (B, B) of an output (B, 1) and a target (B,).
+        if not isinstance(losses, Tensor) or losses.shape[:1] != (rows,) or losses[:1].shape != first.shape:
+            raise ConfigurationError(
+                f"{self!r} was given, and the loss of {rows} samples is {describe(losses)}, for the output "
+                f"{describe(output)} and the target {describe(target)}.",
+                "The loss has an entry for each sample, or some for each sample alone, so that rows of the path do not "
+                "mix.",
+                'Make it with reduction="none", and let `ydrop_inputs` return a target of the shape of the output.',
             )
 
 

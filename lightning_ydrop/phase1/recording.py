@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.modes import (
     all_modules,
+    autocast_without_cache,
+    buffers_kept,
     evaluation_mode,
     metrics_kept,
     random_stream_kept,
@@ -46,8 +48,8 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
 
     Inside, every module is in evaluation mode (dropout off, BatchNorm on its running statistics, which it then leaves
     alone), gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation
-    cannot be differentiated through a compiled graph), and torch's random stream and the states of torchmetrics'
-    metrics are copies.
+    cannot be differentiated through a compiled graph), and torch's random stream, buffers and the states of
+    torchmetrics' metrics are copies.
 
     Args:
         model: Any model.
@@ -62,7 +64,9 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
         stack.enter_context(evaluation_mode(modules))
         if constant_parameters:
             stack.enter_context(_constant_parameters(modules))
+        stack.enter_context(buffers_kept(modules))
         stack.enter_context(metrics_kept(modules))
+        stack.enter_context(autocast_without_cache())
         stack.enter_context(slow_attention())
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             # Which cannot differentiate them in evaluation mode.
@@ -106,6 +110,11 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
                 "Conductance is measured at layers that put out one floating tensor.",
                 "Choose a layer inside or behind this one that does.",
             )
+        if output.is_inference():
+            # To autograd nothing behind it depends on it: what is measured of it is 0.
+            with torch.inference_mode(False):
+                tape.setdefault(name, []).append(output.clone().requires_grad_())
+            return output
         if name in copied:
             output = output.clone()
         # A frozen part of the network puts out what no gradient is recorded for: start the record here.

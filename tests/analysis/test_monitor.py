@@ -10,11 +10,20 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, TargetLogit, layer_conductance
+from lightning_ydrop import (
+    ConfigurationError,
+    NegativeLoss,
+    Objective,
+    OutputSum,
+    TargetLogit,
+    YDropCallback,
+    layer_conductance,
+)
 from lightning_ydrop.analysis import ConductanceMonitor
 from lightning_ydrop.functional.attribution import gini, top_share
 from tests.callbacks.test_styles import Net, data
 from tests.callbacks.test_ydrop import trainer_of
+from tests.networks import perceptron
 from tests.sameness import assert_same
 
 X, Y = torch.randn(40, 12), torch.randint(0, 5, (40,))
@@ -279,9 +288,20 @@ def test_figures_take_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     ConductanceMonitor(figures=False)
 
 
-def test_layers_that_are_not_there_are_refused_before_training() -> None:
+@pytest.mark.parametrize("first", ["monitor", "callback"])
+def test_layers_that_a_callback_converts_are_there(first: str) -> None:
+    callbacks = [ConductanceMonitor(figures=False), YDropCallback(annealing_epochs=0, convert=True)]
+    trainer = trainer_of(*callbacks[:: 1 if first == "monitor" else -1], max_epochs=1)
     net = Validated()
-    trainer = trainer_of(ConductanceMonitor("head", figures=False), num_sanity_val_steps=0)
+    net.body = perceptron(dropout=nn.Dropout)
+    trainer.fit(net, data())
+    assert "conductance/body.1/gini" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("num_sanity_val_steps", [0, 1])
+def test_layers_that_are_not_there_are_refused_before_training(num_sanity_val_steps: int) -> None:
+    net = Validated()
+    trainer = trainer_of(ConductanceMonitor("head", figures=False), num_sanity_val_steps=num_sanity_val_steps)
     with pytest.raises(ConfigurationError, match="head"):
         trainer.fit(net, data())
     assert trainer.global_step == 0

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_ydrop import YDropCallback
+from lightning_ydrop import ConductanceDropout, ConfigurationError, YDropCallback
 from tests.callbacks.killed import BATCHES, Net, train
 from tests.callbacks.test_ydrop import Net as Small
 from tests.callbacks.test_ydrop import Probe, loader, trainer_of
@@ -126,6 +127,60 @@ def test_what_was_tested_does_not_leak_into_a_later_fit(tmp_path: Path) -> None:
     trainer_of(callback).test(Small(), loader(), ckpt_path=str(tmp_path / "other.ckpt"), verbose=False)
     trainer_of(callback, max_epochs=1).fit(Small(), loader())
     assert callback.state_dict()["steps_taken"] == 4  # those of this fit alone
+
+
+def test_a_checkpoint_of_a_fit_that_failed_does_not_leak_into_a_later_one(tmp_path: Path) -> None:
+    class Unvalidated(Small):
+        def validation_step(self, *args: Any) -> None:
+            raise KeyError("before anything is trained")
+
+    class Wider(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body.append(ConductanceDropout())
+
+    trainer = trainer_of(YDropCallback(annealing_epochs=0), max_epochs=1)
+    trainer.fit(Small(), loader())
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    callback, path = YDropCallback(annealing_epochs=0), str(tmp_path / "other.ckpt")
+    with pytest.raises(KeyError, match="before anything"):
+        trainer_of(callback, max_epochs=2).fit(Unvalidated(), loader(), loader(), ckpt_path=path)
+    assert callback.state_dict()["steps_taken"] == 4  # whoever saves now loses nothing
+    trainer_of(callback, max_epochs=1).fit(Small(), loader())
+    assert callback.state_dict()["steps_taken"] == 4  # those of this fit alone
+    with pytest.raises(ConfigurationError, match="A Y-Drop state of the layers"):
+        trainer_of(callback, max_epochs=2).fit(Wider(), loader(), ckpt_path=path)
+    trainer_of(callback, max_epochs=1).fit(Wider(), loader())
+
+
+@pytest.mark.parametrize("transition", ["step", "linear"])
+def test_what_is_saved_after_a_fit_goes_on_in_step(transition: Any, tmp_path: Path) -> None:
+    def run(net: Small, epochs: int, path: Path | None = None) -> Trainer:
+        callback = YDropCallback(annealing_steps=6, transition=transition, every_n_batches=3)
+        trainer = trainer_of(callback, max_epochs=epochs)
+        trainer.fit(net, loader(), ckpt_path=path and str(path))
+        return trainer
+
+    torch.manual_seed(1)
+    whole, part = Small(), Small()
+    part.load_state_dict(whole.state_dict())
+    torch.manual_seed(2)
+    run(whole, 4)
+    torch.manual_seed(2)
+    run(part, 2).save_checkpoint(tmp_path / "after.ckpt")
+    run(part, 4, tmp_path / "after.ckpt")
+    assert_same(part.body.state_dict(), whole.body.state_dict())
+
+
+def test_what_a_finder_has_put_back_in_the_middle_of_a_fit_is_the_state(tmp_path: Path) -> None:
+    callback = YDropCallback(annealing_epochs=0)
+
+    class Restoring(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            callback.load_state_dict(callback.state_dict())
+
+    trainer_of(callback, Restoring(), max_epochs=2).fit(Small(), loader())
+    assert callback.state_dict()["steps_taken"] == 8
 
 
 def test_weights_alone_can_be_loaded_and_start_cold(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import copy
 import csv
 import itertools
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from lightning_ydrop import (
     YDropCallback,
 )
 from tests.networks import perceptron
+from tests.sameness import assert_same
 
 BATCHES = 4
 X = torch.randn(16 * BATCHES, 12, generator=torch.Generator().manual_seed(0))
@@ -268,7 +270,7 @@ def test_values_are_computed_when_a_logger_wants_them(
     listens: bool, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     logged: list[LightningModule] = []
-    monkeypatch.setattr(YDropCallback, "_log", lambda callback, pl_module: logged.append(pl_module))
+    monkeypatch.setattr(YDropCallback, "_log", lambda callback, pl_module, share: logged.append(pl_module))
     logger = CSVLogger(tmp_path) if listens else False
     trainer_of(YDropCallback(annealing_epochs=0), logger=logger).fit(Net(), loader())
     assert len(logged) == times
@@ -435,6 +437,65 @@ def test_one_callback_serves_one_fit_after_another() -> None:
     assert callback.engine is not None
     assert callback.engine.model is second
     assert callback.engine.state_dict()["steps_taken"] == BATCHES
+
+
+def test_another_module_around_the_same_layers_is_the_one_that_is_measured() -> None:
+    callback, first, second = YDropCallback(annealing_epochs=0), Net(), Net()
+    trainer_of(callback, max_epochs=1).fit(first, loader())
+    second.body = first.body
+    first.forwards.clear()
+    trainer_of(callback, max_epochs=1).fit(second, loader())
+    assert not first.forwards
+    assert callback.engine is not None
+    assert callback.engine.model is second
+
+
+def test_a_second_fit_is_as_the_first() -> None:
+    callback, net = YDropCallback(annealing_epochs=0, elasticity=0.5), Net()
+    weights, ends = copy.deepcopy(net.state_dict()), []
+    for _ in range(2):
+        net.load_state_dict(weights)
+        torch.manual_seed(3)
+        trainer_of(callback, max_epochs=1).fit(net, loader())
+        ends.append({"weights": copy.deepcopy(net.body.state_dict()), "ydrop": callback.state_dict()})
+    assert_same(*ends)
+
+
+def test_a_fit_that_goes_on_keeps_its_state() -> None:
+    callback, net = YDropCallback(annealing_epochs=0), Net()
+    trainer = trainer_of(callback, max_epochs=1)
+    trainer.fit(net, loader())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(net, loader())
+    assert callback.state_dict()["steps_taken"] == 2 * BATCHES
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_batches_without_samples_are_passed_over() -> None:
+    class Passing(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) if len(batch[0]) else None
+
+    batches = [(X[:0], Y[:0]), *([(X[:16], Y[:16])] * 2), (X[:0], Y[:0])]
+    callback = YDropCallback(annealing_epochs=0)
+    trainer_of(callback, max_epochs=1).fit(Passing(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert callback.state_dict()["steps_taken"] == 4
+    assert callback.state_dict()["scores"]["body.1"].any()
+
+
+def test_the_rates_that_are_logged_are_those_in_use(tmp_path: Path) -> None:
+    applied: list[float] = []
+
+    class Applied(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            applied.append(float(pl_module.body[1]._applied_drop_prob.mean()))
+
+    callback = YDropCallback(annealing_steps=2 * BATCHES, transition="linear")
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer_of(callback, Applied(), logger=logger, log_every_n_steps=1).fit(Net(), loader())
+    with (tmp_path / "metrics.csv").open() as file:
+        logged = [row["ydrop/body.1/drop_prob"] for row in csv.DictReader(file)]
+    assert [float(each) for each in logged if each] == pytest.approx(applied[1:])  # the first is a vanilla one
 
 
 class Built(Net):

@@ -56,6 +56,35 @@ def test_a_sample_has_masks_of_its_own_in_one_pass() -> None:
     assert not torch.equal(found[0], found[1])
 
 
+def test_what_a_forward_counts_is_kept() -> None:
+    class Counting(nn.Module):
+        rows: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+            self.register_buffer("rows", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rows += len(x)
+            logits: Tensor = self.body(x)
+            return logits
+
+    model = Counting()
+    model(torch.ones(2, 3))
+    monte_carlo(model, torch.ones(4, 3), 7)
+    assert model.rows == 2
+
+
+def test_in_the_callers_autocast_the_weights_still_train() -> None:
+    model, x = network(), torch.ones(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        monte_carlo(model, x, 3)
+        loss = model(x).sum()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     model, passes = network(), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))

@@ -130,6 +130,24 @@ def test_a_layer_that_one_rank_calls_is_driven_on_all(others: Results) -> None:
     assert first["nonfinite"] == 0
 
 
+def test_a_layer_that_no_rank_calls_stays_what_it_is(others: Results) -> None:
+    for ended in others["engine"]:
+        assert_same(*ended["called by none"])
+        assert ended["called by none, nonfinite"] == 0
+
+
+def test_ranks_without_samples_follow_the_others(others: Results) -> None:
+    first, second = (ended["without samples"] for ended in others["engine"])
+    assert_same(first, second)
+    x, y = torch.randn(16, 12, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 5
+    alone = YDrop(perceptron(), num_samples=16)
+    for samples in (slice(0), slice(10)):
+        alone.step(x[samples], y[samples])
+    assert_same(first["layers"], alone.state_dict()["layers"])
+    assert first["steps_taken"] == 3
+    assert first["nonfinite"] == 0
+
+
 def test_what_is_wrong_on_one_rank_is_raised_on_all(others: Results) -> None:
     first, second = others["engine"]
     assert second["labels"].startswith("The target holds classes from 5 to 9")

@@ -191,6 +191,16 @@ def engine_cases() -> dict[str, Any]:
     for _ in range(2):
         sometimes.step(x + 200 * rank, y)
     cases["sometimes"] = sometimes.state_dict()
+    seldom = YDrop(Sometimes())
+    seldom.step(x + 200, y)
+    cases["called by none"] = [seldom.state_dict()["layers"]["more.1"]]
+    seldom.step(x, y)
+    cases["called by none"] += [seldom.state_dict()["layers"]["more.1"]]
+    cases["called by none, nonfinite"] = int(seldom.nonfinite)
+    empty = YDrop(perceptron(), num_samples=16)
+    for samples in (slice(0), slice(10 * (1 - rank)), slice(0)):  # of no rank, of the first alone, of no rank
+        empty.step(x[samples], y[samples])
+    cases["without samples"] = empty.state_dict()
     for name, model, labels in (
         ("labels", perceptron(), y + 5 * rank),
         ("widths", perceptron(8 + rank), y),

@@ -28,9 +28,11 @@ from lightning_ydrop import (
     layer_conductance,
 )
 from lightning_ydrop.functional.attribution import Quadrature
+from lightning_ydrop.functional.rates import draw_rates
 from tests.networks import network_and_batch, perceptron
 from tests.oracles import running_mean
 from tests.phase1.test_attribution import Counting
+from tests.sameness import assert_same
 
 
 def batch_of(size: int = 64) -> tuple[Tensor, Tensor]:
@@ -218,12 +220,125 @@ def test_a_share_moves_on_where_phase_1_is_not_due() -> None:
     assert ((engine.layers["1"](x) == 0).float().mean() - 0.6).abs() < 0.01
 
 
-def test_deactivated_layers_are_due() -> None:
-    engine = YDrop(perceptron(), every_n_batches=10)
+def test_deactivated_layers_go_on_with_their_probabilities_where_phase_1_is_not_due() -> None:
+    measure = Watching()
+    engine = YDrop(perceptron(), measure=measure, every_n_batches=10, buckets=buckets_of(0.0, 0.6, 1.0), elasticity=1.0)
     engine.step(*batch_of())
     engine.deactivate()
     engine.step(*batch_of())
     assert engine.active
+    assert len(measure.seen) == 2  # the first step, and its rehearsal
+    x = torch.ones(20_000, 16)
+    assert ((engine.layers["1"](x) == 0).float().mean() - 0.6).abs() < 0.02  # for 320,000 draws, far beyond chance
+
+
+def test_reset_it_is_as_it_was_made() -> None:
+    model, batch = perceptron(), batch_of()
+    engine = YDrop(model, elasticity=0.5)
+    ends = []
+    for _ in range(2):
+        for _ in range(3):
+            engine.step(*batch)
+        ends.append(engine.state_dict())
+        engine.reset()
+        assert not engine.active
+        assert not engine.rehearsed
+        assert_same(engine.state_dict(), YDrop(copy.deepcopy(model)).state_dict())
+    assert_same(*ends)
+
+
+def test_samples_whose_labels_do_not_count_change_no_probability() -> None:
+    engine = YDrop(perceptron(), elasticity=0.5)
+    x, y = batch_of()
+    engine.step(x, y)
+    before = engine.state_dict()
+    engine.step(x, torch.full_like(y, -100))
+    after = engine.state_dict()
+    assert_same(after["layers"], before["layers"])
+    assert after["nonfinite"] == 0
+    assert not after["scores"]["1"].any()
+    engine.step(x, y)
+    assert not torch.equal(engine.layers["1"].drop_prob, before["layers"]["1"]["drop_prob"])
+
+
+def test_a_batch_without_samples_is_passed_over() -> None:
+    engine = YDrop(perceptron(), elasticity=0.5)
+    x, y = batch_of()
+    engine.step(x[:0], y[:0])
+    assert not engine.rehearsed
+    assert not engine.active
+    engine.step(x, y)
+    assert engine.rehearsed
+    before = engine.state_dict()
+    engine.deactivate()
+    engine.step((x[:0],), y[:0])
+    assert engine.active
+    assert_same(engine.state_dict(), before | {"steps_taken": 3})
+
+
+def test_layers_that_run_by_chance_are_driven() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.more = perceptron(), ConductanceDropout()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1  # not in the rehearsal's first pass, but in its second
+            logits: Tensor = self.body(self.more(x) if self.calls > 1 else x)
+            return logits
+
+    engine = YDrop(Branching())
+    engine.step(*batch_of())
+    assert engine.layers["more"].active
+    assert len(engine.scores["more"]) == 12
+
+
+def test_layers_in_inference_mode_have_no_score() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = nn.Sequential(nn.Linear(12, 12), ConductanceDropout(), nn.ReLU()), perceptron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                features = self.backbone(x)
+            logits: Tensor = self.head(features.clone())
+            return logits
+
+    engine = YDrop(Frozen())
+    with pytest.warns(NoEffectWarning, match=r"All units of 'backbone\.1' have the same score"):
+        engine.step(*batch_of())
+    assert not engine.scores["backbone.1"].any()
+    assert engine.scores["head.1"].any()
+
+
+@pytest.mark.parametrize("objective", [TargetLogit(), PredictedLogit()], ids=repr)
+def test_in_the_callers_autocast_the_weights_still_train(objective: Objective) -> None:
+    model, (x, y) = perceptron(), batch_of()
+    engine = YDrop(model, objective=objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.step(x, y)
+        engine.step(x, y)
+        loss = nn.functional.cross_entropy(model(x), y)
+        assert torch.is_autocast_cache_enabled()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_where_another_device_is_the_default_chance_stays_on_the_cpu() -> None:
+    model, batch = perceptron(), batch_of()
+    seen, rates = [], []
+    for default in ("cpu", "meta"):  # which stands for an accelerator
+        measure = Watching()
+        engine = YDrop(model, measure=measure, num_samples=5)
+        engine.rehearse(*batch)
+        with torch.device(default):
+            engine._score(*batch)
+            rates.append(draw_rates(HalfNormalRate(0.1, 0.1, 0.5), 3, torch.Generator().manual_seed(1)))
+        seen.append([*measure.seen[-1].inputs])
+    assert_same(*seen)
+    assert_same(*rates)
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"n_steps": 4}, {"num_samples": 5}, {"baseline": 1.0}])

@@ -14,6 +14,7 @@ from lightning_ydrop import (
     ConfigurationError,
     Inverted,
     Measure,
+    NoEffectWarning,
     OutputSum,
     Phase1,
     RandomImportance,
@@ -180,6 +181,16 @@ def test_captum_sees_the_same_objective(target: str) -> None:
     phase1 = phase1_of(model, x, given, baseline=1.0, quadrature="left")
     captums, ours = CaptumMeasure("LayerConductance").score(phase1), Conductance().score(phase1)
     assert torch.allclose(captums["1"], ours["1"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [CaptumMeasure(), RandomImportance(), Inverted(Conductance())], ids=repr)
+def test_layers_that_are_not_called_have_no_score(measure: Measure) -> None:
+    model = perceptron()
+    model[1].spare = ConductanceDropout()  # in a layer that does not call it
+    engine = YDrop(model, measure=measure)
+    with pytest.warns(NoEffectWarning, match=r"no score for '1\.spare'"):
+        engine.step(torch.randn(16, 12), torch.randint(0, 5, (16,)))
+    assert engine.scores.keys() == {"1", "4"}
 
 
 def test_captums_arguments_can_be_changed() -> None:

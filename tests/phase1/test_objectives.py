@@ -110,6 +110,19 @@ def test_what_fits_passes(objective: Objective, output: Tensor, target: Any) -> 
         (TargetLogit(), DENSE, LABELS[:, :1], r"its shape is \(B, 2, 2\)"),
         (PredictedLogit(), OUTPUT[:, :1], None, "two logits or more"),
         (PredictedLogit(2), OUTPUT, None, r"PredictedLogit\(class_dim=2\)"),
+        (
+            NegativeLoss(nn.MSELoss(reduction="none")),
+            OUTPUT[:, :1],
+            torch.rand(2),
+            "of the shape of the output|different to the input size",
+        ),
+        (
+            NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")),
+            OUTPUT[:, :1],
+            torch.tensor([0, 1]),
+            "raised ValueError",
+        ),
+        (NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")), OUTPUT[:, 0], torch.tensor([0, 1]), r"y\.float\(\)"),
         (NegativeLoss(nn.CrossEntropyLoss()), OUTPUT, torch.tensor([0, 1]), 'reduction="none"'),
         (NegativeLoss(lambda output, target: 0.5), OUTPUT, torch.tensor([0, 1]), "the loss of 2 samples is 0.5"),  # type: ignore[arg-type, return-value]
         (NegativeLoss(nn.CrossEntropyLoss(reduction="none")), OUTPUT, None, "A loss needs a target"),

@@ -17,6 +17,8 @@ from tests.sameness import assert_same
 class Awkward(nn.Module):
     """Everything that phase 1 could disturb: BatchNorm, some of it frozen, noise, a metric and in-place activations."""
 
+    rows: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), ConductanceDropout(), nn.ReLU(inplace=True))
@@ -25,9 +27,14 @@ class Awkward(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.drop, self.act, self.head = ConductanceDropout(), nn.ELU(inplace=True), nn.Linear(8, 3)
         self.accuracy = MulticlassAccuracy(3)
+        self.register_buffer("rows", torch.zeros(()))
+        self.backbone[0].register_buffer("rows", self.rows)  # the same in another place
+        self.register_buffer("last", torch.zeros(20, 6))
         self.fails = False
 
     def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        self.last = x.detach()
         x = x + torch.randn_like(x) * 0.1
         x = nn.functional.dropout(self.backbone(x), 0.1)
         logits: Tensor = self.head(self.act(self.drop(self.norm(x))))
