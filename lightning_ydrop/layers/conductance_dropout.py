@@ -26,7 +26,8 @@ class ConductanceDropout(nn.Module):
         elementwise: Draw for each element, with the probability of its unit, instead of each sample and unit.
 
     Attributes:
-        drop_prob: Probability that a unit is dropped, float32, shape (U,); empty until the first update.
+        drop_prob: Probability that a unit is dropped, or is to be at the end of a linear transition, float32, shape
+            (U,); empty until the first update.
         mean_drop_prob: Its running mean (Eq. 6), float32, shape (U,); empty until the first update.
         active: Whether the two are in use.
 

@@ -77,10 +77,12 @@ def test_what_a_forward_counts_is_kept() -> None:
 
 
 def test_in_the_callers_autocast_the_weights_still_train() -> None:
-    model, x = network(), torch.ones(2, 3)
+    model, x, cached = network(), torch.ones(2, 3), []
+    model.register_forward_pre_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
     with torch.autocast("cpu", torch.bfloat16):
         monte_carlo(model, x, 3)
         loss = model(x).sum()
+    assert cached == [False, True]
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
