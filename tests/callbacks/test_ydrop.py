@@ -361,6 +361,17 @@ def test_a_checkpoint_of_plain_training_starts_y_drop_cold(tmp_path: Path) -> No
     assert probe.active == [(1, True)] * BATCHES
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint holds no state of YDropCallback")
+def test_a_callback_that_was_used_before_starts_cold_too(tmp_path: Path) -> None:
+    plain = trainer_of(max_epochs=1)
+    plain.fit(Net(nn.Dropout), loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    callback, net = YDropCallback(annealing_epochs=0), Net()
+    trainer_of(callback, max_epochs=1).fit(net, loader())
+    trainer_of(callback, max_epochs=2).fit(net, loader(), ckpt_path=str(tmp_path / "plain.ckpt"))
+    assert callback.state_dict()["steps_taken"] == BATCHES
+
+
 @pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
 def test_a_state_that_is_not_taken_up_yet_is_not_lost() -> None:
     first = YDropCallback(annealing_epochs=0)

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
 from lightning_ydrop.models.modes import all_modules
 from lightning_ydrop.phase1.recording import borrowed, recording
+from tests.networks import perceptron
 from tests.sameness import assert_same
 
 
@@ -228,6 +229,32 @@ def test_metrics_that_update_in_place_are_kept() -> None:
     assert model.counter.update_count == 1
     model(torch.randn(4, 6))
     assert model.counter.compute() == 8
+
+
+def test_a_buffer_in_two_places_stays_one() -> None:
+    class Part(nn.Module):
+        rows: Tensor
+
+        def __init__(self, rows: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("rows", rows)
+
+    class Whole(Part):
+        def __init__(self) -> None:
+            super().__init__(torch.zeros(()))
+            self.part, self.body = Part(self.rows), perceptron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rows.add_(len(x))
+            assert self.part.rows == self.rows
+            logits: Tensor = self.body(x)
+            return logits
+
+    model = Whole()
+    rows = model.rows
+    YDrop(model).step(torch.randn(8, 12))
+    assert rows == 0
+    assert model.rows is model.part.rows is rows
 
 
 def test_a_tape_keeps_every_call_in_order() -> None:
