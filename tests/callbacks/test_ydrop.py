@@ -494,6 +494,19 @@ def test_batches_without_samples_are_passed_over() -> None:
     assert callback.state_dict()["scores"]["body.1"].any()
 
 
+@pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
+def test_where_the_first_batch_has_no_samples_the_second_is_rehearsed_on() -> None:
+    class Passing(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) if len(batch[0]) else next(self.parameters()).sum()
+
+    batches = [(X[:0], Y[:0]), (X[:16], Y[:16] + 1)]
+    trainer = trainer_of(YDropCallback(annealing_epochs=5), max_epochs=1)
+    with pytest.raises(ConfigurationError, match="The target holds classes from 1 to 5"):
+        trainer.fit(Passing(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert trainer.global_step == 1
+
+
 def test_the_rates_that_are_logged_are_those_in_use(tmp_path: Path) -> None:
     applied: list[float] = []
 
