@@ -11,15 +11,7 @@ from lightning_ydrop.errors import TORCH_DROPOUTS
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conversion import drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
-from lightning_ydrop.models.modes import (
-    all_modules,
-    autocast_without_cache,
-    buffers_kept,
-    evaluation_mode,
-    metrics_kept,
-    set_training,
-    slow_attention,
-)
+from lightning_ydrop.models.modes import all_modules, evaluation_mode, leaving_no_trace, set_training
 
 # What draws for each element that it is called on, or each channel.
 ELEMENTWISE = (*TORCH_DROPOUTS, ConductanceDropout)
@@ -79,11 +71,7 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
     modules = all_modules(model)
     dropped = [module for module in modules if _drops(module)]
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(modules))
-        stack.enter_context(buffers_kept(modules))
-        stack.enter_context(metrics_kept(modules))
-        stack.enter_context(autocast_without_cache())
-        stack.enter_context(slow_attention())
+        stack.enter_context(leaving_no_trace(modules))
         stack.enter_context(torch.no_grad())
         for module in dropped:
             if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:

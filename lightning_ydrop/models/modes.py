@@ -1,7 +1,7 @@
 """A model in another mode for a while, and then as it was."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,22 @@ def has_compiled_parts(model: nn.Module) -> bool:
     return any(
         module._compiled_call_impl is not None or uncompiled(module) is not module for module in all_modules(model)
     )
+
+
+@contextmanager
+def leaving_no_trace(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules in evaluation mode for forward passes that are none of the user's own, and undo what these do.
+
+    Buffers and the states of torchmetrics' metrics are copies, autocast keeps no casts of weights, and
+    `nn.TransformerEncoderLayer` runs the layers inside it.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(modules))
+        stack.enter_context(buffers_kept(modules))
+        stack.enter_context(metrics_kept(modules))
+        stack.enter_context(autocast_without_cache())
+        stack.enter_context(slow_attention())
+        yield
 
 
 @contextmanager

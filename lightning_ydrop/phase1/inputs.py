@@ -121,9 +121,7 @@ def arrange(
 
 def is_empty(inputs: Inputs) -> bool:
     """Tell whether inputs hold tensors, but no sample."""
-    tensors: list[Tensor] = []
-    apply_to_collection(inputs, Tensor, tensors.append)
-    rows = [len(tensor) for tensor in tensors if tensor.ndim > 0]
+    rows = [len(tensor) for tensor in _tensors_of((inputs,), {}) if tensor.ndim > 0]
     return bool(rows) and not any(rows)
 
 

@@ -160,9 +160,10 @@ class CaptumMeasure(Measure):
             "attr_dim_summation": False,
         }
         arguments = {name: value for name, value in offered.items() if name in takes} | self.arguments
+        called = _called(phase1)
         scores = {}
         with borrowed(phase1.model, phase1.device):
-            for name in _called(phase1):
+            for name in called:
                 attributed = attribution(objective, phase1.layers[name]).attribute(phase1.inputs, **arguments)
                 scores[name] = sum_to_units(attributed.detach(), phase1.unit_dims[name])
         return scores

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.modes import (
-    all_modules,
-    autocast_without_cache,
-    buffers_kept,
-    evaluation_mode,
-    metrics_kept,
-    random_stream_kept,
-    slow_attention,
-)
+from lightning_ydrop.models.modes import all_modules, leaving_no_trace, random_stream_kept
 
 
 class Tape(dict[str, list[Tensor]]):
@@ -61,13 +53,9 @@ def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: boo
     modules = all_modules(model)
     with ExitStack() as stack:
         stack.enter_context(random_stream_kept(device))
-        stack.enter_context(evaluation_mode(modules))
+        stack.enter_context(leaving_no_trace(modules))
         if constant_parameters:
             stack.enter_context(_constant_parameters(modules))
-        stack.enter_context(buffers_kept(modules))
-        stack.enter_context(metrics_kept(modules))
-        stack.enter_context(autocast_without_cache())
-        stack.enter_context(slow_attention())
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             # Which cannot differentiate them in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
