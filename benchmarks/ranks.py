@@ -25,7 +25,7 @@ from benchmarks.measuring import in_turn, quartiles, ratios, training_step, wait
 from benchmarks.memory import CASES
 from benchmarks.report import write_report
 from lightning_ydrop import YDrop
-from lightning_ydrop.phase1 import engine, ranks
+from lightning_ydrop.importance import engine, ranks
 
 Row = dict[str, Any]
 
@@ -101,7 +101,7 @@ def _measure(name: str, where: torch.device, rounds: int, batch_size: int, seed:
     torch.manual_seed(seed + dist.get_rank())
     x, y = torch.randn(batch_size, *case.shape, device=where), torch.randint(10, (batch_size,), device=where)
     ydrop = YDrop(model)
-    ydrop.rehearse(x, y)
+    ydrop.dry_run(x, y)
     train = training_step(DistributedDataParallel(model), x, y)
 
     def synchronised() -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def write_report(question: str, device: torch.device, settings: Mapping[str, Any
     report = {
         "question": question,
         "command": " ".join(["python", "-m", f"benchmarks.{question}", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "settings": dict(settings),
         "hardware": hardware(device),
         "versions": {name: version(name) for name in ("torch", "lightning", "captum", "lightning-ydrop")},

@@ -1,16 +1,23 @@
 """Y-Drop for PyTorch Lightning: dropout that drops the most important units more often (arXiv 2409.09088)."""
 
-from lightning_ydrop.callbacks import YDropCallback
-from lightning_ydrop.distillation import DropoutDistillation, monte_carlo
+from lightning_ydrop.callbacks import ConductanceMonitor, YDropCallback
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
+from lightning_ydrop.importance.attribution import layer_conductance
+from lightning_ydrop.importance.engine import YDrop
+from lightning_ydrop.importance.measures import (
+    CaptumMeasure,
+    Conductance,
+    Inverted,
+    Measure,
+    RandomImportance,
+    Shuffled,
+)
+from lightning_ydrop.importance.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
+from lightning_ydrop.importance.request import Request
 from lightning_ydrop.layers import ConductanceDropout, ConversionReport, Jumpout, convert_dropout, restore_dropout
 from lightning_ydrop.models.adapters import Adapter, IndexAdapter, KeyAdapter
-from lightning_ydrop.phase1.attribution import layer_conductance
-from lightning_ydrop.phase1.context import Phase1
-from lightning_ydrop.phase1.engine import YDrop
-from lightning_ydrop.phase1.measures import CaptumMeasure, Conductance, Inverted, Measure, RandomImportance, Shuffled
-from lightning_ydrop.phase1.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
+from lightning_ydrop.uncertainty import DropoutDistillation, monte_carlo
 
 __version__ = "0.1.0"
 
@@ -20,6 +27,7 @@ __all__ = [
     "CaptumMeasure",
     "Conductance",
     "ConductanceDropout",
+    "ConductanceMonitor",
     "ConfigurationError",
     "ConversionReport",
     "DropoutDistillation",
@@ -33,9 +41,9 @@ __all__ = [
     "NoEffectWarning",
     "Objective",
     "OutputSum",
-    "Phase1",
     "PredictedLogit",
     "RandomImportance",
+    "Request",
     "Shuffled",
     "TargetLogit",
     "YDrop",

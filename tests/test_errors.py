@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lightning_ydrop import Buckets, ConductanceDropout, ConfigurationError, HalfNormalRate, YDrop, YDropCallback
-from lightning_ydrop.errors import describe, dropout_like_modules
+from lightning_ydrop.errors import describe
+from lightning_ydrop.layers.kinds import dropout_like_modules
 from tests.networks import perceptron
 
 RATE = {"mean": 0.1, "std": 0.05, "max": 0.5}

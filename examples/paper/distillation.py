@@ -40,7 +40,7 @@ from tqdm import tqdm
 from train import LastEpoch
 
 from lightning_ydrop import DropoutDistillation, monte_carlo
-from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
+from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 
 TEXT = """# Distillation of {row}
 

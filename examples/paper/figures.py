@@ -72,8 +72,8 @@ def shown(cli: "TrainCLI", repeats: int) -> Shown:
     validation, test = cli.datamodule.val_dataloader(), cli.datamodule.test_dataloader()
     layers = model.hidden_layers()
     conductance = mean_conductance(model, validation, layers=layers, n_steps=10, quadrature="trapezoid", max_rows=1024)
-    strongest = removal_curve(model, test, conductance, layers=layers, shares=SHARES)
-    at_random = removal_curve(model, test, "random", layers=layers, shares=SHARES, repeats=repeats)
+    strongest = removal_curve(model, test, conductance, layers=layers, fractions=SHARES)
+    at_random = removal_curve(model, test, "random", layers=layers, fractions=SHARES, repeats=repeats)
     return Shown(conductance, at_random, strongest, {by: pruned(model, test, conductance, by) for by in PRUNED_BY})
 
 

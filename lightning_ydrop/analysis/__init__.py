@@ -1,12 +1,10 @@
 """What a trained network shows: how importance is spread over its units, and how it does without some of them."""
 
-from lightning_ydrop.analysis.monitor import ConductanceMonitor
 from lightning_ydrop.analysis.pruning import prune_units
 from lightning_ydrop.analysis.removal import RemovalCurve, removal_curve
 from lightning_ydrop.analysis.spread import ConductanceSpread, mean_conductance
 
 __all__ = [
-    "ConductanceMonitor",
     "ConductanceSpread",
     "RemovalCurve",
     "mean_conductance",

@@ -106,10 +106,10 @@ def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None)
     axes = axes or _new_axes()
     colors = colors_of(curves)
     for label, curve in curves.items():
-        shares = [100 * share for share in curve.shares]
+        fractions = [100 * fraction for fraction in curve.fractions]
         mean, std = 100 * curve.mean, 100 * curve.std
-        axes.plot(shares, mean, ".-", color=colors[label], label=label)
-        axes.fill_between(shares, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0)
+        axes.plot(fractions, mean, ".-", color=colors[label], label=label)
+        axes.fill_between(fractions, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0)
     axes.set(xlabel="units removed, %", ylabel="accuracy, %")
     return _finished(axes)
 

@@ -11,12 +11,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from lightning_ydrop.analysis.spread import mean_conductance
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_fraction, describe
-from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
-from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
-from lightning_ydrop.models.modes import device_of
-from lightning_ydrop.phase1.attribution import (
+from lightning_ydrop.checks import check_choice, check_count, check_fraction
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.importance.attribution import (
     LayerChoice,
     check_called,
     check_layout,
@@ -24,10 +21,14 @@ from lightning_ydrop.phase1.attribution import (
     select_layers,
     unit_dims_of,
 )
-from lightning_ydrop.phase1.recording import Tape, borrowed, recording
+from lightning_ydrop.importance.recording import Tape, borrowed, recording
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
+from lightning_ydrop.models.state import device_of
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,28 @@ class RemovalCurve:
     """Accuracy while units are removed.
 
     Attributes:
-        shares: Of the units of every layer that are removed.
-        accuracy: In [0, 1], shape (repeats, shares), in float64 on the CPU.
+        fractions: Of the units of every layer that are removed.
+        accuracy: In [0, 1], shape (repeats, fractions), in float64 on the CPU.
 
     """
 
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
     accuracy: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """Over repeats, shape (shares,)."""
+        """Over repeats, shape (fractions,)."""
         return self.accuracy.mean(0)
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation over repeats, shape (shares,): 0 where there is but one."""
-        return self.accuracy.std(0) if len(self.accuracy) > 1 else torch.zeros(len(self.shares))
+        """Standard deviation over repeats, shape (fractions,): 0 where there is but one."""
+        return self.accuracy.std(0) if len(self.accuracy) > 1 else torch.zeros(len(self.fractions))
 
     def threshold(self, loss: float = 0.01) -> float:
-        """Give the largest share that can be removed, and all smaller ones, with no more than this loss of accuracy."""
-        lost = self.mean[0] - self.mean > loss + 1e-9  # for what differences of shares of samples are rounded by
-        return self.shares[int(lost.int().argmax()) - 1 if lost.any() else -1]
+        """Give the largest fraction up to which accuracy falls by no more than this."""
+        lost = self.mean[0] - self.mean > loss + 1e-9  # for what differences of fractions of samples are rounded by
+        return self.fractions[int(lost.int().argmax()) - 1 if lost.any() else -1]
 
 
 @torch.inference_mode(False)
@@ -66,7 +67,7 @@ def removal_curve(
     order: Order = "random",
     *,
     layers: LayerChoice | Sequence[LayerChoice] | None = None,
-    shares: Sequence[float] = SHARES,
+    fractions: Sequence[float] = FRACTIONS,
     repeats: int = 25,
     seed: int = 0,
     adapter: Adapter = AutomaticAdapter(),
@@ -88,7 +89,7 @@ def removal_curve(
             negative scores.
         layers: The layers that lose units, as for `layer_conductance`: every `ConductanceDropout` by default. A layer
             that puts out the logits is better not among them.
-        shares: Of the units of every layer that are removed, rounded to whole units: in [0, 1], ascending from 0.
+        fractions: Of the units of every layer that are removed, rounded to whole units: in [0, 1], ascending from 0.
         repeats: How often units are drawn; other orders are of one kind.
         seed: Of the draws.
         adapter: How batches are read, where the model has no method `ydrop_inputs`.
@@ -97,7 +98,7 @@ def removal_curve(
         **measuring: Other arguments of `mean_conductance`, where `order` is "conductance".
 
     Returns:
-        The accuracy for each repeat and share.
+        The accuracy for each repeat and fraction.
 
     Raises:
         ConfigurationError: If an argument does not fit to the model, its forward does not call a layer, or outputs and
@@ -106,7 +107,7 @@ def removal_curve(
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> data = [(torch.rand(16, 4), torch.zeros(16, dtype=torch.long))]
-        >>> removal_curve(model, data, layers="1", shares=(0, 0.5, 1), repeats=3).accuracy.shape
+        >>> removal_curve(model, data, layers="1", fractions=(0, 0.5, 1), repeats=3).accuracy.shape
         torch.Size([3, 3])
 
     """
@@ -119,13 +120,13 @@ def removal_curve(
             "Leave them out, or pass order='conductance'.",
         )
     check_count("removal_curve", "repeats", repeats, minimum=1, example=25)
-    for share in shares:
-        check_fraction("removal_curve", "shares", share, example=0.5)
-    if not shares or shares[0] != 0 or list(shares) != sorted(shares):
+    for fraction in fractions:
+        check_fraction("removal_curve", "fractions", fraction, example=0.5)
+    if not fractions or fractions[0] != 0 or list(fractions) != sorted(fractions):
         raise ConfigurationError(
-            f"removal_curve(shares={describe(tuple(shares))}) was given.",
-            "`shares` ascend from 0, where nothing is removed.",
-            "Pass, for example, shares=(0, 0.2, 0.4, 0.6, 0.8).",
+            f"removal_curve(fractions={describe(tuple(fractions))}) was given.",
+            "`fractions` ascend from 0, where nothing is removed.",
+            "Pass, for example, fractions=(0, 0.2, 0.4, 0.6, 0.8).",
         )
     check_layout("removal_curve", unit_dim, None)
     check_adapter("removal_curve", adapter)
@@ -138,7 +139,7 @@ def removal_curve(
     called = forward or own_method(model, "ydrop_forward") or model
     device, signature = device_of(model), signature_of(model, called)
     ranks: dict[str, Tensor] = {}
-    correct = torch.zeros(repeats if order == "random" else 1, len(shares), dtype=torch.float64)
+    correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
     num_samples = 0
     with borrowed(model, device), torch.no_grad(), logging_muted(model), _removing(chosen, dims) as kept:
         for batch in data:
@@ -151,7 +152,7 @@ def removal_curve(
                 ranks = _ranks(order, num_units, repeats, seed, device)
             for repeat, place in itertools.product(*map(range, correct.shape)):
                 for name, rank in ranks.items():
-                    kept[name] = rank[repeat] >= round(shares[place] * num_units[name])
+                    kept[name] = rank[repeat] >= round(fractions[place] * num_units[name])
                 logits = read_output(called(*positional, **keywords))
                 correct[repeat, place] += _num_correct(logits, target).cpu()
             kept.clear()
@@ -162,7 +163,7 @@ def removal_curve(
             "Accuracy is measured on batches of inputs and targets, which order='conductance' reads before that too.",
             "Pass a DataLoader, or a list of batches.",
         )
-    return RemovalCurve(tuple(shares), correct / num_samples)
+    return RemovalCurve(tuple(fractions), correct / num_samples)
 
 
 def _num_units(chosen: Mapping[str, nn.Module], dims: Mapping[str, int], tape: Tape, *, rows: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The Lightning face: hooks of a few lines over what stands below."""
 
+from lightning_ydrop.callbacks.monitor import ConductanceMonitor
 from lightning_ydrop.callbacks.ydrop import YDropCallback
 
-__all__ = ["YDropCallback"]
+__all__ = ["ConductanceMonitor", "YDropCallback"]

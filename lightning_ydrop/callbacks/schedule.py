@@ -7,7 +7,8 @@ from typing import Literal, get_args
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, describe
+from lightning_ydrop.checks import check_choice, check_count
+from lightning_ydrop.errors import ConfigurationError, describe
 
 Transition = Literal["step", "linear"]
 DEFAULT_EPOCHS = 2
@@ -60,7 +61,7 @@ class Schedule:
         # Where an epoch has no known end, nothing is known of steps either.
         return epochs <= self._epochs or (per_epoch < math.inf and steps <= self._epochs * per_epoch)
 
-    def share(self, trainer: Trainer, batch_idx: int) -> float:
+    def progress(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return 1.0  # a trial run has to try what comes after annealing

@@ -9,16 +9,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
-from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, check_flag, describe
+from lightning_ydrop.checks import check_flag
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
+from lightning_ydrop.importance.engine import NumSamples, YDrop, check_settings, driven_layers
+from lightning_ydrop.importance.measures import Conductance, Measure
+from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
-from lightning_ydrop.phase1.engine import NumSamples, YDrop, check_settings, driven_layers
-from lightning_ydrop.phase1.measures import Conductance, Measure
-from lightning_ydrop.phase1.objectives import Objective, TargetLogit
 
 
 class YDropCallback(Callback):
@@ -64,8 +65,8 @@ class YDropCallback(Callback):
             their running mean moves as far as in so many updates.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
         objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
-        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs: for
-            models of tokens.
+        interpolate_at: For models of tokens, the name of a module, such as the embedding. Paths run through its
+            outputs instead of the inputs.
         convert: Whether every nn.Dropout, 1d, 2d and 3d of the model becomes a ConductanceDropout when a fit starts.
         include: With `convert`, names of the modules to convert, as patterns such as "classifier.*"; all by default.
         exclude: With `convert`, names of the modules to leave, as patterns.
@@ -95,7 +96,7 @@ class YDropCallback(Callback):
         every_n_batches: int = 1,
         adapter: Adapter = AutomaticAdapter(),
         objective: Objective = TargetLogit(),
-        path_from: str | None = None,
+        interpolate_at: str | None = None,
         convert: bool = False,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
@@ -110,7 +111,7 @@ class YDropCallback(Callback):
             "quadrature": quadrature,
             "measure": measure,
             "objective": objective,
-            "path_from": path_from,
+            "interpolate_at": interpolate_at,
             "seed": seed,
             "every_n_batches": every_n_batches,
         }
@@ -135,7 +136,7 @@ class YDropCallback(Callback):
         self.engine: YDrop | None = None
         self._state_to_load: dict[str, Any] = {}
         self._is_stale = False
-        self._rehearsed = False
+        self._is_dry_run_done = False
         self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -176,7 +177,7 @@ class YDropCallback(Callback):
                 "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
                 "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
             )
-        self._rehearsed = False
+        self._is_dry_run_done = False
         if self._schedule.outlasts(trainer):
             rank_zero_warn(
                 "Training is to end before the annealing of YDropCallback does: all of it is vanilla dropout. "
@@ -190,23 +191,23 @@ class YDropCallback(Callback):
         assert self.engine is not None
         if self._state_to_load:  # of a finder that has put everything back in the middle of a fit
             self._take_up()
-        share = self._schedule.share(trainer, batch_idx)
-        if share == 0 and self.engine.active:
+        progress = self._schedule.progress(trainer, batch_idx)
+        if progress == 0 and self.engine.active:
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
-        due = share > 0 and self.engine.is_due
-        if due or not self._rehearsed:
+        due = progress > 0 and self.engine.is_due
+        if due or not self._is_dry_run_done:
             inputs, target = read_batch(pl_module, self.adapter, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
-                if not self._rehearsed:
-                    self.engine.rehearse(inputs, target)
-                    self._rehearsed = self.engine.rehearsed
+                if not self._is_dry_run_done:
+                    self.engine.dry_run(inputs, target)
+                    self._is_dry_run_done = self.engine.is_dry_run_done
                 if due:
-                    self.engine.step(inputs, target, share=share)
-        if share > 0 and not due:
-            self.engine.skip(share=share)
-        if share > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
-            self._log(pl_module, share)
+                    self.engine.step(inputs, target, progress=progress)
+        if progress > 0 and not due:
+            self.engine.skip(progress=progress)
+        if progress > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
+            self._log(pl_module, progress)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, once, where scores were not finite: here the host waits for the device anyway."""
@@ -240,12 +241,12 @@ class YDropCallback(Callback):
         state, self._state_to_load = self._state_to_load, {}
         self.engine.load_state_dict(state)
 
-    def _log(self, pl_module: LightningModule, share: float) -> None:
+    def _log(self, pl_module: LightningModule, progress: float) -> None:
         assert self.engine is not None
         values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
         for name, scores in self.engine.scores.items():
             layer = self.engine.layers[name]
-            values[f"ydrop/{name}/drop_prob"] = (1 - share) * layer.p + share * layer.drop_prob.mean()
+            values[f"ydrop/{name}/drop_prob"] = (1 - progress) * layer.p + progress * layer.drop_prob.mean()
             values[f"ydrop/{name}/top20_share"] = top_share(scores, 0.2)
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_rate, describe, is_real
+from lightning_ydrop.checks import check_choice, check_rate, is_real
+from lightning_ydrop.errors import ConfigurationError, describe
 
 Granularity = Literal["element", "channel"]
 # The rate of active units goes no further, however few they are: where all were dropped, none could be rescaled.

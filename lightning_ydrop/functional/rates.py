@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, check_fraction, check_rate, describe, is_real
+from lightning_ydrop.checks import check_fraction, check_rate, is_real
+from lightning_ydrop.errors import ConfigurationError, describe
 
 
 @dataclass(frozen=True)

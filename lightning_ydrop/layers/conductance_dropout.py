@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_flag, check_rate, check_unit_dim
+from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
+from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.functional.masking import unit_dropout, vanilla_dropout
 
 
@@ -104,7 +105,7 @@ class ConductanceDropout(nn.Module):
         *,
         elasticity: float,
         initial_drop_prob: float,
-        share: float = 1.0,
+        progress: float = 1.0,
         accept: Tensor | None = None,
     ) -> None:
         """Take this step's probabilities, move the running mean (Eq. 6, arXiv 2409.09088), and become active.
@@ -114,7 +115,7 @@ class ConductanceDropout(nn.Module):
             elasticity: `alpha` of `p[n] = (1 - alpha) p[n-1] + alpha g[n]`.
             initial_drop_prob: `p[0]`, used at the first update, also of the drop probability itself where the first
                 one is not accepted.
-            share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+            progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
             accept: A single boolean on the device of `drop_prob`: where it is False, the probabilities stay as they
                 are. It is never read on the host, which would have to wait for it.
 
@@ -127,18 +128,18 @@ class ConductanceDropout(nn.Module):
             drop_prob.unsqueeze(0),
             elasticity=elasticity,
             initial_drop_prob=initial_drop_prob,
-            share=share,
+            progress=progress,
             accept=accept,
         )
 
-    def activate(self, share: float = 1.0) -> None:
+    def activate(self, progress: float = 1.0) -> None:
         """Use the probabilities of the last update.
 
         Args:
-            share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+            progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
 
         """
-        activate_layers([self], share)
+        activate_layers([self], progress)
 
     @contextmanager
     def dropping_at_mean(self) -> Iterator[None]:
@@ -193,7 +194,7 @@ def update_layers(
     *,
     elasticity: float,
     initial_drop_prob: float,
-    share: float = 1.0,
+    progress: float = 1.0,
     accept: Tensor | None = None,
 ) -> None:
     """Update L layers of as many units on one device at once, each as `ConductanceDropout.update` would.
@@ -205,7 +206,7 @@ def update_layers(
         drop_prob: `g`, shape (L, U).
         elasticity: As for one layer.
         initial_drop_prob: As for one layer.
-        share: As for one layer.
+        progress: As for one layer.
         accept: Booleans of shape (L, 1), or a single one for all of them.
 
     Raises:
@@ -227,22 +228,22 @@ def update_layers(
     updated = former.lerp(drop_prob.unsqueeze(1), weights)
     # In place, so that compiled code keeps reading the same tensors.
     torch._foreach_copy_(kept, updated.flatten(0, 1).unbind())
-    activate_layers(layers, share)
+    activate_layers(layers, progress)
 
 
-def activate_layers(layers: Sequence[ConductanceDropout], share: float) -> None:
+def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> None:
     """Let layers use the probabilities of their last update.
 
     Args:
         layers: Layers that have been updated.
-        share: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+        progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
 
     """
     applied = [tensor for layer in layers for tensor in (layer._applied_drop_prob, layer._applied_mean)]
     driven = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
-    if share != 1.0:
+    if progress != 1.0:
         vanilla = [layer.p for layer in layers for _ in range(2)]
-        driven = [torch.full_like(each, p).lerp_(each, share) for each, p in zip(driven, vanilla, strict=True)]
+        driven = [torch.full_like(each, p).lerp_(each, progress) for each, p in zip(driven, vanilla, strict=True)]
     torch._foreach_copy_(applied, driven)
     for layer in layers:
         if not layer.active:  # a module takes long to set an attribute

@@ -6,9 +6,11 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_ydrop.errors import ConfigurationError, check_module, describe, is_dropout_like
+from lightning_ydrop.checks import check_module
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
+from lightning_ydrop.layers.kinds import is_dropout_like
 from lightning_ydrop.layers.surroundings import CONVERTED, drops_attention_weights, follows_relu, unit_dim_of
 
 Twin = ConductanceDropout | Jumpout

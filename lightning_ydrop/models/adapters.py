@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, check_flag, check_kind, describe
+from lightning_ydrop.checks import check_flag, check_kind
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.calls import Target
 
 INPUT_NAMES = (

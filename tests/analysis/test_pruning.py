@@ -23,7 +23,7 @@ def test_what_is_pruned_is_what_weakest_first_removes() -> None:
     model = network()
     scores = mean_conductance(model, [(X, Y)], layers=["0", "3"])
     weakest_first = {name: -values for name, values in scores.items()}
-    curve = removal_curve(model, [(X, Y)], weakest_first, layers=["0", "3"], shares=(0.0, 0.5))
+    curve = removal_curve(model, [(X, Y)], weakest_first, layers=["0", "3"], fractions=(0.0, 0.5))
     left = prune_units(model, scores, 0.5)
     assert {name: int(units.sum()) for name, units in left.items()} == {"0": 3, "3": 5}
     for name, values in scores.items():
@@ -68,18 +68,18 @@ def test_layers_have_the_names_that_they_are_measured_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "share", "message"),
+    ("scores", "fraction", "message"),
     [
         ({"0": torch.tensor([0.0, 1, 2, 3, 4, float("nan")])}, 0.5, "no NaN"),
-        ({"0": torch.rand(6)}, 1.5, "share=1.5"),
+        ({"0": torch.rand(6)}, 1.5, "fraction=1.5"),
         ({"0": torch.rand(7)}, 0.5, r"Tensor\(shape=\(7,\).*'0'"),
         ({"0": torch.rand(6), "1": torch.rand(6)}, 0.5, "'1', that is ReLU here"),
         ({"0": torch.rand(6), "body": torch.rand(6)}, 0.5, "'body', that is None here"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_pruned(scores: Any, share: float, message: str) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_pruned(scores: Any, fraction: float, message: str) -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigurationError, match=message):
-        prune_units(model, scores, share)
+        prune_units(model, scores, fraction)
     assert model.state_dict().keys() == before.keys()

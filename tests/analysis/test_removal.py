@@ -11,7 +11,7 @@ from lightning_ydrop.analysis import RemovalCurve, mean_conductance, removal_cur
 from tests.analysis.test_spread import Own
 from tests.sameness import assert_same
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def accuracy_without(model: nn.Sequential, x: Tensor, y: Tensor, removed: dict[i
 def test_the_strongest_units_go_first(trained: Any) -> None:
     model, data = trained
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
-    curve = removal_curve(model, data, "conductance", shares=SHARES, n_steps=20)
+    curve = removal_curve(model, data, "conductance", fractions=FRACTIONS, n_steps=20)
     assert curve.accuracy.shape == (1, 5)
     orders = {
         int(name): scores.mean(0).argsort(descending=True)
         for name, scores in layer_conductance(model, x, y, n_steps=20).items()
     }
-    for place, share in enumerate(SHARES):
-        removed = {at: order[: round(share * len(order))] for at, order in orders.items()}
+    for place, fraction in enumerate(FRACTIONS):
+        removed = {at: order[: round(fraction * len(order))] for at, order in orders.items()}
         assert curve.mean[place].item() == pytest.approx(accuracy_without(model, x, y, removed))
     assert curve.mean[0] > 0.8 > curve.mean[-2]
 
@@ -61,18 +61,18 @@ def test_units_go_in_the_order_of_scores_that_are_given(trained: Any) -> None:
     model, data = trained
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     scores = {"2": torch.arange(16.0)}
-    curve = removal_curve(model, data, scores, layers="2", shares=(0, 0.25))
+    curve = removal_curve(model, data, scores, layers="2", fractions=(0, 0.25))
     assert curve.mean[1].item() == pytest.approx(accuracy_without(model, x, y, {2: torch.arange(12, 16)}))
 
 
 def test_random_units_differ_between_repeats_and_grow_from_share_to_share(trained: Any) -> None:
     model, data = trained
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
-    curve = removal_curve(model, data, shares=SHARES, repeats=6, seed=3)
+    curve = removal_curve(model, data, fractions=FRACTIONS, repeats=6, seed=3)
     assert curve.accuracy.shape == (6, 5)
     assert curve.accuracy.dtype == torch.float64  # counts over counts, so that `threshold` is exact
-    assert torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=3).accuracy)
-    assert not torch.equal(curve.accuracy, removal_curve(model, data, shares=SHARES, repeats=6, seed=4).accuracy)
+    assert torch.equal(curve.accuracy, removal_curve(model, data, fractions=FRACTIONS, repeats=6, seed=3).accuracy)
+    assert not torch.equal(curve.accuracy, removal_curve(model, data, fractions=FRACTIONS, repeats=6, seed=4).accuracy)
     assert curve.std[0] == curve.std[-1] == 0
     assert curve.std[2] > 0
     assert curve.mean[0].item() == pytest.approx(accuracy_without(model, x, y, {}))
@@ -84,7 +84,7 @@ def test_channels_are_removed_as_units() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), ConductanceDropout(), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     x, y = torch.randn(50, 1, 4, 4), torch.randint(0, 3, (50,))
     scores = torch.tensor([0.0, 3.0, 1.0, 2.0])
-    curve = removal_curve(model, [(x, y)], {"1": scores}, shares=(0, 0.5))
+    curve = removal_curve(model, [(x, y)], {"1": scores}, fractions=(0, 0.5))
     assert curve.mean[1].item() == pytest.approx(accuracy_without(model, x, y, {1: torch.tensor([1, 3])}))
 
 
@@ -103,7 +103,7 @@ def test_any_model_and_batch_will_do() -> None:
     model, x, y = Tokens(), torch.randn(30, 5, 4), torch.randint(0, 3, (30,))
     scores = torch.rand(10)
     batches = [{"features": x[:20], "class": y[:20]}, {"features": x[20:], "class": y[20:]}]
-    removing: Any = {"layers": "encoder", "shares": (0, 0.5), "adapter": KeyAdapter("features", "class")}
+    removing: Any = {"layers": "encoder", "fractions": (0, 0.5), "adapter": KeyAdapter("features", "class")}
     curve = removal_curve(model, batches, {"encoder": scores}, **removing)
     strongest = scores.argsort(descending=True)[:5]
     encoded = model.encoder(x)
@@ -126,11 +126,11 @@ def test_any_model_and_batch_will_do() -> None:
 @pytest.mark.parametrize("order", ["random", "conductance"])
 def test_it_works_in_inference_mode_too(trained: Any, order: Any) -> None:
     model, data = trained
-    expected = removal_curve(model, data, order, shares=SHARES, repeats=2)
+    expected = removal_curve(model, data, order, fractions=FRACTIONS, repeats=2)
     with torch.inference_mode():
         made_there = [(x.clone(), y.clone()) for x, y in data]
         assert torch.equal(
-            removal_curve(model, made_there, order, shares=SHARES, repeats=2).accuracy, expected.accuracy
+            removal_curve(model, made_there, order, fractions=FRACTIONS, repeats=2).accuracy, expected.accuracy
         )
 
 
@@ -139,11 +139,11 @@ def test_own_methods_are_called() -> None:
     y = model.body(x + 1).argmin(1)
     model.ydrop_forward = lambda x: -model.body(x)  # type: ignore[method-assign]
     batches = [{"features": x, "class": y}]
-    removing: Any = {"layers": nn.ReLU, "shares": SHARES}
+    removing: Any = {"layers": nn.ReLU, "fractions": FRACTIONS}
     own = removal_curve(model, batches, {"body.1": scores}, **removing)
     assert own.mean[0] == 1
     given = removal_curve(model, batches, {"body.1": scores}, forward=model.body, **removing)
-    by_hand = removal_curve(model.body, [(x + 1, y)], {"1": scores}, layers="1", shares=SHARES)
+    by_hand = removal_curve(model.body, [(x + 1, y)], {"1": scores}, layers="1", fractions=FRACTIONS)
     assert torch.equal(given.accuracy, by_hand.accuracy)
     measured = mean_conductance(model, batches, layers=nn.ReLU, forward=model.body)
     ordered = [
@@ -159,7 +159,7 @@ def test_the_model_is_given_back_as_it_was(trained: Any, order: Any) -> None:
     model, data = trained
     before = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()
-    removal_curve(model, data, order, shares=(0, 0.5), repeats=2)
+    removal_curve(model, data, order, fractions=(0, 0.5), repeats=2)
     assert_same(before, model.state_dict())
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
@@ -168,7 +168,7 @@ def test_the_model_is_given_back_as_it_was(trained: Any, order: Any) -> None:
 
 def test_the_threshold_is_the_last_share_before_accuracy_is_lost() -> None:
     accuracy = torch.tensor([[0.9, 0.9, 0.895, 0.7, 0.9], [0.9, 0.88, 0.895, 0.7, 0.9]])
-    curve = RemovalCurve(SHARES, accuracy)
+    curve = RemovalCurve(FRACTIONS, accuracy)
     assert curve.threshold(0.02) == 0.5
     assert curve.threshold(0.001) == 0.0
     assert curve.threshold(0.5) == 1.0
@@ -191,10 +191,10 @@ MODEL[0].register_module("unused", nn.Linear(2, 2))
     ("arguments", "message"),
     [
         ({"repeats": 0}, "repeats=0"),
-        ({"shares": (0.5, 1.0)}, "ascend from 0"),
-        ({"shares": (0.0, 0.5, 0.2)}, "ascend from 0"),
-        ({"shares": ()}, "ascend from 0"),
-        ({"shares": (0.0, 1.5)}, "shares=1.5"),
+        ({"fractions": (0.5, 1.0)}, "ascend from 0"),
+        ({"fractions": (0.0, 0.5, 0.2)}, "ascend from 0"),
+        ({"fractions": ()}, "ascend from 0"),
+        ({"fractions": (0.0, 1.5)}, "fractions=1.5"),
         ({"order": "weakest"}, "order='weakest'"),
         ({"order": {"1": torch.ones(3)}}, "shape"),
         ({"data": []}, "gave no batch"),
@@ -218,5 +218,5 @@ def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -
 @pytest.mark.parametrize("order", ["random", {"1": torch.ones(8)}])
 def test_arguments_that_serve_no_order_are_refused(order: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.Linear(8, 2))
-    with pytest.raises(ConfigurationError, match=r"removal_curve\(order=.*, share=\.\.\.\)"):
-        removal_curve(model, [(torch.rand(2, 4), torch.tensor([0, 1]))], order, share=(0, 0.5))
+    with pytest.raises(ConfigurationError, match=r"removal_curve\(order=.*, fraction=\.\.\.\)"):
+        removal_curve(model, [(torch.rand(2, 4), torch.tensor([0, 1]))], order, fraction=(0, 0.5))

@@ -186,7 +186,7 @@ EVERYTHING: dict[str, Any] = {
         "class_path": "lightning_ydrop.NegativeLoss",
         "init_args": {"loss": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"reduction": "none"}}},
     },
-    "path_from": None,
+    "interpolate_at": None,
     "convert": True,
     "include": ["body.*"],
     "exclude": "body.1",

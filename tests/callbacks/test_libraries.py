@@ -98,7 +98,7 @@ class Case:
 
 def tokens(embedding: str, **settings: Any) -> dict[str, Any]:
     adapter = KeyAdapter(inputs=["input_ids", "attention_mask"], target="labels", keywords=True)
-    return {"path_from": f"network.{embedding}", "adapter": adapter, **settings}
+    return {"interpolate_at": f"network.{embedding}", "adapter": adapter, **settings}
 
 
 def bert(attention: str) -> nn.Module:

@@ -72,7 +72,7 @@ def test_ten_thousand_steps_hold_memory_flat(tmp_path: Path) -> None:
     callback = YDropCallback(
         annealing_steps=2000, transition="linear", elasticity=0.01, every_n_batches=1, convert=True,
         adapter=KeyAdapter("tokens", "label"), objective=NegativeLoss(nn.CrossEntropyLoss(reduction="none")),
-        path_from="embedding",
+        interpolate_at="embedding",
     )  # fmt: skip
     trainer = trainer_of(
         callback, footprint, LearningRateMonitor(), ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1000),

@@ -21,8 +21,8 @@ from lightning_ydrop import (
     NegativeLoss,
     NoEffectWarning,
     OutputSum,
-    Phase1,
     PredictedLogit,
+    Request,
     TargetLogit,
     YDropCallback,
 )
@@ -168,7 +168,7 @@ def test_phase_1_runs_on_every_so_manyth_batch_from_the_switch_on() -> None:
     ran: list[int] = []
 
     class Noting(Conductance):
-        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        def score(self, phase1: Request) -> dict[str, Tensor]:
             ran.append(len(probe.active))
             return super().score(phase1)
 

@@ -24,8 +24,8 @@ from lightning_ydrop import (
     Measure,
     NoEffectWarning,
     OutputSum,
-    Phase1,
     RandomImportance,
+    Request,
     YDrop,
     YDropCallback,
 )
@@ -171,9 +171,9 @@ def test_a_trial_run_tries_phase_1() -> None:
 
 def test_settings_reach_the_engine() -> None:
     class Seeing(Measure):
-        seen: ClassVar[list[Phase1]] = []
+        seen: ClassVar[list[Request]] = []
 
-        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        def score(self, phase1: Request) -> dict[str, Tensor]:
             self.seen.append(phase1)
             return Conductance().score(phase1)
 
@@ -270,14 +270,14 @@ def test_values_are_computed_when_a_logger_wants_them(
     listens: bool, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     logged: list[LightningModule] = []
-    monkeypatch.setattr(YDropCallback, "_log", lambda callback, pl_module, share: logged.append(pl_module))
+    monkeypatch.setattr(YDropCallback, "_log", lambda callback, pl_module, progress: logged.append(pl_module))
     logger = CSVLogger(tmp_path) if listens else False
     trainer_of(YDropCallback(annealing_epochs=0), logger=logger).fit(Net(), loader())
     assert len(logged) == times
 
 
 @pytest.mark.filterwarnings("ignore:Training is to end before the annealing")
-def test_every_fit_is_rehearsed() -> None:
+def test_every_fit_is_is_dry_run_done() -> None:
     net, callback = Net(), YDropCallback(annealing_epochs=9)
     trainer_of(callback).fit(net, loader())
     with pytest.raises(ConfigurationError, match="for an output of 5 classes"):

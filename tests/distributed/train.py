@@ -17,18 +17,19 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ydrop import (
     ConductanceDropout,
+    ConductanceMonitor,
     ConfigurationError,
     DropoutDistillation,
     Jumpout,
     Measure,
-    Phase1,
+    Request,
     YDrop,
     YDropCallback,
     layer_conductance,
 )
-from lightning_ydrop.analysis import ConductanceMonitor, ConductanceSpread, mean_conductance
-from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
-from lightning_ydrop.phase1.measures import Conductance
+from lightning_ydrop.analysis import ConductanceSpread, mean_conductance
+from lightning_ydrop.importance.measures import Conductance
+from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "default": lambda n: DDPStrategy(process_group_backend="gloo"),
@@ -90,7 +91,7 @@ class Measuring(Callback):
 class Seeing(Measure):
     """Conductance that keeps the samples that it was given last."""
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         self.inputs = phase1.inputs[0]
         return Conductance().score(phase1)
 

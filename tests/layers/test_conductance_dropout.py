@@ -210,7 +210,7 @@ def test_a_model_can_be_built_without_memory_and_given_some() -> None:
 
 def test_a_share_lies_between_vanilla_dropout_and_the_probabilities() -> None:
     layer, rates = ConductanceDropout(0.5), torch.tensor([0.0, 0.8])
-    layer.update(rates, elasticity=1.0, initial_drop_prob=0.35, share=0.25)
+    layer.update(rates, elasticity=1.0, initial_drop_prob=0.35, progress=0.25)
     assert torch.equal(layer.drop_prob, rates)
     y = layer(torch.ones(20_000, 2))
     assert ((y == 0).float().mean(0) - torch.tensor([0.375, 0.575])).abs().max() < 0.02
@@ -257,11 +257,11 @@ def test_it_can_be_reset_and_restored() -> None:
     twin.update(torch.rand(3), elasticity=0.5, initial_drop_prob=0.35)  # of another width
 
 
-@pytest.mark.parametrize("share", [1.0, 0.25])
-def test_layers_updated_together_are_updated_each_by_itself(share: float) -> None:
+@pytest.mark.parametrize("progress", [1.0, 0.25])
+def test_layers_updated_together_are_updated_each_by_itself(progress: float) -> None:
     rates = [0.3, 0.4, 0.5]
     together, alone = [ConductanceDropout(p) for p in rates], [ConductanceDropout(p) for p in rates]
-    settings: dict[str, Any] = {"elasticity": 0.3, "initial_drop_prob": 0.35, "share": share}
+    settings: dict[str, Any] = {"elasticity": 0.3, "initial_drop_prob": 0.35, "progress": progress}
     for _ in range(3):
         drop_prob, accept = torch.rand(3, 8), torch.tensor([[True], [False], [True]])
         update_layers(together, drop_prob, **settings, accept=accept)

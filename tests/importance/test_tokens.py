@@ -13,7 +13,7 @@ from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
     Measure,
-    Phase1,
+    Request,
     TargetLogit,
     YDrop,
     layer_conductance,
@@ -84,7 +84,7 @@ def model_of(kind: type[nn.Module], dtype: torch.dtype = torch.float64) -> nn.Mo
 @pytest.mark.parametrize("kind", [Encoder, Recurrent])
 def test_conductance_is_captums_with_the_same_starting_point(kind: type[nn.Module]) -> None:
     model = model_of(kind)
-    ours = layer_conductance(model, IDS, Y, path_from="embedding", quadrature="left", n_steps=20, baseline=0.1)
+    ours = layer_conductance(model, IDS, Y, interpolate_at="embedding", quadrature="left", n_steps=20, baseline=0.1)
     rest = FromEmbeddings(model.eval())
     embedded = model.get_submodule("embedding")(IDS).detach()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -103,9 +103,9 @@ def test_conductance_is_captums_with_the_same_starting_point(kind: type[nn.Modul
 @pytest.mark.parametrize("kind", [Encoder, Recurrent])
 def test_the_engine_drives_a_model_of_tokens(kind: type[nn.Module]) -> None:
     model = model_of(kind, torch.float32)
-    engine = YDrop(model, path_from="embedding", num_samples=6)
+    engine = YDrop(model, interpolate_at="embedding", num_samples=6)
     engine.step(IDS, Y)
-    expected = layer_conductance(model, IDS, Y, path_from="embedding", n_steps=5)
+    expected = layer_conductance(model, IDS, Y, interpolate_at="embedding", n_steps=5)
     for name, layer in engine.layers.items():
         assert layer.active
         assert torch.allclose(engine.scores[name], expected[name].mean(0), atol=1e-6)
@@ -115,16 +115,16 @@ def test_the_engine_drives_a_model_of_tokens(kind: type[nn.Module]) -> None:
 @pytest.mark.parametrize("max_rows", [2, 5, 20])
 def test_chunks_give_the_same(max_rows: int) -> None:
     model = model_of(Recurrent)
-    whole = layer_conductance(model, IDS, Y, path_from="embedding", n_steps=10)
-    chunked = layer_conductance(model, IDS, Y, path_from="embedding", n_steps=10, max_rows=max_rows)
+    whole = layer_conductance(model, IDS, Y, interpolate_at="embedding", n_steps=10)
+    chunked = layer_conductance(model, IDS, Y, interpolate_at="embedding", n_steps=10, max_rows=max_rows)
     assert torch.allclose(whole["drop"], chunked["drop"], atol=1e-12)
 
 
 def test_a_batch_is_its_samples_one_by_one() -> None:
     model = model_of(Encoder)
-    together = layer_conductance(model, IDS, Y, path_from="embedding", n_steps=5)
+    together = layer_conductance(model, IDS, Y, interpolate_at="embedding", n_steps=5)
     for j in range(len(IDS)):
-        alone = layer_conductance(model, IDS[[j]], Y[[j]], path_from="embedding", n_steps=5)
+        alone = layer_conductance(model, IDS[[j]], Y[[j]], interpolate_at="embedding", n_steps=5)
         for name in together:
             assert torch.allclose(together[name][[j]], alone[name])
 
@@ -133,9 +133,9 @@ class Samples(Measure):
     """Keeps what it is given."""
 
     def __init__(self) -> None:
-        self.seen: list[Phase1] = []
+        self.seen: list[Request] = []
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         self.seen.append(phase1)
         return Conductance().score(phase1)
 
@@ -144,7 +144,7 @@ class Samples(Measure):
 def test_phase_1_has_no_more_rows_than_the_batch(batch_size: int) -> None:
     measure = Samples()
     ids = IDS.repeat(11, 1)[:batch_size]
-    YDrop(model_of(Recurrent, torch.float32), path_from="embedding", measure=measure).step(ids)
+    YDrop(model_of(Recurrent, torch.float32), interpolate_at="embedding", measure=measure).step(ids)
     assert measure.seen[-1].num_samples == max(1, batch_size // 6)
     assert len(measure.seen[-1].inputs[0]) * 6 <= max(batch_size, 6)
 
@@ -154,7 +154,7 @@ def test_captums_measures_start_at_the_embedding_too(name: str) -> None:
     model = model_of(Recurrent, torch.float32)
     engine = YDrop(
         model,
-        path_from="embedding",
+        interpolate_at="embedding",
         measure=CaptumMeasure(name),
         quadrature="left",
         num_samples=6,
@@ -163,7 +163,7 @@ def test_captums_measures_start_at_the_embedding_too(name: str) -> None:
     engine.step(IDS, Y)
     assert engine.scores["drop"].std() > 0
     if name == "LayerConductance":
-        ours = layer_conductance(model, IDS, Y, path_from="embedding", n_steps=5, quadrature="left")
+        ours = layer_conductance(model, IDS, Y, interpolate_at="embedding", n_steps=5, quadrature="left")
         assert torch.allclose(engine.scores["drop"], ours["drop"].mean(0), rtol=1e-4, atol=1e-6)
 
 
@@ -178,23 +178,23 @@ class Around(Recurrent):
 
 
 @pytest.mark.parametrize(
-    ("kind", "path_from", "message"),
+    ("kind", "interpolate_at", "message"),
     [
-        (Recurrent, None, "let the path start at their embeddings, with path_from="),
-        (Recurrent, "embeddings", r"path_from='embeddings'.*a module of Recurrent: embedding, lstm"),
-        (Recurrent, "", r"path_from=''"),
-        (Recurrent, "lstm", r"path_from='lstm'.*put out list\(tuple\(Tensor"),
+        (Recurrent, None, "let the path start at their embeddings, with interpolate_at="),
+        (Recurrent, "embeddings", r"interpolate_at='embeddings'.*a module of Recurrent: embedding, lstm"),
+        (Recurrent, "", r"interpolate_at=''"),
+        (Recurrent, "lstm", r"interpolate_at='lstm'.*put out list\(tuple\(Tensor"),
         (Twice, "embedding", r"called once"),
         (Around, "embedding", r"put out list\(\)"),
     ],
 )
-def test_paths_that_start_nowhere_are_refused(kind: type[nn.Module], path_from: str | None, message: str) -> None:
+def test_paths_that_start_nowhere_are_refused(kind: type[nn.Module], interpolate_at: str | None, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        YDrop(model_of(kind, torch.float32), path_from=path_from).step(IDS, Y)
+        YDrop(model_of(kind, torch.float32), interpolate_at=interpolate_at).step(IDS, Y)
 
 
 def test_nothing_is_left_behind() -> None:
     model = model_of(Encoder, torch.float32)
-    layer_conductance(model, IDS, Y, path_from="embedding")
+    layer_conductance(model, IDS, Y, interpolate_at="embedding")
     assert not any(module._forward_hooks for module in model.modules())
     assert all(module.training for module in model.modules())

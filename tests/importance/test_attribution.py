@@ -17,7 +17,7 @@ from lightning_ydrop import (
     layer_conductance,
 )
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.phase1 import attribution
+from lightning_ydrop.importance import attribution
 from tests.networks import NETWORKS, leaves, network_and_batch, perceptron
 from tests.oracles import conductance_of_one_sample
 
@@ -405,7 +405,7 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X, Y, layers=[]), r"layers=list\(\)"),
         (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=Linear"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y, objective="sum"), "objective='sum'"),  # type: ignore[arg-type]
-        (lambda: layer_conductance(MODEL, X, Y, path_from="9"), "path_from='9'"),
+        (lambda: layer_conductance(MODEL, X, Y, interpolate_at="9"), "interpolate_at='9'"),
         (lambda: layer_conductance(MODEL, X, Y, baseline="black"), "baseline='black'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y + 5), "classes from 5 to 5 for an output of 5 classes"),
         (lambda: layer_conductance(MODEL, X, Y - 1), "classes from -1 to -1"),

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
+from lightning_ydrop.importance.arrangement import Baseline, Tensors, arrange, start_points, take_rows
+from lightning_ydrop.importance.objectives import Objective, check_pairs
+from lightning_ydrop.importance.recording import borrowed
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
-from lightning_ydrop.models.modes import named_modules
-from lightning_ydrop.phase1.inputs import Baseline, Tensors, arrange, start_points, take_rows
-from lightning_ydrop.phase1.objectives import Objective, check_pairs
-from lightning_ydrop.phase1.recording import borrowed
+from lightning_ydrop.models.state import named_modules
 
 Forward = Callable[[Tensors, Tensors], Any]
 
 
 @dataclass(frozen=True)
-class Phase1:
+class Request:
     """All that a measure may use to score the units in one phase 1.
 
     Attributes:
@@ -96,7 +96,7 @@ class Phase1:
             )
         return value
 
-    def take(self, rows: Tensor) -> "Phase1":
+    def take(self, rows: Tensor) -> "Request":
         """Keep the samples of these row numbers alone."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
@@ -108,7 +108,7 @@ class Phase1:
         )
 
 
-def phase1_of(
+def request_of(
     model: nn.Module,
     forward: Callable[..., Any],
     signature: inspect.Signature,
@@ -118,12 +118,12 @@ def phase1_of(
     target: Any,
     *,
     baseline: Baseline,
-    path_from: str | None,
+    interpolate_at: str | None,
     objective: Objective,
     n_steps: int,
     quadrature: Quadrature,
     generator: torch.Generator,
-) -> Phase1:
+) -> Request:
     """Arrange a batch for phase 1.
 
     Where the path starts behind a module, `inputs` and `starts` are still empty: see `walk_from`.
@@ -132,13 +132,13 @@ def phase1_of(
         ConfigurationError: If inputs, target and baseline do not fit to each other or to the model.
 
     """
-    call, walked, carried = arrange(forward, signature, inputs, baseline, walk=path_from is None)
-    phase1 = Phase1(
+    call, walked, carried = arrange(forward, signature, inputs, baseline, walk=interpolate_at is None)
+    phase1 = Request(
         model=model,
         layers=layers,
         unit_dims=unit_dims,
         inputs=walked,
-        starts=start_points(walked, baseline) if path_from is None else (),
+        starts=start_points(walked, baseline) if interpolate_at is None else (),
         carried=carried,
         target=target if objective.takes_target else None,
         objective=objective,
@@ -151,13 +151,13 @@ def phase1_of(
     return phase1
 
 
-def settled(phase1: Phase1, path_from: str | None, baseline: Baseline) -> Phase1:
+def settled(phase1: Request, interpolate_at: str | None, baseline: Baseline) -> Request:
     """Settle what needs the model to be run: where the path starts, and the target."""
-    if path_from is None and type(phase1.objective).settle is Objective.settle:
+    if interpolate_at is None and type(phase1.objective).settle is Objective.settle:
         return phase1  # nothing does, so leave the model alone
     with borrowed(phase1.model, phase1.device), torch.no_grad():
-        if path_from is not None:
-            phase1 = _walk_from(phase1, path_from, baseline)
+        if interpolate_at is not None:
+            phase1 = _walk_from(phase1, interpolate_at, baseline)
         target = phase1.objective.settle(lambda: phase1.output(phase1.inputs, phase1.carried), phase1.target)
     return replace(phase1, target=target)
 
@@ -172,16 +172,17 @@ def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
     modules = named_modules(model)
     if name not in modules or not name:
         raise ConfigurationError(
-            f"{owner}(path_from={describe(name)}) was given.",
-            f"`path_from` names a module of {type(model).__name__}: {', '.join(list(filter(None, modules))[:30])}.",
+            f"{owner}(interpolate_at={describe(name)}) was given.",
+            f"`interpolate_at` names a module of {type(model).__name__}: "
+            f"{', '.join(list(filter(None, modules))[:30])}.",
             "Pass the name of the embedding.",
         )
     return modules[name]
 
 
-def _walk_from(phase1: Phase1, path_from: str, baseline: Baseline) -> Phase1:
+def _walk_from(phase1: Request, interpolate_at: str, baseline: Baseline) -> Request:
     """Let the path end at what a module puts out for the samples."""
-    module = find_module("YDrop", phase1.model, path_from)
+    module = find_module("YDrop", phase1.model, interpolate_at)
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
@@ -190,8 +191,8 @@ def _walk_from(phase1: Phase1, path_from: str, baseline: Baseline) -> Phase1:
         handle.remove()
     if len(seen) != 1 or not _is_walkable(seen[0], phase1.num_samples):
         raise ConfigurationError(
-            f"path_from={path_from!r} was given, and in one forward pass of {phase1.num_samples} samples this module "
-            f"put out {describe(seen)}.",
+            f"interpolate_at={interpolate_at!r} was given, and in one forward pass of {phase1.num_samples} samples "
+            f"this module put out {describe(seen)}.",
             "The path starts at a module that is called once and puts out one floating tensor (B, *).",
             "Name the embedding, or a module of your own around what should be walked through.",
         )

@@ -8,18 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_unit_dim, describe
+from lightning_ydrop.checks import check_choice, check_count, check_unit_dim
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
+from lightning_ydrop.importance.arrangement import Baseline, check_baseline, ordinary
+from lightning_ydrop.importance.objectives import Objective, TargetLogit, check_objective
+from lightning_ydrop.importance.recording import Tape, borrowed, recording
+from lightning_ydrop.importance.request import Request, request_of, settled
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.surroundings import has_features_last
 from lightning_ydrop.models.batches import logging_muted
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
-from lightning_ydrop.models.modes import named_modules
-from lightning_ydrop.phase1.context import Phase1, phase1_of, settled
-from lightning_ydrop.phase1.inputs import Baseline, check_baseline, ordinary
-from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
-from lightning_ydrop.phase1.recording import Tape, borrowed, recording
+from lightning_ydrop.models.state import named_modules
 
 LayerChoice = str | type[nn.Module]
 MaxRows = int | Literal["batch"] | None
@@ -39,7 +40,7 @@ def layer_conductance(
     n_steps: int = 50,
     quadrature: Quadrature = "right",
     objective: Objective = TargetLogit(),
-    path_from: str | None = None,
+    interpolate_at: str | None = None,
     forward: Callable[..., Any] | None = None,
     unit_dim: int | None = None,
     max_rows: MaxRows = None,
@@ -66,7 +67,7 @@ def layer_conductance(
         quadrature: Where on each step the gradient is taken: its "right" end (the paper), its "left" end (Captum), or
             "trapezoid", the mean of both, which converges fastest.
         objective: F, what is differentiated.
-        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
+        interpolate_at: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
             It takes one more forward pass of the samples.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
@@ -99,7 +100,7 @@ def layer_conductance(
     called = model if forward is None else forward
     chosen = select_layers("layer_conductance", model, layers)
     for_all = target if isinstance(target, int) else None
-    phase1 = phase1_of(
+    phase1 = request_of(
         model,
         called,
         signature_of(model, called),
@@ -108,7 +109,7 @@ def layer_conductance(
         inputs,
         None if for_all is not None else ordinary(target) if isinstance(target, Tensor) else target,
         baseline=baseline,
-        path_from=path_from,
+        interpolate_at=interpolate_at,
         objective=objective,
         n_steps=n_steps,
         quadrature=quadrature,
@@ -118,7 +119,7 @@ def layer_conductance(
         phase1 = replace(phase1, target=torch.full((phase1.num_samples,), for_all, device=phase1.device))
     at_once = max(2, phase1.num_samples) if max_rows == "batch" else max_rows
     with logging_muted(model):
-        phase1 = settled(replace(phase1, max_rows=at_once), path_from, baseline)
+        phase1 = settled(replace(phase1, max_rows=at_once), interpolate_at, baseline)
         scores = conductance(replace(phase1, objective=_Checked(objective, phase1.target)))
     check_called("layer_conductance", chosen, scores)
     return scores
@@ -227,7 +228,7 @@ def select_layers(
     return {name: module for name, module in modules.items() if name in found}
 
 
-def conductance(phase1: Phase1) -> dict[str, Tensor]:
+def conductance(phase1: Request) -> dict[str, Tensor]:
     """Measure conductance, as `layer_conductance`, of what was checked before.
 
     It never looks at a value, so that on a GPU the host does not wait.
@@ -251,7 +252,7 @@ def conductance(phase1: Phase1) -> dict[str, Tensor]:
         return _in_parts(phase1, tape)
 
 
-def _in_parts(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
+def _in_parts(phase1: Request, tape: Tape) -> dict[str, Tensor]:
     """Measure conductance in as many passes as it takes with `max_rows`."""
     num_samples, num_starts, n_steps = phase1.num_samples, len(phase1.starts[0]), phase1.n_steps
     if phase1.max_rows is None or num_starts + n_steps * num_samples <= phase1.max_rows:
@@ -272,7 +273,7 @@ def _in_parts(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
     return {name: near[name] + far[name] for name in near}
 
 
-def _one_pass(phase1: Phase1, tape: Tape) -> dict[str, Tensor]:
+def _one_pass(phase1: Request, tape: Tape) -> dict[str, Tensor]:
     """Measure conductance in one forward and one backward pass."""
     num_starts, n_steps = len(phase1.starts[0]), phase1.n_steps
     points = tuple(path_points(start, item, n_steps) for start, item in zip(phase1.starts, phase1.inputs, strict=True))

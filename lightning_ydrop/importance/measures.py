@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_count, check_kind, describe
+from lightning_ydrop.checks import check_count, check_kind
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import sum_to_units
-from lightning_ydrop.phase1.attribution import conductance
-from lightning_ydrop.phase1.context import Phase1
-from lightning_ydrop.phase1.recording import Tape, borrowed, recording
+from lightning_ydrop.importance.attribution import conductance
+from lightning_ydrop.importance.recording import Tape, borrowed, recording
+from lightning_ydrop.importance.request import Request
 
 
 class Measure(ABC):
@@ -25,7 +26,7 @@ class Measure(ABC):
     """
 
     @abstractmethod
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Score the units of every layer.
 
         It runs with the model as the user left it, and leaves it so: `borrowed` and `recording` help with that. It
@@ -44,7 +45,7 @@ class Measure(ABC):
 class Conductance(Measure):
     """The paper's measure: how much of the change of the output flows through each unit (Eq. 2, arXiv 2409.09088)."""
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Measure all layers in one forward and one backward pass."""
         return conductance(phase1)
 
@@ -52,7 +53,7 @@ class Conductance(Measure):
 class RandomImportance(Measure):
     """A control: every unit's score is a fresh standard normal number, so that only the rates are Y-Drop's."""
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Draw scores, after one forward pass to see how many units there are."""
         scores = {}
         for name, calls in _called(phase1).items():
@@ -77,7 +78,7 @@ class Inverted(Measure):
         check_measure("Inverted", measure)
         self.measure = measure
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Negate the scores of the wrapped measure."""
         return {name: -scores for name, scores in self.measure.score(phase1).items()}
 
@@ -105,7 +106,7 @@ class Shuffled(Measure):
         self.measure = measure
         self.seed = seed
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Hand round the scores of the wrapped measure."""
         scores = {}
         for name, values in self.measure.score(phase1).items():
@@ -147,7 +148,7 @@ class CaptumMeasure(Measure):
         self.attribution = attribution
         self.arguments = dict(arguments or {})
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Attribute each layer in turn."""
         attribution = _captum_attribution(self.attribution)
         objective = _RowObjective(phase1)
@@ -172,7 +173,7 @@ class CaptumMeasure(Measure):
         return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
 
 
-def _called(phase1: Phase1) -> Tape:
+def _called(phase1: Request) -> Tape:
     """See which layers the forward pass calls, and what they put out for the samples."""
     with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape, torch.no_grad():
         phase1.output(phase1.inputs, phase1.carried)
@@ -182,7 +183,7 @@ def _called(phase1: Phase1) -> Tape:
 class _RowObjective(nn.Module):
     """A module that returns F for each row, as captum wants it: what goes along comes behind the inputs."""
 
-    def __init__(self, phase1: Phase1) -> None:
+    def __init__(self, phase1: Request) -> None:
         super().__init__()
         self.model = phase1.model
         self.phase1 = phase1

@@ -10,30 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import (
-    ConfigurationError,
-    NoEffectWarning,
-    check_choice,
-    check_count,
-    check_fraction,
-    check_module,
-    check_rate,
-    describe,
-    dropout_like_modules,
-)
+from lightning_ydrop.checks import check_choice, check_count, check_fraction, check_module, check_rate
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
+from lightning_ydrop.importance.arrangement import Baseline, check_baseline, is_empty
+from lightning_ydrop.importance.attribution import count_units
+from lightning_ydrop.importance.measures import Conductance, Measure, check_measure
+from lightning_ydrop.importance.objectives import Objective, TargetLogit, check_objective
+from lightning_ydrop.importance.ranks import add_over_ranks, gather_over_ranks, rank, world_size
+from lightning_ydrop.importance.recording import borrowed, recording
+from lightning_ydrop.importance.request import Request, find_module, request_of, settled
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
+from lightning_ydrop.layers.kinds import dropout_like_modules
 from lightning_ydrop.models.calls import Inputs, Target, signature_of
-from lightning_ydrop.models.modes import device_of, named_modules
-from lightning_ydrop.phase1.attribution import count_units
-from lightning_ydrop.phase1.context import Phase1, find_module, phase1_of, settled
-from lightning_ydrop.phase1.inputs import Baseline, check_baseline, is_empty
-from lightning_ydrop.phase1.measures import Conductance, Measure, check_measure
-from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
-from lightning_ydrop.phase1.ranks import add_over_ranks, gather_over_ranks, rank, world_size
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.models.state import device_of, named_modules
 
 NumSamples = int | Literal["all"] | None
 
@@ -72,7 +64,7 @@ class YDrop:
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
         measure: What makes a unit important.
         objective: F, what is differentiated.
-        path_from: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
+        interpolate_at: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
         every_n_batches: Phase 1 runs in every so-manyth `step`, at least 1; its probabilities serve until the next, and
@@ -110,7 +102,7 @@ class YDrop:
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),
         objective: Objective = TargetLogit(),
-        path_from: str | None = None,
+        interpolate_at: str | None = None,
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
         every_n_batches: int = 1,
@@ -126,7 +118,7 @@ class YDrop:
             quadrature=quadrature,
             measure=measure,
             objective=objective,
-            path_from=path_from,
+            interpolate_at=interpolate_at,
             seed=seed,
             every_n_batches=every_n_batches,
         )
@@ -147,7 +139,7 @@ class YDrop:
         self.quadrature: Quadrature = quadrature
         self.measure = measure
         self.objective = objective
-        self.path_from = path_from
+        self.interpolate_at = interpolate_at
         self.forward = model if forward is None else forward
         self.seed = seed
         self.every_n_batches = every_n_batches
@@ -155,8 +147,8 @@ class YDrop:
         self._elasticity_of_an_update = elasticity if every_n_batches == 1 else 1 - (1 - elasticity) ** every_n_batches
         self.layers = driven_layers(model)
         self._unit_dims = {name: layer.unit_dim for name, layer in self.layers.items()}
-        if path_from is not None:
-            find_module(type(self).__name__, model, path_from)
+        if interpolate_at is not None:
+            find_module(type(self).__name__, model, interpolate_at)
         # Layers whose outputs in-place operations of the network write over.
         self._copied: set[str] = set()
         self.reset()
@@ -168,11 +160,11 @@ class YDrop:
         self.scores: dict[str, Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64)
         self._steps_taken = 0
-        self._share = 1.0
+        self._progress = 1.0
         self._num_units: dict[str, int] = {}
 
     @property
-    def rehearsed(self) -> bool:
+    def is_dry_run_done(self) -> bool:
         """Whether a rehearsal has had samples to look at."""
         return bool(self._num_units)
 
@@ -186,7 +178,7 @@ class YDrop:
         """Whether any layer is driven."""
         return any(layer.active for layer in self.layers.values())
 
-    def step(self, inputs: Inputs, target: Target = None, *, share: float = 1.0) -> None:
+    def step(self, inputs: Inputs, target: Target = None, *, progress: float = 1.0) -> None:
         """Run phase 1 on a batch, where it is due, update the layers' probabilities and make them active.
 
         The first step rehearses first. A layer that the forward pass does not call keeps its probabilities, and so does
@@ -196,17 +188,17 @@ class YDrop:
             inputs: What forward takes, on the model's device: a tensor (B, *), a tuple of arguments, or a mapping of
                 arguments by name. Floating tensors are walked to from the baseline, all others carried along.
             target: Class index (B,), soft labels (B, C), dense labels (B, H, W), or None for the sum of the outputs.
-            share: How far to go from vanilla dropout, at 0, to the probabilities, at 1.
+            progress: How far to go from vanilla dropout, at 0, to the probabilities, at 1.
 
         Raises:
             ConfigurationError: If inputs or target do not fit to the model.
 
         """
-        if not self.rehearsed:
-            self.rehearse(inputs, target)
+        if not self.is_dry_run_done:
+            self.dry_run(inputs, target)
         nothing = is_empty(inputs)
-        if not self.rehearsed or not self.is_due or (nothing and world_size() == 1):
-            self.skip(share=share)
+        if not self.is_dry_run_done or not self.is_due or (nothing and world_size() == 1):
+            self.skip(progress=progress)
             return
         generator = self._generator("rates")
         low, high = (
@@ -216,7 +208,7 @@ class YDrop:
         new = {} if nothing else self._score(inputs, target)
         self._check_widths(new)
         self._steps_taken += 1
-        self._share = share
+        self._progress = progress
         for members, scores in self._averages(new):
             # Not isfinite().all(1), which is five operations.
             largest = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True)
@@ -230,23 +222,23 @@ class YDrop:
                 bucket_probabilities(scores, low_here, high_here, self.buckets.strong_fraction),
                 elasticity=self._elasticity_of_an_update,
                 initial_drop_prob=self.initial_drop_prob,
-                share=share,
+                progress=progress,
                 accept=finite & (largest > 0),  # zeros rank nothing
             )
 
-    def skip(self, *, share: float = 1.0) -> None:
+    def skip(self, *, progress: float = 1.0) -> None:
         """Take a step without phase 1, as `step` does where it is not due: probabilities stay what they are.
 
         Args:
-            share: As for `step`.
+            progress: As for `step`.
 
         """
-        if self.scores and (share != self._share or not self.active):
-            activate_layers([self.layers[name] for name in self.scores], share)
+        if self.scores and (progress != self._progress or not self.active):
+            activate_layers([self.layers[name] for name in self.scores], progress)
         self._steps_taken += 1
-        self._share = share
+        self._progress = progress
 
-    def rehearse(self, inputs: Inputs, target: Target = None) -> None:
+    def dry_run(self, inputs: Inputs, target: Target = None) -> None:
         """Run phase 1 on a batch, check everything on the way, and throw the scores away.
 
         It looks at values, so that a device has to catch up once. What one rank finds wrong is raised on all of them.
@@ -312,7 +304,7 @@ class YDrop:
         return {
             "steps_taken": self._steps_taken,
             "nonfinite": self.nonfinite.clone(),
-            "share": self._share,
+            "progress": self._progress,
             "scores": {name: scores.clone() for name, scores in self.scores.items()},
             "layers": {
                 name: {
@@ -347,13 +339,13 @@ class YDrop:
         device = device_of(self.model)
         self._steps_taken = state["steps_taken"]
         self.nonfinite = state["nonfinite"].to(device, copy=True)
-        self._share = state["share"]
+        self._progress = state["progress"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
         for name, layer in self.layers.items():
             saved = state["layers"][name]
             layer.restore(saved["drop_prob"].to(device), saved["mean_drop_prob"].to(device))
             if saved["active"]:
-                layer.activate(self._share)
+                layer.activate(self._progress)
 
     def _check(self, inputs: Inputs, target: Target) -> dict[str, int]:
         """Run phase 1 on a batch, with a look at everything that could be wrong, and count the units of each layer."""
@@ -419,8 +411,8 @@ class YDrop:
                 stacklevel=4,
             )
 
-    def _phase1(self, inputs: Inputs, target: Target) -> Phase1:
-        return phase1_of(
+    def _phase1(self, inputs: Inputs, target: Target) -> Request:
+        return request_of(
             self.model,
             self.forward,
             self._signature,
@@ -429,7 +421,7 @@ class YDrop:
             inputs,
             target,
             baseline=self.baseline,
-            path_from=self.path_from,
+            interpolate_at=self.interpolate_at,
             objective=self.objective,
             n_steps=self.n_steps,
             quadrature=self.quadrature,
@@ -453,7 +445,7 @@ class YDrop:
             phase1 = phase1.take(drawn.to(phase1.device, non_blocking=True))
         # More rows at once than training has would need more memory; where one path has more, it has to be.
         phase1 = replace(phase1, max_rows=max(batch_size, self.n_steps + 1), copied=self._copied)
-        return self.measure.score(settled(phase1, self.path_from, self.baseline))
+        return self.measure.score(settled(phase1, self.interpolate_at, self.baseline))
 
     def _check_widths(self, scores: dict[str, Tensor]) -> None:
         for name, values in scores.items():
@@ -528,7 +520,7 @@ def check_settings(
     quadrature: str,
     measure: Measure,
     objective: Objective,
-    path_from: str | None,
+    interpolate_at: str | None,
     seed: int,
     every_n_batches: int,
 ) -> None:
@@ -553,11 +545,11 @@ def check_settings(
     check_choice(owner, "quadrature", quadrature, QUADRATURES)
     check_measure(owner, measure)
     check_objective(owner, objective)
-    if path_from is not None and not (isinstance(path_from, str) and path_from):
+    if interpolate_at is not None and not (isinstance(interpolate_at, str) and interpolate_at):
         raise ConfigurationError(
-            f"{owner}(path_from={describe(path_from)}) was given.",
-            "`path_from` is the name of a module, or None where the path lies between inputs.",
-            'Pass, for example, path_from="embedding".',
+            f"{owner}(interpolate_at={describe(interpolate_at)}) was given.",
+            "`interpolate_at` is the name of a module, or None where the path lies between inputs.",
+            'Pass, for example, interpolate_at="embedding".',
         )
     check_count(owner, "seed", seed, minimum=0, example=0)
     check_count(owner, "every_n_batches", every_n_batches, minimum=1, example=5)

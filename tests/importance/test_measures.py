@@ -16,15 +16,15 @@ from lightning_ydrop import (
     Measure,
     NoEffectWarning,
     OutputSum,
-    Phase1,
     RandomImportance,
+    Request,
     Shuffled,
     TargetLogit,
     YDrop,
     layer_conductance,
 )
+from lightning_ydrop.importance.request import request_of as arranged
 from lightning_ydrop.models.calls import signature_of
-from lightning_ydrop.phase1.context import phase1_of as arranged
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [
@@ -49,7 +49,7 @@ MEASURES: list[Measure] = [
 ]
 
 
-def phase1_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kwargs: Any) -> Phase1:
+def request_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kwargs: Any) -> Request:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ConductanceDropout)}
     settings: dict[str, Any] = {
         "baseline": 0.0,
@@ -65,13 +65,13 @@ def phase1_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kw
         {name: layer.unit_dim for name, layer in layers.items()},
         x,
         y,
-        path_from=None,
+        interpolate_at=None,
         generator=torch.Generator().manual_seed(seed),
         **settings,
     )
 
 
-def score(measure: Measure, phase1: Phase1) -> dict[str, Tensor]:
+def score(measure: Measure, phase1: Request) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         # Captum announces the hooks that DeepLift sets.
         warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
@@ -85,7 +85,7 @@ def test_every_measure_scores_every_unit_and_gives_the_model_back(measure: Measu
     expected = {name: scores.shape[1] for name, scores in layer_conductance(model, x, y).items()}
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    scores = score(measure, phase1_of(model, x, y))
+    scores = score(measure, request_of(model, x, y))
     assert {name: values.shape[1] for name, values in scores.items()} == expected
     assert all(values.isfinite().all() and values.std() > 0 for values in scores.values())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -105,45 +105,45 @@ def test_every_measure_survives_pickling_and_shows_itself(measure: Measure) -> N
 def test_conductance_heeds_every_setting(setting: str) -> None:
     model, x, y = network_and_batch("perceptron")
     changed: dict[str, Any] = {"n_steps": 6, "quadrature": "left", "baseline": 1.0, "objective": OutputSum()}
-    base = Conductance().score(phase1_of(model, x, y))
+    base = Conductance().score(request_of(model, x, y))
     if setting == "target":
-        other = Conductance().score(phase1_of(model, x, (y + 1) % 5))
+        other = Conductance().score(request_of(model, x, (y + 1) % 5))
     else:
-        other = Conductance().score(phase1_of(model, x, y, **{setting: changed[setting]}))
+        other = Conductance().score(request_of(model, x, y, **{setting: changed[setting]}))
     assert not torch.allclose(base["1"], other["1"])
 
 
 def test_conductance_is_layer_conductance() -> None:
     model, x, y = network_and_batch("convolutional")
     expected = layer_conductance(model, x, y, n_steps=5, quadrature="trapezoid")
-    scores = Conductance().score(phase1_of(model, x, y, quadrature="trapezoid"))
+    scores = Conductance().score(request_of(model, x, y, quadrature="trapezoid"))
     for name in expected:
         assert torch.equal(scores[name], expected[name])
 
 
 def test_inverted_turns_the_ranking_round() -> None:
     model, x, y = network_and_batch("perceptron")
-    base, inverted = (measure.score(phase1_of(model, x, y)) for measure in (Conductance(), Inverted(Conductance())))
+    base, inverted = (measure.score(request_of(model, x, y)) for measure in (Conductance(), Inverted(Conductance())))
     assert torch.equal(inverted["1"], -base["1"])
 
 
 def test_shuffled_gives_each_score_to_the_same_wrong_unit_every_time() -> None:
     model, x, y = network_and_batch("perceptron")
     base, shuffled, other = (
-        measure.score(phase1_of(model, x, y))["1"]
+        measure.score(request_of(model, x, y))["1"]
         for measure in (Conductance(), Shuffled(Conductance()), Shuffled(Conductance(), seed=1))
     )
     assert torch.equal(shuffled.sort(1).values, base.sort(1).values)
     order = (shuffled.unsqueeze(2) == base.unsqueeze(1)).all(0).int().argmax(1)  # of which unit each score is
     assert (order != torch.arange(len(order))).all()
     assert not torch.equal(shuffled, other)
-    later = Conductance().score(phase1_of(model, x.flip(1), y))["1"]
-    assert torch.equal(Shuffled(Conductance()).score(phase1_of(model, x.flip(1), y))["1"], later[:, order])
+    later = Conductance().score(request_of(model, x.flip(1), y))["1"]
+    assert torch.equal(Shuffled(Conductance()).score(request_of(model, x.flip(1), y))["1"], later[:, order])
 
 
 def test_random_importance_depends_on_the_generator_alone() -> None:
     model, x, y = network_and_batch("perceptron")
-    first, again, other = (RandomImportance().score(phase1_of(model, x, y, seed)) for seed in (1, 1, 2))
+    first, again, other = (RandomImportance().score(request_of(model, x, y, seed)) for seed in (1, 1, 2))
     assert torch.equal(first["4"], again["4"])
     assert not torch.equal(first["4"], other["4"])
 
@@ -169,7 +169,7 @@ def test_captum_is_not_misled_by_in_place_activations(attribution: str, activati
     copying, in_place = perceptron(activation), perceptron(lambda: activation(inplace=True))
     in_place.load_state_dict(copying.state_dict())
     measure = CaptumMeasure(attribution)
-    expected, scores = (measure.score(phase1_of(model, x, y)) for model in (copying, in_place))
+    expected, scores = (measure.score(request_of(model, x, y)) for model in (copying, in_place))
     for name in expected:
         assert torch.allclose(scores[name], expected[name], atol=1e-6)
 
@@ -178,7 +178,7 @@ def test_captum_is_not_misled_by_in_place_activations(attribution: str, activati
 def test_captum_sees_the_same_objective(target: str) -> None:
     model, x, y = network_and_batch("perceptron", torch.float64)
     given = {"classes": y, "soft": torch.rand(6, 5, dtype=torch.float64), "none": None}[target]
-    phase1 = phase1_of(model, x, given, baseline=1.0, quadrature="left")
+    phase1 = request_of(model, x, given, baseline=1.0, quadrature="left")
     captums, ours = CaptumMeasure("LayerConductance").score(phase1), Conductance().score(phase1)
     assert torch.allclose(captums["1"], ours["1"], rtol=1e-6)
 
@@ -195,8 +195,8 @@ def test_layers_that_are_not_called_have_no_score(measure: Measure) -> None:
 
 def test_captums_arguments_can_be_changed() -> None:
     model, x, y = network_and_batch("perceptron")
-    base = CaptumMeasure("InternalInfluence").score(phase1_of(model, x, y))
-    other = CaptumMeasure("InternalInfluence", {"n_steps": 50}).score(phase1_of(model, x, y))
+    base = CaptumMeasure("InternalInfluence").score(request_of(model, x, y))
+    other = CaptumMeasure("InternalInfluence", {"n_steps": 50}).score(request_of(model, x, y))
     assert not torch.allclose(base["1"], other["1"])
 
 

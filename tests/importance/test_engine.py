@@ -20,18 +20,18 @@ from lightning_ydrop import (
     NoEffectWarning,
     Objective,
     OutputSum,
-    Phase1,
     PredictedLogit,
     RandomImportance,
+    Request,
     TargetLogit,
     YDrop,
     layer_conductance,
 )
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import draw_rates
+from tests.importance.test_attribution import Counting
 from tests.networks import network_and_batch, perceptron
 from tests.oracles import running_mean
-from tests.phase1.test_attribution import Counting
 from tests.sameness import assert_same
 
 
@@ -48,9 +48,9 @@ class Watching(Measure):
     """Keeps what it is given, and scores units by their index."""
 
     def __init__(self) -> None:
-        self.seen: list[Phase1] = []
+        self.seen: list[Request] = []
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         """Score by index."""
         self.seen.append(phase1)
         units = {"1": 16, "4": 10}
@@ -212,8 +212,8 @@ def test_a_rare_phase_1_moves_the_running_mean_as_far_as_frequent_ones() -> None
 
 def test_a_share_moves_on_where_phase_1_is_not_due() -> None:
     engine = YDrop(perceptron(), every_n_batches=4, buckets=buckets_of(0.1, 0.6, 1.0))
-    engine.step(*batch_of(), share=0.0)
-    engine.step(*batch_of(), share=0.5)
+    engine.step(*batch_of(), progress=0.0)
+    engine.step(*batch_of(), progress=0.5)
     x = torch.ones(20_000, 16)
     assert ((engine.layers["1"](x) == 0).float().mean() - 0.55).abs() < 0.01  # from 0.5 halfway to 0.6
     engine.skip()
@@ -242,7 +242,7 @@ def test_reset_it_is_as_it_was_made() -> None:
         ends.append(engine.state_dict())
         engine.reset()
         assert not engine.active
-        assert not engine.rehearsed
+        assert not engine.is_dry_run_done
         assert_same(engine.state_dict(), YDrop(copy.deepcopy(model)).state_dict())
     assert_same(*ends)
 
@@ -265,10 +265,10 @@ def test_a_batch_without_samples_is_passed_over() -> None:
     engine = YDrop(perceptron(), elasticity=0.5)
     x, y = batch_of()
     engine.step(x[:0], y[:0])
-    assert not engine.rehearsed
+    assert not engine.is_dry_run_done
     assert not engine.active
     engine.step(x, y)
-    assert engine.rehearsed
+    assert engine.is_dry_run_done
     before = engine.state_dict()
     engine.deactivate()
     engine.step((x[:0],), y[:0])
@@ -334,7 +334,7 @@ def test_where_another_device_is_the_default_chance_stays_on_the_cpu() -> None:
     for default in ("cpu", "meta"):  # which stands for an accelerator
         measure = Watching()
         engine = YDrop(model, measure=measure, num_samples=5)
-        engine.rehearse(*batch)
+        engine.dry_run(*batch)
         with torch.device(default):
             engine._score(*batch)
             rates.append(draw_rates(HalfNormalRate(0.1, 0.1, 0.5), 3, torch.Generator().manual_seed(1)))
@@ -509,7 +509,7 @@ def test_positions_that_were_taken_for_units_are_told_when_their_number_changes(
 
 def test_a_measure_with_scores_of_the_wrong_shape_is_told() -> None:
     class Wrong(Measure):
-        def score(self, phase1: Phase1) -> dict[str, Tensor]:
+        def score(self, phase1: Request) -> dict[str, Tensor]:
             return {name: torch.zeros(3, 7) for name in phase1.layers}
 
     with pytest.raises(ConfigurationError, match=r"Wrong\(\) scored '1'.*'1' has 16 units"):
@@ -685,9 +685,9 @@ class Seeing(Measure):
     """Conductance that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.seen: list[Phase1] = []
+        self.seen: list[Request] = []
 
-    def score(self, phase1: Phase1) -> dict[str, Tensor]:
+    def score(self, phase1: Request) -> dict[str, Tensor]:
         self.seen.append(phase1)
         return Conductance().score(phase1)
 
@@ -752,7 +752,7 @@ def test_a_step_looks_at_no_value(objective: Objective, quadrature: Quadrature, 
     x, y = batch_of()
     x = x * float("inf") if bad else x
     with Unread():
-        engine.step(x, y, share=0.5)
+        engine.step(x, y, progress=0.5)
         engine.step(x, y)
     assert engine.nonfinite.item() == (4 if bad else 0)
     with pytest.raises(AssertionError), Unread():

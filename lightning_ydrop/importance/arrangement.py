@@ -9,7 +9,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_ydrop.errors import ConfigurationError, describe, is_real
+from lightning_ydrop.checks import is_real
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.calls import Inputs, arguments_of
 
 Baseline = float | Tensor | None | Sequence[float | Tensor | None]
@@ -81,8 +82,8 @@ def arrange(
             f"The inputs are {describe(inputs)}.",
             "Phase 1 walks a straight line from the baseline to the inputs, so that there is a floating tensor with a "
             "row for each sample among them: between integers there is nothing to walk on.",
-            "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with path_from="
-            '"name.of.the.embedding".',
+            "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
+            'interpolate_at="name.of.the.embedding".',
         )
     if any(tensor.layout != torch.strided for tensor in candidates):
         raise ConfigurationError(

@@ -10,19 +10,20 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_ydrop.distillation.masks import dropout_off
-from lightning_ydrop.distillation.monte_carlo import (
+from lightning_ydrop.checks import check_count, check_module, is_real
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
+from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
+from lightning_ydrop.models.state import random_stream_kept, uncompiled
+from lightning_ydrop.uncertainty.masks import dropout_off
+from lightning_ydrop.uncertainty.monte_carlo import (
     check_drops,
     logits_of,
     mean_probabilities,
     warn_of_vanilla_rates,
 )
-from lightning_ydrop.distillation.teachers import copied, load_checkpoint
-from lightning_ydrop.errors import ConfigurationError, check_count, check_module, describe, is_real
-from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
-from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
-from lightning_ydrop.models.modes import random_stream_kept, uncompiled
+from lightning_ydrop.uncertainty.teachers import copied, load_checkpoint
 
 # They restore a module by the names in it, before a hook of Lightning's is called; a student's checkpoint has others.
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")

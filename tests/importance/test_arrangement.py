@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.phase1.inputs import Call, Tensors, arrange, check_baseline, start_points, take_rows
+from lightning_ydrop.importance.arrangement import Call, Tensors, arrange, check_baseline, start_points, take_rows
 
 X, Y = torch.randn(4, 3), torch.arange(4)
 
@@ -88,7 +88,7 @@ def test_nothing_is_walked_to_where_the_path_starts_behind_a_module() -> None:
     ("inputs", "message"),
     [
         (Y, "between integers there is nothing to walk on"),
-        ((Y, X > 0), "path_from="),
+        ((Y, X > 0), "interpolate_at="),
         ((), "The inputs are tuple"),
         (("text",), "The inputs are tuple"),
         (5, "The inputs are 5"),

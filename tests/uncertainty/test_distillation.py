@@ -23,10 +23,10 @@ from lightning_ydrop import (
     YDropCallback,
 )
 from lightning_ydrop.analysis import prune_units
-from lightning_ydrop.distillation import MonteCarloDivergence, monte_carlo
 from lightning_ydrop.models.adapters import AutomaticAdapter
-from tests.distillation.networks import Points, Small
+from lightning_ydrop.uncertainty import MonteCarloDivergence, monte_carlo
 from tests.sameness import assert_same
+from tests.uncertainty.networks import Points, Small
 
 
 def loader(labels: bool = True) -> DataLoader[Any]:
@@ -566,7 +566,7 @@ def test_a_program_goes_on_from_its_checkpoint(
     inner = ".init_args" if subclass else ""
     arguments = [
         *(["--model=lightning_ydrop.DropoutDistillation"] if subclass else []),
-        f"--model{inner}.teacher=tests.distillation.networks.Small",
+        f"--model{inner}.teacher=tests.uncertainty.networks.Small",
         f"--model{inner}.checkpoint={tmp_path / 'last.ckpt'}",
         f"--model{inner}.num_masks=2",
     ]
@@ -618,10 +618,10 @@ model:
   class_path: lightning_ydrop.DropoutDistillation
   init_args:
     teacher:
-      class_path: tests.distillation.networks.Small
+      class_path: tests.uncertainty.networks.Small
     checkpoint: {tmp_path / "last.ckpt"}
     student:
-      class_path: tests.distillation.networks.Small
+      class_path: tests.uncertainty.networks.Small
       init_args:
         width: 5
     num_masks: 3

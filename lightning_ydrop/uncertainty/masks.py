@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import TORCH_DROPOUTS
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conversion import drops
+from lightning_ydrop.layers.kinds import TORCH_DROPOUTS
 from lightning_ydrop.layers.surroundings import drops_attention_weights
-from lightning_ydrop.models.modes import all_modules, evaluation_mode, leaving_no_trace, set_training
+from lightning_ydrop.models.state import all_modules, evaluation_mode, leaving_no_trace, set_training
 
 # What draws for each element that it is called on, or each channel.
 ELEMENTWISE = (*TORCH_DROPOUTS, ConductanceDropout)

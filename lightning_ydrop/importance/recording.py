@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.modes import all_modules, leaving_no_trace, random_stream_kept
+from lightning_ydrop.models.state import all_modules, leaving_no_trace, random_stream_kept
 
 
 class Tape(dict[str, list[Tensor]]):

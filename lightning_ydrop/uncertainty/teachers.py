@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError
+from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.layers import ConductanceDropout, convert_dropout
-from lightning_ydrop.models.modes import named_modules
-from lightning_ydrop.phase1.engine import YDrop
+from lightning_ydrop.models.state import named_modules
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -90,6 +90,6 @@ def _written(value: Any) -> str:
 def _state_of_ydrop(held: Mapping[str, Any]) -> dict[str, Any] | None:
     """Find what YDropCallback, or a subclass of it, has saved after its first phase 1."""
     for state in held.get("callbacks", {}).values():
-        if isinstance(state, dict) and state.keys() >= {"steps_taken", "share", "scores", "layers"}:
+        if isinstance(state, dict) and state.keys() >= {"steps_taken", "progress", "scores", "layers"}:
             return state
     return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_ydrop import (
+    ConductanceMonitor,
     ConfigurationError,
     NegativeLoss,
     Objective,
@@ -19,7 +20,6 @@ from lightning_ydrop import (
     YDropCallback,
     layer_conductance,
 )
-from lightning_ydrop.analysis import ConductanceMonitor
 from lightning_ydrop.functional.attribution import gini, top_share
 from tests.callbacks.test_styles import Net, data
 from tests.callbacks.test_ydrop import trainer_of
@@ -156,7 +156,7 @@ class Sentences(Validated):
 def test_units_of_sequences_are_features(tmp_path: Path) -> None:
     kept = {}
     for name, unit_dim in (("features", None), ("tokens", 1)):
-        monitor = ConductanceMonitor("encoder", path_from="embedding", unit_dim=unit_dim)
+        monitor = ConductanceMonitor("encoder", interpolate_at="embedding", unit_dim=unit_dim)
         net = Sentences()
         trainer = trainer_of(monitor, logger=CSVLogger(tmp_path / name))
         trainer.validate(net, verbose=False)
@@ -164,7 +164,7 @@ def test_units_of_sequences_are_features(tmp_path: Path) -> None:
             net,
             *net.batch,
             layers="encoder",
-            path_from="embedding",
+            interpolate_at="embedding",
             n_steps=10,
             quadrature="trapezoid",
             unit_dim=unit_dim,

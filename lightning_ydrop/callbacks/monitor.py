@@ -11,14 +11,15 @@ from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
 from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
-from lightning_ydrop.errors import ConfigurationError, check_choice, check_count, check_flag, describe
+from lightning_ydrop.checks import check_choice, check_count, check_flag
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
+from lightning_ydrop.importance.arrangement import check_baseline
+from lightning_ydrop.importance.attribution import check_layout, layer_conductance, select_layers
+from lightning_ydrop.importance.objectives import Objective, TargetLogit, check_objective
+from lightning_ydrop.importance.ranks import gather_over_ranks
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
-from lightning_ydrop.phase1.attribution import check_layout, layer_conductance, select_layers
-from lightning_ydrop.phase1.inputs import check_baseline
-from lightning_ydrop.phase1.objectives import Objective, TargetLogit, check_objective
-from lightning_ydrop.phase1.ranks import gather_over_ranks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ class ConductanceMonitor(Callback):
         quadrature: Where on each step the gradient is taken.
         baseline: Where the path starts.
         objective: What is differentiated.
-        path_from: Name of a module at whose output the paths end instead of at the inputs.
+        interpolate_at: Name of a module at whose output the paths end instead of at the inputs.
         unit_dim: As for `layer_conductance`: dimension of the units where a layer does not say.
         max_rows: At most so many rows pass through the model at once, at least 2; "batch" takes as many as the batch
             has.
@@ -72,7 +73,7 @@ class ConductanceMonitor(Callback):
         quadrature: Quadrature = "trapezoid",
         baseline: float | list[float | None] = 0.0,
         objective: Objective = TargetLogit(),
-        path_from: str | None = None,
+        interpolate_at: str | None = None,
         unit_dim: int | None = None,
         max_rows: int | Literal["batch"] = "batch",
         adapter: Adapter = AutomaticAdapter(),
@@ -113,7 +114,7 @@ class ConductanceMonitor(Callback):
             "quadrature": quadrature,
             "baseline": baseline,
             "objective": objective,
-            "path_from": path_from,
+            "interpolate_at": interpolate_at,
             "unit_dim": unit_dim,
             "max_rows": max_rows,
         }

@@ -9,8 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
-from lightning_ydrop.models.modes import all_modules
-from lightning_ydrop.phase1.recording import borrowed, recording
+from lightning_ydrop.importance.recording import borrowed, recording
+from lightning_ydrop.models.state import all_modules
 from tests.networks import perceptron
 from tests.sameness import assert_same
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, Jumpout, monte_carlo
-from lightning_ydrop.distillation import MonteCarlo, MonteCarloDivergence
-from lightning_ydrop.distillation.masks import dropout_off
+from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
+from lightning_ydrop.uncertainty.masks import dropout_off
 from tests.sameness import assert_same
 
 # Chance of a false alarm in each comparison, by Hoeffding's inequality.

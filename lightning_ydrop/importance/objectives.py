@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, check_kind, describe
+from lightning_ydrop.checks import check_kind
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.calls import Target
 
 
