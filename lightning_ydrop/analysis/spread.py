@@ -11,7 +11,8 @@ from torchmetrics import Metric
 from lightning_ydrop.checks import check_count, check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import gini, top_share
-from lightning_ydrop.importance.attribution import LayerChoice, MaxRows, layer_conductance
+from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
+from lightning_ydrop.importance.selection import LayerChoice
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.state import device_of

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
 from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
-from lightning_ydrop.checks import check_choice, check_count, check_flag
+from lightning_ydrop.checks import check_count, check_flag
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature
-from lightning_ydrop.importance.arrangement import check_baseline
-from lightning_ydrop.importance.attribution import check_layout, layer_conductance, select_layers
-from lightning_ydrop.importance.objectives import Objective, TargetLogit, check_objective
+from lightning_ydrop.functional.attribution import Quadrature
+from lightning_ydrop.importance.attribution import check_layout, conductance_along
+from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import gather_over_ranks
+from lightning_ydrop.importance.selection import select_layers
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 
@@ -52,6 +53,7 @@ class ConductanceMonitor(Callback):
         max_rows: At most so many rows pass through the model at once, at least 2; "batch" takes as many as the batch
             has.
         adapter: How batches are read, where the LightningModule has no method `ydrop_inputs`.
+        batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F).
         prefix: What stands before the names of values and figures: each monitor of a Trainer has its own.
 
     Raises:
@@ -78,13 +80,13 @@ class ConductanceMonitor(Callback):
         max_rows: int | Literal["batch"] = "batch",
         adapter: Adapter = AutomaticAdapter(),
         prefix: str = "conductance",
+        batch_dim: int = 0,
     ) -> None:
         check_count("ConductanceMonitor", "num_batches", num_batches, minimum=1, example=10)
         check_count("ConductanceMonitor", "every_n_epochs", every_n_epochs, minimum=1, example=1)
-        check_count("ConductanceMonitor", "n_steps", n_steps, minimum=1, example=10)
-        check_choice("ConductanceMonitor", "quadrature", quadrature, QUADRATURES)
-        check_baseline("ConductanceMonitor", baseline)
-        check_objective("ConductanceMonitor", objective)
+        self._path = PathSettings(
+            "ConductanceMonitor", n_steps, "all", baseline, quadrature, objective, interpolate_at, batch_dim
+        )
         check_layout("ConductanceMonitor", unit_dim, max_rows)
         check_adapter("ConductanceMonitor", adapter)
         check_flag("ConductanceMonitor", "figures", figures)
@@ -109,15 +111,8 @@ class ConductanceMonitor(Callback):
         self.figures = figures
         self.adapter = adapter
         self.prefix = prefix
-        self._measuring: dict[str, Any] = {
-            "n_steps": n_steps,
-            "quadrature": quadrature,
-            "baseline": baseline,
-            "objective": objective,
-            "interpolate_at": interpolate_at,
-            "unit_dim": unit_dim,
-            "max_rows": max_rows,
-        }
+        self._unit_dim = unit_dim
+        self._max_rows = max_rows
         self._spreads: dict[str, ConductanceSpread] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -158,8 +153,8 @@ class ConductanceMonitor(Callback):
         inputs, target = read_batch(pl_module, self.adapter, batch)
         forward = own_method(pl_module, "ydrop_forward")
         with trainer.precision_plugin.forward_context():
-            measured = layer_conductance(
-                pl_module, inputs, target, layers=self.layers, forward=forward, **self._measuring
+            measured = conductance_along(
+                self._path, pl_module, inputs, target, self.layers, forward, self._unit_dim, self._max_rows
             )
         update_spreads(self._spreads, measured)
 

@@ -13,13 +13,15 @@ from lightning_ydrop.checks import check_flag
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
-from lightning_ydrop.importance.engine import NumSamples, YDrop, check_settings, driven_layers
+from lightning_ydrop.importance.engine import YDrop, driven_layers
 from lightning_ydrop.importance.measures import Conductance, Measure
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.path import NumSamples, PathSettings
+from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
-from lightning_ydrop.models.batches import logging_muted, own_method, read_batch
+from lightning_ydrop.models.batches import own_method, read_batch
 
 
 class YDropCallback(Callback):
@@ -70,6 +72,8 @@ class YDropCallback(Callback):
         convert: Whether every nn.Dropout, 1d, 2d and 3d of the model becomes a ConductanceDropout when a fit starts.
         include: With `convert`, names of the modules to convert, as patterns such as "classifier.*"; all by default.
         exclude: With `convert`, names of the modules to leave, as patterns.
+        batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F), such
+            as `nn.LSTM` and `nn.Transformer` by default. A tensor of them that has its samples first may have them there.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -100,23 +104,15 @@ class YDropCallback(Callback):
         convert: bool = False,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
+        batch_dim: int = 0,
     ) -> None:
-        self._settings: dict[str, Any] = {
-            "elasticity": elasticity,
-            "buckets": buckets,
-            "initial_drop_prob": initial_drop_prob,
-            "n_steps": n_steps,
-            "num_samples": num_samples,
-            "baseline": baseline,
-            "quadrature": quadrature,
-            "measure": measure,
-            "objective": objective,
-            "interpolate_at": interpolate_at,
-            "seed": seed,
-            "every_n_batches": every_n_batches,
-        }
-        # Now, though the engine checks them too: a bad YAML file should fail when it is parsed.
-        check_settings("YDropCallback", **self._settings)
+        # Now, though no model is there yet: a bad YAML file should fail when it is parsed.
+        path = PathSettings(
+            "YDropCallback", n_steps, num_samples, baseline, quadrature, objective, interpolate_at, batch_dim
+        )
+        self.settings = EngineSettings(
+            path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches
+        )
         self._schedule = Schedule(annealing_epochs, annealing_steps, transition)
         check_adapter("YDropCallback", adapter)
         check_flag("YDropCallback", "convert", convert)
@@ -161,7 +157,7 @@ class YDropCallback(Callback):
         layers = list(map(id, driven_layers(pl_module).values()))
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
-            self.engine = YDrop(pl_module, forward=own_method(pl_module, "ydrop_forward"), **self._settings)
+            self.engine = YDrop.from_settings(pl_module, self.settings, own_method(pl_module, "ydrop_forward"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the state of a checkpoint, which some strategies restore no earlier than this, or start anew."""

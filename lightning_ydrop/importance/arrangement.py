@@ -1,20 +1,34 @@
-"""What a model is called with, seen as tensors that have a row for each sample."""
+"""A batch, arranged: what the model is called with, as tensors whose first dimension is the batch."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-from lightning_ydrop.checks import is_real
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.calls import Inputs, arguments_of
+from lightning_ydrop.importance.baseline import Baseline, Tensors, start_points
+from lightning_ydrop.models.calls import Inputs, Target, arguments_of
 
-Baseline = float | Tensor | None | Sequence[float | Tensor | None]
-Tensors = tuple[Tensor, ...]
+
+class Role(NamedTuple):
+    """What a tensor among the arguments is.
+
+    Attributes:
+        kind: "interpolated" along the path, "carried" along with its sample, or "fixed": it has no samples.
+        dim: The dimension of its samples.
+
+    """
+
+    kind: Literal["interpolated", "carried", "fixed"]
+    dim: int = 0
+
+
+FIXED = Role("fixed")
 
 
 @dataclass(frozen=True)
@@ -22,51 +36,138 @@ class Call:
     """How a model is called, as a function of the tensors that have a row for each sample.
 
     Attributes:
-        model: What is called.
+        function: What is called.
         positional: Its positional arguments.
         keywords: Its keyword arguments.
-        roles: Of every tensor in them, in the order in which they stand: "walked", "carried" or "fixed".
+        roles: Of every tensor in them, in the order in which they stand.
 
     """
 
-    model: Callable[..., Any]
+    function: Callable[..., Any]
     positional: tuple[Any, ...]
     keywords: Mapping[str, Any]
-    roles: tuple[str, ...]
+    roles: tuple[Role, ...]
 
-    def __call__(self, walked: Tensors, carried: Tensors) -> Any:
-        """Call the model with other rows: of the floating inputs, and of what goes along with them."""
-        rows: dict[str, Iterator[Tensor]] = {"walked": iter(walked), "carried": iter(carried)}
+    def __call__(self, interpolated: Tensors, carried: Tensors) -> Any:
+        """Call the model with other rows, the batch first: of the floating inputs, and of what goes along with them.
+
+        An exception that it raises gets a note that says what it was called with.
+        """
+        positional, keywords = self._arguments(interpolated, carried)
+        try:
+            return self.function(*positional, **keywords)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            rows = len((interpolated or carried)[0])
+            called = describe((*positional, *keywords.values()))
+            error.add_note(
+                f"lightning_ydrop called {_name_of(self.function)} with {rows} rows: {called}. "
+                "Phase 1 calls it in evaluation mode with points between the baseline and some samples of the batch, in "
+                "any order and number, and gives it the inputs alone. "
+                "Let the method take such rows. Otherwise write another in the LightningModule: `ydrop_forward`, which "
+                "is called instead, or `ydrop_inputs(batch)`, which returns its inputs and the target; in a loop of your "
+                "own pass forward=...."
+            )
+            raise
+
+    @property
+    def others(self) -> tuple[object, ...]:
+        """What the arguments hold beside rows, which a call might change: nothing where all of them are rows."""
+        if not self.keywords and all(isinstance(argument, Tensor) for argument in self.positional):
+            return tuple(each for each, role in zip(self.positional, self.roles, strict=True) if role == FIXED)
+        return (self.positional, dict(self.keywords))
+
+    def _arguments(self, interpolated: Tensors, carried: Tensors) -> tuple[list[Any], dict[str, Any]]:
+        rows: dict[str, Iterator[Tensor]] = {"interpolated": iter(interpolated), "carried": iter(carried)}
         roles = iter(self.roles)
 
-        def replace(tensor: Tensor) -> Tensor:
+        def replaced(tensor: Tensor) -> Tensor:
             role = next(roles)
-            return tensor if role == "fixed" else next(rows[role])
+            if role == FIXED:
+                return tensor
+            row = next(rows[role.kind])
+            return row.movedim(0, role.dim) if role.dim else row
 
         # One after the other: both are flat as a rule, and the library is quick with what is.
-        positional = apply_to_collection(list(self.positional), Tensor, replace)
-        keywords = apply_to_collection(dict(self.keywords), Tensor, replace)
-        return self.model(*positional, **keywords)
+        positional = apply_to_collection(list(self.positional), Tensor, replaced)
+        return positional, apply_to_collection(dict(self.keywords), Tensor, replaced)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, arranged.
+
+    Attributes:
+        call: Calls the model with rows of the two that follow.
+        inputs: Floating tensors that paths end at, each (B, *).
+        starts: For each input the baseline, (1, *), or (B, *) where the samples do not share one.
+        carried: Whatever else has a row for each sample, (B, *).
+        target: (B, *), or None.
+
+    """
+
+    call: Call
+    inputs: Tensors
+    starts: Tensors
+    carried: Tensors
+    target: Target
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len((self.inputs or self.carried)[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return (self.inputs or self.carried)[0].device
+
+    @property
+    def shares_start(self) -> bool:
+        """Whether all paths start at one and the same point, which then takes one row."""
+        return not self.carried and all(len(start) == 1 for start in self.starts)
+
+    def take(self, rows: Tensor) -> "Batch":
+        """Keep the samples of these numbers, int64 on the CPU, in this order."""
+        shared = all(len(start) == 1 for start in self.starts)
+        return replace(
+            self,
+            inputs=take_rows(self.inputs, rows),
+            starts=self.starts if shared else take_rows(self.starts, rows),
+            carried=take_rows(self.carried, rows),
+            target=None if self.target is None else take_rows((self.target,), rows)[0],
+        )
 
 
 def arrange(
-    model: Callable[..., Any], signature: inspect.Signature, inputs: Inputs, baseline: Baseline, *, walk: bool
-) -> tuple[Call, Tensors, Tensors]:
-    """Find out which tensors of the inputs have a row for each sample, and which of these can be walked to.
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    inputs: Inputs,
+    target: Target = None,
+    *,
+    baseline: Baseline = 0.0,
+    interpolate: bool = True,
+    batch_dim: int = 0,
+    roles: tuple[Role, ...] | None = None,
+) -> Batch:
+    """Find out which tensors of the inputs have a row for each sample, and which of these paths can run through.
 
     Args:
-        model: What is called.
+        function: What is called.
         signature: How it can be called.
         inputs: A tensor, a tuple or list of arguments, or a mapping: of arguments by name where the model takes them
             so, otherwise one argument. Arguments may nest tensors in lists, tuples, mappings and dataclasses.
-        baseline: Of a sequence, None says that a floating tensor is carried along and not walked to.
-        walk: Whether the path lies between inputs; it may lie behind a module instead.
-
-    Returns:
-        The call; the tensors that are walked to, floating (B, *); and those that are carried along, (B, *).
+        target: What F is taken with, or None.
+        baseline: Of a sequence, None says that a floating tensor is carried along.
+        interpolate: Whether the paths run through inputs; they may run through the outputs of a module instead.
+        batch_dim: The dimension of the samples. A tensor that has B entries in its first dimension alone, such as
+            lengths, has its samples there.
+        roles: What an earlier batch has decided. A tensor that was carried and no longer has a row for each sample is
+            fixed in this batch.
 
     Raises:
-        ConfigurationError: If there is nothing to walk to, or it is not clear what the samples are.
+        ConfigurationError: If there is nothing to interpolate, or it is not clear what the samples are.
 
     """
     positional, keywords = arguments_of(signature, inputs)
@@ -75,8 +176,8 @@ def arrange(
         positional = tuple(apply_to_collection(list(positional), Tensor, ordinary))
         keywords = apply_to_collection(dict(keywords), Tensor, ordinary)
         tensors = _tensors_of(positional, keywords)
-    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 0]
-    candidates = floating if walk else [tensor for tensor in tensors if tensor.ndim > 0]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > batch_dim]
+    candidates = floating if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
     if not candidates:
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
@@ -85,44 +186,45 @@ def arrange(
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
             'interpolate_at="name.of.the.embedding".',
         )
-    if any(tensor.layout != torch.strided for tensor in candidates):
-        raise ConfigurationError(
-            f"The inputs are {describe(inputs)}, not all of them dense.",
-            "Phase 1 takes samples out of a batch, and lays points on their paths into one: of dense tensors.",
-            "Make them dense in `ydrop_inputs`, and sparse again in `ydrop_forward`.",
-        )
-    num_samples = len(candidates[0])
-    if num_samples == 0 or (walk and any(len(tensor) != num_samples for tensor in floating)):
+    num_samples = candidates[0].shape[batch_dim]
+    if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in floating)):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
-            "All floating inputs have the same number of samples, at least one, in their first dimension.",
-            "Give every input the batch as its first dimension; keep what all samples share in a buffer of the model.",
+            "All floating inputs have the same number of samples, at least one, in their first dimension"
+            f"{f' but {batch_dim}, as batch_dim={batch_dim} says' if batch_dim else ''}.",
+            "Give every input the batch as its first dimension, or say with batch_dim=... which it is; keep what all "
+            "samples share in a buffer of the model.",
         )
-    if walk and isinstance(baseline, (list, tuple)) and len(baseline) != len(floating):
+    if interpolate and isinstance(baseline, Sequence) and len(baseline) != len(floating):
         raise ConfigurationError(
             f"baseline={describe(baseline)} was given for {len(floating)} floating input(s).",
             "A list of baselines has one for each floating input.",
             "Pass as many baselines as inputs, or a single number for all of them.",
         )
-    unwalked = [start is None for start in baseline] if isinstance(baseline, (list, tuple)) else []
-    order = iter(unwalked)
-    roles = []
-    for tensor in tensors:
-        if walk and tensor.is_floating_point() and tensor.ndim > 0:
-            roles.append("carried" if next(order, False) else "walked")
-        else:
-            roles.append("carried" if tensor.ndim > 0 and len(tensor) == num_samples else "fixed")
-    call = Call(model, positional, keywords, tuple(roles))
-    walked, carried = (
-        tuple(tensor for tensor, role in zip(tensors, roles, strict=True) if role == wanted)
-        for wanted in ("walked", "carried")
+    if roles is None or len(roles) != len(tensors):
+        roles = _roles(tensors, num_samples, baseline, interpolate, batch_dim)
+    roles = tuple(
+        role if role.kind != "carried" or _has_samples(tensor, role.dim, num_samples) else FIXED
+        for tensor, role in zip(tensors, roles, strict=True)
     )
-    return call, walked, carried
+    interpolated, carried = (
+        tuple(
+            tensor.movedim(role.dim, 0) if role.dim else tensor
+            for tensor, role in zip(tensors, roles, strict=True)
+            if role.kind == kind
+        )
+        for kind in ("interpolated", "carried")
+    )
+    check_pairs(target, num_samples, batch_dim)
+    if isinstance(target, Tensor) and batch_dim and _has_samples(target, batch_dim, num_samples):
+        target = target.movedim(batch_dim, 0)
+    starts = start_points(interpolated, baseline, batch_dim) if interpolate else ()
+    return Batch(Call(function, positional, keywords, roles), interpolated, starts, carried, target)
 
 
-def is_empty(inputs: Inputs) -> bool:
+def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
     """Tell whether inputs hold tensors, but no sample."""
-    rows = [len(tensor) for tensor in _tensors_of((inputs,), {}) if tensor.ndim > 0]
+    rows = [tensor.shape[min(batch_dim, tensor.ndim - 1)] for tensor in _tensors_of((inputs,), {}) if tensor.ndim > 0]
     return bool(rows) and not any(rows)
 
 
@@ -131,76 +233,86 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_baseline(owner: str, baseline: Baseline) -> None:
-    """Refuse what cannot be a baseline for any input.
-
-    Raises:
-        ConfigurationError: If it is neither a finite number nor a finite tensor, nor a sequence of these and None.
-
-    """
-    listed = isinstance(baseline, (list, tuple))
-    for item in (baseline or ("empty",)) if isinstance(baseline, (list, tuple)) else (baseline,):
-        fits = bool(item.isfinite().all()) if isinstance(item, Tensor) else is_real(item) or (listed and item is None)
-        if not fits:
-            raise ConfigurationError(
-                f"{owner}(baseline={describe(baseline)}) was given.",
-                "A baseline is a finite number or tensor, or a list of one of these for each floating input, with None "
-                "for an input that stays as it is.",
-                "Pass, for example, baseline=0.0.",
-            )
-
-
-def start_points(walked: Tensors, baseline: Baseline) -> Tensors:
-    """Bring baselines to the shape of what is walked to, on its device and in its dtype.
-
-    Args:
-        walked: Tensors (B, *).
-        baseline: One for all, or a sequence of one for each: a number, or a tensor of shape (*) or (1, *), shared
-            by all samples, or (B, *), one for each sample. None stands for what is not walked to.
-
-    Returns:
-        For each a start of shape (1, *), or (B, *) for all where one is not shared.
-
-    Raises:
-        ConfigurationError: If a baseline does not fit.
-
-    """
-    if isinstance(baseline, (list, tuple)):
-        listed = [item for item in baseline if item is not None]
-    else:
-        listed = [baseline] * len(walked)
-    if len(listed) != len(walked) or not walked:
-        raise ConfigurationError(
-            f"baseline={describe(baseline)} was given for paths to {len(walked)} tensor(s).",
-            "A list of baselines has one for each tensor that is walked to, not all of them None.",
-            "Pass as many baselines as inputs, or a single number for all of them.",
-        )
-    starts = [_start(item, start) for item, start in zip(walked, listed, strict=True)]
-    rows = max(len(start) for start in starts)
-    return tuple(start.expand(rows, *start.shape[1:]) for start in starts)
-
-
 def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:
-    """Take the same samples of every tensor."""
-    return tuple(tensor.index_select(0, rows) for tensor in tensors)
+    """Take the same samples of every tensor, wherever it is: `rows` are on the CPU."""
+    on_device: dict[torch.device, Tensor] = {}
+    for tensor in tensors:
+        if tensor.device not in on_device:
+            on_device[tensor.device] = rows.to(tensor.device, non_blocking=True)
+    return tuple(tensor.index_select(0, on_device[tensor.device]) for tensor in tensors)
+
+
+def check_pairs(target: Any, num_samples: int, batch_dim: int = 0) -> None:
+    """Refuse what is no target for a number of samples.
+
+    Raises:
+        ConfigurationError: If the target is neither None nor a tensor with one entry for each sample.
+
+    """
+    if target is None:
+        return
+    if not isinstance(target, Tensor):
+        raise ConfigurationError(
+            f"The target is {describe(target)}.",
+            "A target is a tensor of class indices (B,), soft labels (B, C) or dense labels (B, H, W), or None for the "
+            "sum of the outputs.",
+            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor, or choose it with an "
+            "adapter.",
+        )
+    if not (_has_samples(target, batch_dim, num_samples) or _has_samples(target, 0, num_samples)):
+        raise ConfigurationError(
+            f"The target is {describe(target)} for {num_samples} samples.",
+            "Every sample has one target, in the first dimension.",
+            "Pass inputs and targets of the same batch.",
+        )
+
+
+def _roles(
+    tensors: Sequence[Tensor], num_samples: int, baseline: Baseline, interpolate: bool, batch_dim: int
+) -> tuple[Role, ...]:
+    """Say what each tensor is, of a first batch."""
+    stays = iter([start is None for start in baseline] if isinstance(baseline, Sequence) else [])
+    roles = []
+    for tensor in tensors:
+        if interpolate and tensor.is_floating_point() and tensor.ndim > batch_dim:
+            roles.append(Role("carried" if next(stays, False) else "interpolated", batch_dim))
+        elif _has_samples(tensor, batch_dim, num_samples):
+            roles.append(Role("carried", batch_dim))
+        else:
+            roles.append(Role("carried", 0) if _has_samples(tensor, 0, num_samples) else FIXED)
+    return tuple(roles)
+
+
+def _has_samples(tensor: Tensor, dim: int, num_samples: int) -> bool:
+    return tensor.ndim > dim and tensor.shape[dim] == num_samples
 
 
 def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:
-    """List the tensors of a call in the order in which they stand."""
+    """List the tensors of a call in the order in which they stand.
+
+    Raises:
+        ConfigurationError: If there are some that have no rows, which could be taken out one by one.
+
+    """
     tensors: list[Tensor] = []
-    apply_to_collection(list(positional), Tensor, tensors.append)
-    apply_to_collection(keywords, Tensor, tensors.append)
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, PackedSequence) or value.is_nested or value.layout != torch.strided:
+            raise ConfigurationError(
+                f"The inputs are {describe((*positional, *keywords.values()))}, not all of them dense.",
+                "Phase 1 takes samples out of a batch, and lays points on their paths into one: of dense tensors.",
+                "Make them dense in `ydrop_inputs`, with torch.nn.utils.rnn.pad_packed_sequence or to_padded_tensor "
+                "for sequences, and what they were again in `ydrop_forward`.",
+            )
+        tensors.append(value)
+        return value
+
+    apply_to_collection(list(positional), (Tensor, PackedSequence), visit)
+    apply_to_collection(keywords, (Tensor, PackedSequence), visit)
     return tensors
 
 
-def _start(walked: Tensor, baseline: Any) -> Tensor:
-    if not isinstance(baseline, Tensor):
-        return torch.full_like(walked[:1], baseline)
-    start = baseline.unsqueeze(0) if baseline.ndim == walked.ndim - 1 else baseline
-    if start.shape[1:] != walked.shape[1:] or start.shape[:1] not in (torch.Size([1]), walked.shape[:1]):
-        raise ConfigurationError(
-            f"baseline={describe(baseline)} was given for the input {describe(walked)}.",
-            "A baseline is a number, or a tensor of the shape of one sample or of the whole input.",
-            f"Pass a tensor of shape {tuple(walked.shape[1:])} or {tuple(walked.shape)}, or 0.0.",
-        )
-    return start.detach().to(walked)
+def _name_of(function: Callable[..., Any]) -> str:
+    if isinstance(function, torch.nn.Module):
+        return f"{type(function).__name__}.forward"
+    return str(getattr(function, "__qualname__", type(function).__name__))

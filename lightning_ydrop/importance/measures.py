@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from lightning_ydrop.checks import check_count, check_kind
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import sum_to_units
-from lightning_ydrop.importance.attribution import conductance
-from lightning_ydrop.importance.recording import Tape, borrowed, recording
+from lightning_ydrop.importance.conductance import conductance
+from lightning_ydrop.importance.recording import Tape, recording
 from lightning_ydrop.importance.request import Request
+from lightning_ydrop.importance.selection import Layout, layout_of
 
 
 class Measure(ABC):
@@ -20,17 +21,17 @@ class Measure(ABC):
 
     Example:
         >>> class Depth(Measure):
-        ...     def score(self, phase1):
-        ...         return {name: torch.arange(8.0).expand(1, 8) for name in phase1.layers}
+        ...     def score(self, request):
+        ...         return {name: torch.arange(8.0).expand(1, 8) for name in request.layers}
 
     """
 
     @abstractmethod
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Score the units of every layer.
 
-        It runs with the model as the user left it, and leaves it so: `borrowed` and `recording` help with that. It
-        reads no value from the device, which would make the host wait.
+        It runs with the model as the user left it, and leaves it so: `request.borrowed` and `recording` help with that.
+        It reads no value from the device, which would make the host wait.
 
         Returns:
             For each layer by name a tensor (N, U) of any real numbers, higher for units to be dropped more often; the
@@ -45,20 +46,20 @@ class Measure(ABC):
 class Conductance(Measure):
     """The paper's measure: how much of the change of the output flows through each unit (Eq. 2, arXiv 2409.09088)."""
 
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Measure all layers in one forward and one backward pass."""
-        return conductance(phase1)
+        return conductance(request)
 
 
 class RandomImportance(Measure):
     """A control: every unit's score is a fresh standard normal number, so that only the rates are Y-Drop's."""
 
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Draw scores, after one forward pass to see how many units there are."""
         scores = {}
-        for name, calls in _called(phase1).items():
-            num_units = calls[0].shape[phase1.unit_dims[name]]
-            drawn = torch.randn(1, num_units, dtype=torch.float32, generator=phase1.generator, device="cpu")
+        for name, calls in _called(request).items():
+            num_units = calls[0].shape[request.unit_dims[name]]
+            drawn = torch.randn(1, num_units, dtype=torch.float32, generator=request.generator, device="cpu")
             scores[name] = drawn.to(calls[0].device, non_blocking=True)
         return scores
 
@@ -78,9 +79,9 @@ class Inverted(Measure):
         check_measure("Inverted", measure)
         self.measure = measure
 
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Negate the scores of the wrapped measure."""
-        return {name: -scores for name, scores in self.measure.score(phase1).items()}
+        return {name: -scores for name, scores in self.measure.score(request).items()}
 
     def __repr__(self) -> str:
         return f"Inverted({self.measure!r})"
@@ -106,10 +107,10 @@ class Shuffled(Measure):
         self.measure = measure
         self.seed = seed
 
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Hand round the scores of the wrapped measure."""
         scores = {}
-        for name, values in self.measure.score(phase1).items():
+        for name, values in self.measure.score(request).items():
             order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed), device="cpu")
             # Each has that of the next one in a circle of all, so that nobody keeps its own.
             giver = torch.empty_like(order).scatter(0, order, order.roll(1))
@@ -148,54 +149,60 @@ class CaptumMeasure(Measure):
         self.attribution = attribution
         self.arguments = dict(arguments or {})
 
-    def score(self, phase1: Request) -> dict[str, Tensor]:
+    def score(self, request: Request) -> dict[str, Tensor]:
         """Attribute each layer in turn."""
         attribution = _captum_attribution(self.attribution)
-        objective = _RowObjective(phase1)
+        objective = _RowObjective(request)
         takes = inspect.signature(attribution.attribute).parameters
         offered = {
-            "baselines": tuple(start.expand_as(item) for start, item in zip(phase1.starts, phase1.inputs, strict=True)),
+            "baselines": tuple(
+                start.expand_as(item) for start, item in zip(request.starts, request.inputs, strict=True)
+            ),
             "additional_forward_args": objective.besides,
-            "n_steps": phase1.n_steps,
+            "n_steps": request.n_steps,
             "method": "riemann_trapezoid",
             "attr_dim_summation": False,
         }
         arguments = {name: value for name, value in offered.items() if name in takes} | self.arguments
-        called = _called(phase1)
+        called = _called(request)
         scores = {}
-        with borrowed(phase1.model, phase1.device):
+        with request.borrowed():
             for name in called:
-                attributed = attribution(objective, phase1.layers[name]).attribute(phase1.inputs, **arguments)
-                scores[name] = sum_to_units(attributed.detach(), phase1.unit_dims[name])
+                layer, unit_dim = request.layers[name], request.unit_dims[name]
+                attributed = attribution(objective, layer).attribute(request.inputs, **arguments).detach()
+                rows = request.num_samples
+                layout = layout_of(layer, attributed, unit_dim, rows=rows, batch_dim=request.batch_dim)
+                layout = layout or Layout(0, unit_dim)
+                scores[name] = sum_to_units(layout.rows_first(attributed), layout.units_behind_rows)
         return scores
 
     def __repr__(self) -> str:
         return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
 
 
-def _called(phase1: Request) -> Tape:
+def _called(request: Request) -> Tape:
     """See which layers the forward pass calls, and what they put out for the samples."""
-    with borrowed(phase1.model, phase1.device), recording(phase1.layers) as tape, torch.no_grad():
-        phase1.output(phase1.inputs, phase1.carried)
+    with request.borrowed(), recording(request.layers) as tape, torch.no_grad():
+        request.output(request.inputs, request.carried)
     return tape
 
 
 class _RowObjective(nn.Module):
     """A module that returns F for each row, as captum wants it: what goes along comes behind the inputs."""
 
-    def __init__(self, phase1: Request) -> None:
+    def __init__(self, request: Request) -> None:
         super().__init__()
-        self.model = phase1.model
-        self.phase1 = phase1
+        self.model = request.model
+        self.request = request
         # Captum repeats these with the inputs.
-        self.besides = (*phase1.carried, *(() if phase1.target is None else (phase1.target,)))
+        self.besides = (*request.carried, *(() if request.target is None else (request.target,)))
 
     def forward(self, *rows: Tensor) -> Tensor:
-        num_inputs = len(self.phase1.inputs)
+        num_inputs = len(self.request.inputs)
         inputs, besides = rows[:num_inputs], rows[num_inputs:]
-        if self.phase1.target is None:
-            return self.phase1.value(inputs, besides, None)
-        return self.phase1.value(inputs, besides[:-1], besides[-1])
+        if self.request.target is None:
+            return self.request.value(inputs, besides, None)
+        return self.request.value(inputs, besides[:-1], besides[-1])
 
 
 def check_measure(owner: str, measure: object) -> None:

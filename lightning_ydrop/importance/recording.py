@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.state import all_modules, leaving_no_trace, random_stream_kept
+from lightning_ydrop.models.state import Observations, leaving_no_trace, random_stream_kept
+from lightning_ydrop.torch_internals import same_memory
 
 
 class Tape(dict[str, list[Tensor]]):
@@ -19,9 +20,10 @@ class Tape(dict[str, list[Tensor]]):
         # By name what shares its memory with an output, and how often that had been written to when it was recorded.
         self._shared: list[tuple[str, Tensor, int]] = []
 
-    def note(self, name: str, *tensors: Tensor) -> None:
-        """Watch tensors that share their memory with an output of a layer."""
-        self._shared += [(name, tensor, tensor._version) for tensor in tensors]
+    def record(self, name: str, activation: Tensor, shared: Sequence[Tensor] = ()) -> None:
+        """Add an output of a layer, and watch the tensors that share its memory."""
+        self.setdefault(name, []).append(activation)
+        self._shared += [(name, tensor, tensor._version) for tensor in shared]
 
     @property
     def overwritten(self) -> set[str]:
@@ -35,25 +37,37 @@ class Tape(dict[str, list[Tensor]]):
 
 
 @contextmanager
-def borrowed(model: nn.Module, device: torch.device, *, constant_parameters: bool = False) -> Iterator[None]:
+def borrowed(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    constant_parameters: bool = False,
+    beside: Sequence[object] = (),
+    observations: Observations | None = None,
+    learning: bool = False,
+    evaluate: bool = True,
+) -> Iterator[None]:
     """Put a model in the state in which its units are measured, and undo that at the end.
 
-    Inside, every module is in evaluation mode (dropout off, BatchNorm on its running statistics, which it then leaves
-    alone), gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation
-    cannot be differentiated through a compiled graph), and torch's random stream, buffers and the states of
-    torchmetrics' metrics are copies.
+    Inside, every module is in the state that `eval()` gives (dropout off, BatchNorm on its running statistics), gradients
+    are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation cannot be differentiated
+    through a compiled graph), and nothing that passes change stays: see `leaving_no_trace`.
 
     Args:
         model: Any model.
-        device: Where it runs; the random stream of this device is kept.
+        device: Where it runs; the random stream of this device is given back.
         constant_parameters: Whether gradients with respect to parameters are left out: what they alone would need is
             not kept, and the network before the first layer recorded keeps nothing at all.
+        beside: Whatever else passes run or may change.
+        observations: What passes were seen to change; None guards everything.
+        learning: Whether passes are observed.
+        evaluate: Whether modules are put in evaluation mode.
 
     """
-    modules = all_modules(model)
+    roots = (model, *(each for each in beside if each is not model))
     with ExitStack() as stack:
         stack.enter_context(random_stream_kept(device))
-        stack.enter_context(leaving_no_trace(modules))
+        modules = stack.enter_context(leaving_no_trace(roots, observations, learning=learning, evaluate=evaluate))
         if constant_parameters:
             stack.enter_context(_constant_parameters(modules))
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
@@ -101,19 +115,21 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
         if output.is_inference():
             # To autograd nothing behind it depends on it: what is measured of it is 0.
             with torch.inference_mode(False):
-                tape.setdefault(name, []).append(output.clone().requires_grad_())
+                tape.record(name, output.clone().requires_grad_())
             return output
         if name in copied:
             output = output.clone()
+        if output.requires_grad:
+            # A node of its own, behind the layer: a dropout in evaluation returns its very input, of which other parts of
+            # the network may take too, and what passes beside the layer is not the layer's.
+            activation = output if name in copied else same_memory(output)
+            tape.record(name, activation, shared=() if name in copied else (output, activation))
+            return activation.clone() if name in copied else activation
         # A frozen part of the network puts out what no gradient is recorded for: start the record here.
-        activation: Tensor = output if output.requires_grad else output.detach().requires_grad_()
-        tape.setdefault(name, []).append(activation)
-        if name in copied:
-            return activation.clone()
-        # The network goes on with a tensor of its own over the same memory. To autograd it is no view: of a view it
-        # would refuse in-place operations, or take them for changes of the record.
-        passed_on: Tensor = torch.ops.aten._unsafe_view(activation, activation.shape)
-        tape.note(name, activation, passed_on)
+        activation = output.detach().requires_grad_()
+        # The network goes on with a tensor of its own, since it may write to no leaf.
+        passed_on = activation.clone() if name in copied else same_memory(activation)
+        tape.record(name, activation, shared=() if name in copied else (activation, passed_on))
         return passed_on
 
     return record

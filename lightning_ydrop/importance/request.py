@@ -11,13 +11,91 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Baseline, Tensors, arrange, start_points, take_rows
-from lightning_ydrop.importance.objectives import Objective, check_pairs
+from lightning_ydrop.importance.arrangement import Batch, Role, arrange
+from lightning_ydrop.importance.baseline import Tensors, start_points
+from lightning_ydrop.importance.interpolation import outputs_of, putting_out
+from lightning_ydrop.importance.objectives import Objective
+from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.ranks import rank
 from lightning_ydrop.importance.recording import borrowed
-from lightning_ydrop.models.calls import Inputs, Target, read_rows
-from lightning_ydrop.models.state import named_modules
+from lightning_ydrop.models.calls import Inputs, Target, objects_behind, read_rows, signature_of
+from lightning_ydrop.models.state import Observations
 
 Forward = Callable[[Tensors, Tensors], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose units are scored.
+
+    Attributes:
+        model: The model.
+        forward: What is called, the model or a function that calls it.
+        signature: How `forward` is called. To find it takes longer than a small network's forward pass.
+        layers: The layers to score, by name.
+        unit_dims: For each of them the dimension of the units in its output.
+        objective: F, with all that it holds on the training device.
+        guarded: The model, and whatever else a call runs or may change.
+        observations: What passes were seen to change; None guards everything.
+
+    """
+
+    model: nn.Module
+    forward: Callable[..., Any]
+    signature: inspect.Signature
+    layers: Mapping[str, nn.Module]
+    unit_dims: Mapping[str, int]
+    objective: Objective
+    guarded: tuple[object, ...]
+    observations: Observations | None = None
+
+
+def needs_graph(error: Exception) -> bool:
+    """Tell whether a forward failed since no gradient was recorded where it takes one, as of its parameters."""
+    return (
+        isinstance(error, RuntimeError)
+        and "grad" in str(error).lower()
+        and not isinstance(error, torch.OutOfMemoryError)
+    )
+
+
+def subject_of(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    layers: Mapping[str, nn.Module],
+    unit_dims: Mapping[str, int],
+    objective: Objective,
+    observations: Observations | None = None,
+) -> Subject:
+    """Find what is to be known of a model before it is called."""
+    guarded = (model, *(each for each in objects_behind(forward) if each is not model), *objective.modules())
+    signature = signature_of(model, forward)
+    return Subject(model, forward, signature, layers, unit_dims, objective, guarded, observations)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the dry run has decided for all batches. The default is that of a single measurement.
+
+    Attributes:
+        roles: Of the tensors among the arguments.
+        num_units: Of each layer that is scored, by name.
+        overwritten: Layers, by name, whose outputs in-place operations write over.
+        constant_parameters: Whether no gradient is recorded for parameters, which not every forward can do without.
+        memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
+            memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
+        smallest_batch: Batches with fewer samples are passed over.
+        output: The output of a whole batch without its values, on the meta device.
+
+    """
+
+    roles: tuple[Role, ...] | None = None
+    num_units: Mapping[str, int] = field(default_factory=dict)
+    overwritten: frozenset[str] = frozenset()
+    constant_parameters: bool = True
+    memory: float = 1.0
+    smallest_batch: int = 1
+    output: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,9 +114,13 @@ class Request:
         n_steps: Steps on the path from the baseline to each sample.
         quadrature: Where on each step the gradient is taken.
         generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
-        forward: Calls the model with rows of `inputs` and of `carried`.
+        forward: Calls the model with rows of `inputs` and of `carried`, both with the batch first.
+        batch_dim: The dimension of the rows in outputs, of the model and of layers.
         max_rows: At most so many rows should pass through the model at once: the training batch has as many.
-        copied: Names of layers whose outputs in-place operations write over; `conductance` adds those that it finds.
+        plan: What the dry run has decided.
+        guarded: What a call runs or may change.
+        observations: What passes were seen to change; None guards everything.
+        learning: Whether the passes of this request are observed.
 
     """
 
@@ -54,8 +136,12 @@ class Request:
     quadrature: Quadrature
     generator: torch.Generator
     forward: Forward
+    batch_dim: int = 0
     max_rows: int | None = None
-    copied: set[str] = field(default_factory=set)
+    plan: Plan = Plan()
+    guarded: tuple[object, ...] = ()
+    observations: Observations | None = None
+    learning: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -67,8 +153,31 @@ class Request:
         """Where the samples are."""
         return (self.inputs or self.carried)[0].device
 
+    @contextmanager
+    def borrowed(self, *, constant_parameters: bool = False, evaluate: bool = True) -> Iterator[None]:
+        """Put all that a call runs in the state in which units are measured, and undo that at the end: see `borrowed`.
+
+        Args:
+            constant_parameters: Whether gradients with respect to parameters are left out, where the model's forward
+                can do without.
+            evaluate: Whether to put modules in evaluation mode.
+
+        """
+        with borrowed(
+            self.model,
+            self.device,
+            constant_parameters=constant_parameters and self.plan.constant_parameters,
+            beside=self.guarded,
+            observations=self.observations,
+            learning=self.learning,
+            evaluate=evaluate,
+        ):
+            yield
+
     def output(self, inputs: Tensors, carried: Tensors) -> Tensor:
         """Run the model on any number of rows.
+
+        A single row goes in twice, since models that squeeze their outputs would lose its dimension.
 
         Returns:
             Its output, floating, shape (rows, *).
@@ -77,7 +186,10 @@ class Request:
             ConfigurationError: If the output has no row for each row of the inputs.
 
         """
-        return read_rows(self.forward(inputs, carried), rows=len((inputs or carried)[0]))
+        rows = len((inputs or carried)[0])
+        if rows == 1:
+            inputs, carried = (tuple(torch.cat([each, each]) for each in rows_of) for rows_of in (inputs, carried))
+        return read_rows(self.forward(inputs, carried), max(2, rows), self.batch_dim)[:rows]
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
         """Give F of any number of rows: shape (rows,).
@@ -87,7 +199,17 @@ class Request:
 
         """
         output = self.output(inputs, carried)
-        value: Any = self.objective(output, target)
+        try:
+            value: Any = self.objective(output, target)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            error.add_note(
+                f"lightning_ydrop called {self.objective!r} with the output {describe(output)} and the target "
+                f"{describe(target)} of as many rows of a path. Let it take any number of rows, and give one number for "
+                "each, or choose another objective=...."
+            )
+            raise
         if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
             raise ConfigurationError(
                 f"{self.objective!r} gave {describe(value)} for {len(output)} rows.",
@@ -96,123 +218,159 @@ class Request:
             )
         return value
 
-    def take(self, rows: Tensor) -> "Request":
-        """Keep the samples of these row numbers alone."""
+    def part(self, first: int, end: int) -> "Request":
+        """Keep some consecutive samples alone."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
             self,
-            inputs=take_rows(self.inputs, rows),
-            starts=self.starts if shared else take_rows(self.starts, rows),
-            carried=take_rows(self.carried, rows),
-            target=None if self.target is None else self.target.index_select(0, rows),
+            inputs=tuple(each[first:end] for each in self.inputs),
+            starts=self.starts if shared else tuple(each[first:end] for each in self.starts),
+            carried=tuple(each[first:end] for each in self.carried),
+            target=None if self.target is None else self.target[first:end],
         )
+
+
+def bare_request(
+    subject: Subject,
+    batch: Batch,
+    path: PathSettings,
+    generator: torch.Generator,
+    *,
+    plan: Plan = Plan(),
+    max_rows: int | None = None,
+    learning: bool = False,
+) -> Request:
+    """Make a request without running the model: paths that run through the outputs of a module have no ends yet.
+
+    Args:
+        subject: The model.
+        batch: The samples.
+        path: How they are measured.
+        generator: The measure's source of chance.
+        plan: What the dry run has decided.
+        max_rows: At most so many rows should pass through the model at once.
+        learning: Whether passes are observed.
+
+    """
+    return Request(
+        model=subject.model,
+        layers=subject.layers,
+        unit_dims=subject.unit_dims,
+        inputs=batch.inputs,
+        starts=batch.starts,
+        carried=batch.carried,
+        target=batch.target,
+        objective=subject.objective,
+        n_steps=path.n_steps,
+        quadrature=path.quadrature,
+        generator=generator,
+        forward=batch.call,
+        batch_dim=path.batch_dim,
+        max_rows=max_rows,
+        plan=plan,
+        guarded=(*subject.guarded, *batch.call.others),
+        observations=subject.observations,
+        learning=learning,
+    )
 
 
 def request_of(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    signature: inspect.Signature,
-    layers: Mapping[str, nn.Module],
-    unit_dims: Mapping[str, int],
-    inputs: Inputs,
-    target: Any,
-    *,
-    baseline: Baseline,
-    interpolate_at: str | None,
-    objective: Objective,
-    n_steps: int,
-    quadrature: Quadrature,
+    subject: Subject,
+    batch: Batch,
+    path: PathSettings,
     generator: torch.Generator,
+    *,
+    plan: Plan = Plan(),
+    max_rows: int | None = None,
+    learning: bool = False,
 ) -> Request:
-    """Arrange a batch for phase 1.
+    """Make a request that is complete: the model is run where the paths' ends or the target depend on it.
 
-    Where the path starts behind a module, `inputs` and `starts` are still empty: see `walk_from`.
+    Args:
+        subject: As for `bare_request`, with all that follows.
+        batch: The samples.
+        path: How they are measured.
+        generator: The measure's source of chance.
+        plan: What the dry run has decided.
+        max_rows: At most so many rows should pass through the model at once.
+        learning: Whether passes are observed.
 
     Raises:
-        ConfigurationError: If inputs, target and baseline do not fit to each other or to the model.
+        ConfigurationError: If the module to interpolate at puts out no rows.
 
     """
-    call, walked, carried = arrange(forward, signature, inputs, baseline, walk=interpolate_at is None)
-    phase1 = Request(
-        model=model,
-        layers=layers,
-        unit_dims=unit_dims,
-        inputs=walked,
-        starts=start_points(walked, baseline) if interpolate_at is None else (),
-        carried=carried,
-        target=target if objective.takes_target else None,
-        objective=objective,
-        n_steps=n_steps,
-        quadrature=quadrature,
-        generator=generator,
-        forward=call,
+    request = bare_request(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
+    if path.interpolate_at is None and type(subject.objective).settle is Objective.settle:
+        return request
+    with request.borrowed(), torch.no_grad():
+        if path.interpolate_at is not None:
+            request = _interpolated(request, batch, path)
+        target = request.objective.settle(lambda: request.output(request.inputs, request.carried), request.target)
+    return replace(request, target=target)
+
+
+def request_from(
+    subject: Subject,
+    path: PathSettings,
+    plan: Plan,
+    inputs: Inputs,
+    target: Target,
+    generator_for: Callable[[str], torch.Generator],
+    *,
+    learning: bool = False,
+) -> Request | None:
+    """Draw samples of a batch and make a request of them, or nothing where the batch is too small.
+
+    Args:
+        subject: The model.
+        path: How samples are measured.
+        plan: What the dry run has decided.
+        inputs: What forward takes.
+        target: What F is taken with.
+        generator_for: Gives the source of chance for a purpose.
+        learning: Whether passes are observed.
+
+    Raises:
+        ConfigurationError: If inputs and target do not fit to each other or to the model.
+
+    """
+    batch = arrange(
+        subject.forward,
+        subject.signature,
+        inputs,
+        target if subject.objective.takes_target else None,
+        baseline=path.baseline,
+        interpolate=path.interpolate_at is None,
+        batch_dim=path.batch_dim,
+        roles=plan.roles,
     )
-    check_pairs(phase1.target, phase1.num_samples)
-    return phase1
+    size, n_steps = batch.size, path.n_steps
+    if size < plan.smallest_batch:
+        return None
+    wanted = path.num_samples
+    if wanted is None:
+        # As many as there are rows for, where the start takes one row or one for each sample.
+        one_start = path.quadrature == "right" and batch.shares_start
+        wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
+    if wanted != "all" and wanted < size:
+        generator = generator_for(f"samples of rank {rank()}")
+        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:wanted])
+    # More rows at once than training has would need more memory; where one path has more, it has to be.
+    max_rows = max(size, n_steps + 1)
+    if plan.memory < 1:
+        max_rows = max(2, int(max_rows * plan.memory))
+    generator = generator_for("measure")
+    return request_of(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
 
 
-def settled(phase1: Request, interpolate_at: str | None, baseline: Baseline) -> Request:
-    """Settle what needs the model to be run: where the path starts, and the target."""
-    if interpolate_at is None and type(phase1.objective).settle is Objective.settle:
-        return phase1  # nothing does, so leave the model alone
-    with borrowed(phase1.model, phase1.device), torch.no_grad():
-        if interpolate_at is not None:
-            phase1 = _walk_from(phase1, interpolate_at, baseline)
-        target = phase1.objective.settle(lambda: phase1.output(phase1.inputs, phase1.carried), phase1.target)
-    return replace(phase1, target=target)
-
-
-def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
-    """Find the module behind which the path starts.
-
-    Raises:
-        ConfigurationError: If the model has no module of that name.
-
-    """
-    modules = named_modules(model)
-    if name not in modules or not name:
-        raise ConfigurationError(
-            f"{owner}(interpolate_at={describe(name)}) was given.",
-            f"`interpolate_at` names a module of {type(model).__name__}: "
-            f"{', '.join(list(filter(None, modules))[:30])}.",
-            "Pass the name of the embedding.",
-        )
-    return modules[name]
-
-
-def _walk_from(phase1: Request, interpolate_at: str, baseline: Baseline) -> Request:
-    """Let the path end at what a module puts out for the samples."""
-    module = find_module("YDrop", phase1.model, interpolate_at)
-    seen: list[Any] = []
-    handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        phase1.forward((), phase1.carried)
-    finally:
-        handle.remove()
-    if len(seen) != 1 or not _is_walkable(seen[0], phase1.num_samples):
-        raise ConfigurationError(
-            f"interpolate_at={interpolate_at!r} was given, and in one forward pass of {phase1.num_samples} samples "
-            f"this module put out {describe(seen)}.",
-            "The path starts at a module that is called once and puts out one floating tensor (B, *).",
-            "Name the embedding, or a module of your own around what should be walked through.",
-        )
+def _interpolated(request: Request, batch: Batch, path: PathSettings) -> Request:
+    """Let the paths run through what a module puts out for the samples."""
+    assert path.interpolate_at is not None
+    module, output = outputs_of(request.model, path.interpolate_at, batch, path.batch_dim)
 
     def forward(inputs: Tensors, carried: Tensors) -> Any:
-        with _putting_out(module, inputs[0]):
-            return phase1.forward((), carried)
+        with putting_out(module, inputs[0].movedim(0, path.batch_dim) if path.batch_dim else inputs[0]):
+            return batch.call((), carried)
 
-    return replace(phase1, inputs=(seen[0],), starts=start_points((seen[0],), baseline), forward=forward)
-
-
-def _is_walkable(output: Any, num_samples: int) -> bool:
-    return isinstance(output, Tensor) and output.is_floating_point() and output.shape[:1] == (num_samples,)
-
-
-@contextmanager
-def _putting_out(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """Let a module put out what it is told."""
-    handle = module.register_forward_hook(lambda module, args, ignored: output)
-    try:
-        yield
-    finally:
-        handle.remove()
+    starts = start_points((output,), path.baseline, path.batch_dim)
+    return replace(request, inputs=(output,), starts=starts, forward=forward)

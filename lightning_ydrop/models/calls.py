@@ -1,11 +1,15 @@
 """How any model is called, and what it returns."""
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from types import CellType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ydrop.errors import ConfigurationError, describe
 
@@ -16,6 +20,44 @@ Target = Tensor | None
 def signature_of(model: nn.Module, forward: Callable[..., Any]) -> inspect.Signature:
     """Tell how `forward`, which may be the model itself, is called."""
     return inspect.signature(model.forward if forward is model else forward)
+
+
+def objects_behind(function: Callable[..., Any]) -> list[object]:
+    """List what a call of a function runs or may change, as far as that can be seen.
+
+    Modules, what methods are bound to, what `functools.partial` and closures hold. A global name that a function uses
+    can't be seen.
+    """
+    behind: list[object] = []
+    ahead: list[Any] = [function]
+    seen: set[int] = set()
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Module):
+            behind.append(each)
+        elif isinstance(each, functools.partial):
+            ahead += [each.func, *each.args, *each.keywords.values()]
+        elif inspect.ismethod(each):
+            ahead += [each.__self__, each.__func__]
+        elif inspect.isfunction(each):
+            ahead += _contents_of(each.__closure__ or ())
+        elif callable(each) and not isinstance(each, type) and hasattr(each, "__dict__"):
+            ahead += vars(each).values()
+            behind.append(each)
+        elif isinstance(each, (list, dict, set)):
+            behind.append(each)
+    return behind
+
+
+def _contents_of(cells: Iterable[CellType]) -> list[object]:
+    contents = []
+    for cell in cells:
+        with suppress(ValueError):  # of a name that the function uses before it is assigned
+            contents.append(cell.cell_contents)
+    return contents
 
 
 def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -31,7 +73,8 @@ def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[An
             return (), keywords
         positional: tuple[Any, ...] = (inputs,)
     else:
-        positional = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        listed = isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
+        positional = tuple(inputs) if listed else (inputs,)
     if not _takes(signature, positional, {}):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}, and the model's forward takes {signature}.",
@@ -81,12 +124,13 @@ def read_output(output: Any) -> Tensor:
     )
 
 
-def read_rows(output: Any, rows: int) -> Tensor:
+def read_rows(output: Any, rows: int, batch_dim: int = 0) -> Tensor:
     """Find the one tensor that counts, as `read_output` does, and check that it has a row for each one that went in.
 
     Args:
         output: What the model returned.
         rows: How many went in.
+        batch_dim: The dimension of the rows; the first one also serves, as in the last state of a recurrent layer.
 
     Returns:
         Floating, shape (rows, *).
@@ -95,11 +139,21 @@ def read_rows(output: Any, rows: int) -> Tensor:
         ConfigurationError: If there is none.
 
     """
-    found = read_output(output)
-    if len(found) != rows:
+    tensor = read_output(output)
+    dim = dim_of_rows(tensor, rows, batch_dim)
+    if dim is None:
         raise ConfigurationError(
-            f"The model's forward returned {describe(found)} for {rows} rows.",
-            "The output has one row for each row of the inputs, in its first dimension.",
-            "Return logits of shape (B, ...), with the batch first.",
+            f"The model's forward returned {describe(tensor)} for {rows} rows.",
+            "The output has one row for each row of the inputs, in its first dimension"
+            f"{f' or in dimension {batch_dim}, as batch_dim={batch_dim} says' if batch_dim else ''}.",
+            "Return logits of shape (B, ...), with the batch first, or say with batch_dim=... which dimension it is.",
         )
-    return found
+    return tensor.movedim(dim, 0) if dim else tensor
+
+
+def dim_of_rows(tensor: Tensor, rows: int, batch_dim: int) -> int | None:
+    """Find the dimension of the rows: `batch_dim` if it has as many entries, else the first if that has, else none."""
+    for dim in (batch_dim, 0):
+        if tensor.ndim > dim and tensor.shape[dim] == rows:
+            return dim
+    return None

@@ -1,0 +1,165 @@
+"""Which layers are measured, and where their units are."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.surroundings import has_features_last
+from lightning_ydrop.models.calls import dim_of_rows
+from lightning_ydrop.models.state import named_modules
+
+LayerChoice = str | type[nn.Module]
+
+
+def select_layers(
+    owner: str, model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None
+) -> dict[str, nn.Module]:
+    """Find modules by name or type, or every `ConductanceDropout`.
+
+    Returns:
+        The modules by name, in the order of `model.named_modules()`, each once. What compilation adds to names is
+        taken out.
+
+    Raises:
+        ConfigurationError: If a name or type is not in the model; it speaks of `owner`, what the user called.
+
+    """
+    modules = named_modules(model)
+    if layers is None:
+        driven = {name: module for name, module in modules.items() if isinstance(module, ConductanceDropout)}
+        if not driven:
+            raise ConfigurationError(
+                f"{owner} was called without `layers`, and {type(model).__name__} holds no ConductanceDropout.",
+                "Those are the layers that are measured by default.",
+                "Pass the names or types of others, such as layers=nn.Linear.",
+            )
+        return dict(driven)
+    choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    found: set[str] = set()
+    for choice in choices or [layers]:
+        if isinstance(choice, str):
+            matches = {choice} & modules.keys()
+        elif isinstance(choice, type):
+            matches = {name for name, module in modules.items() if isinstance(module, choice)}
+        else:
+            matches = set()
+        if not matches:
+            given = choice.__name__ if isinstance(choice, type) else describe(choice)
+            raise ConfigurationError(
+                f"{owner}(layers={given}) was given.",
+                f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
+                "Pass one of these names, or the type of one.",
+            )
+        found |= matches
+    return {name: module for name, module in modules.items() if name in found}
+
+
+def check_called(owner: str, chosen: Iterable[str], called: Container[str]) -> None:
+    """Refuse layers that the model's forward does not call.
+
+    Raises:
+        ConfigurationError: If it leaves out any.
+
+    """
+    if missed := [name for name in chosen if name not in called]:
+        raise ConfigurationError(
+            f"{owner}(layers=...) chose {', '.join(map(repr, missed))}.",
+            "A layer's units are what it puts out when the model's forward calls it.",
+            "Leave these layers out, or call them in forward.",
+        )
+
+
+def unit_dims_of(layers: Mapping[str, nn.Module], unit_dim: int | None) -> dict[str, int]:
+    """Say which dimension of each layer's output holds its units, as `layer_conductance` does.
+
+    Args:
+        layers: The layers by name.
+        unit_dim: Of all that have none of their own; by default it goes by their kind.
+
+    """
+    return {name: _unit_dim(layer, unit_dim) for name, layer in layers.items()}
+
+
+def _unit_dim(layer: nn.Module, given: int | None) -> int:
+    if isinstance(layer, ConductanceDropout):
+        return layer.unit_dim
+    if given is not None:
+        return given
+    return -1 if has_features_last(layer) else 1
+
+
+class Layout(NamedTuple):
+    """Where an output of a layer has its rows and its units."""
+
+    rows: int
+    units: int
+
+    def rows_first(self, output: Tensor) -> Tensor:
+        """Give a tensor of this layout with the rows in front."""
+        return output.movedim(self.rows, 0) if self.rows else output
+
+    @property
+    def units_behind_rows(self) -> int:
+        """The dimension of the units, once the rows are in front."""
+        return self.units + 1 if 0 <= self.units < self.rows else self.units
+
+
+def layout_of(layer: nn.Module, output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
+    """Find out where an output of a layer has its rows and its units: None where it has no such dimensions.
+
+    Args:
+        layer: The layer. A ConductanceDropout may have a `batch_dim` of its own.
+        output: What it put out.
+        unit_dim: The dimension of its units.
+        rows: How many rows went into the model.
+        batch_dim: The dimension of the rows; the first one also serves.
+
+    """
+    own = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
+    dim = dim_of_rows(output, rows, own or batch_dim)
+    if dim is None or output.ndim < 2 or not -output.ndim <= unit_dim < output.ndim or unit_dim % output.ndim == dim:
+        return None
+    return Layout(dim, unit_dim % output.ndim if dim else unit_dim)
+
+
+def count_units(
+    name: str, layer: nn.Module, outputs: Sequence[Tensor], unit_dim: int, *, rows: int, batch_dim: int = 0
+) -> int:
+    """Count the units of a layer, after checking that its outputs have a dimension of units beside one of all rows.
+
+    Args:
+        name: The layer's name.
+        layer: The layer.
+        outputs: What it put out, one for each time that it was called.
+        unit_dim: The dimension of its units.
+        rows: How many rows went into the model.
+        batch_dim: The dimension of the rows.
+
+    Returns:
+        U.
+
+    Raises:
+        ConfigurationError: If an output has no such dimensions, or they have units in different number.
+
+    """
+    for output in outputs:
+        if layout_of(layer, output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
+            raise ConfigurationError(
+                f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
+                f"for {rows} rows.",
+                "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions.",
+                "Choose the `unit_dim` of the features or channels and keep the batch first; where the batch is another "
+                "dimension, say so with batch_dim=...; or leave this layer out: as nn.Dropout it stays what it is.",
+            )
+    widths = list(dict.fromkeys(output.shape[unit_dim] for output in outputs))
+    if len(widths) > 1:
+        raise ConfigurationError(
+            f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) was called several times, and put out "
+            f"{' and '.join(map(str, widths))} units.",
+            "The units of a layer are the same in all its calls.",
+            "Make a layer for each place where it is called, or leave this one out: as nn.Dropout it stays what it is.",
+        )
+    return widths[0]

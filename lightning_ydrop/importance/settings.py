@@ -1,0 +1,60 @@
+"""The settings of the engine, checked where they are made."""
+
+from dataclasses import dataclass
+
+from lightning_ydrop.checks import check_count, check_fraction, check_rate
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.rates import Buckets
+from lightning_ydrop.importance.measures import Conductance, Measure, check_measure
+from lightning_ydrop.importance.path import PathSettings, set_plain
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How Y-Drop drives a model.
+
+    Args:
+        path: How importance is measured.
+        elasticity: `alpha` of the running mean (Eq. 6), in [0, 1].
+        buckets: The two rates and the fraction of strong units (Eq. 5 and 8).
+        initial_drop_prob: `p_0`, where the running mean starts, in [0, 1).
+        measure: What makes a unit important.
+        seed: Of the samples drawn and the rates.
+        every_n_batches: Phase 1 runs in every nth step, at least 1.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+
+    """
+
+    path: PathSettings
+    elasticity: float = 1e-3
+    buckets: Buckets = Buckets()
+    initial_drop_prob: float = 0.35
+    measure: Measure = Conductance()
+    seed: int = 0
+    every_n_batches: int = 1
+
+    def __post_init__(self) -> None:
+        owner = self.path.owner
+        check_fraction(owner, "elasticity", self.elasticity, example=1e-3)
+        if not isinstance(self.buckets, Buckets):
+            raise ConfigurationError(
+                f"{owner}(buckets={describe(self.buckets)}) was given.",
+                "`buckets` is an instance of lightning_ydrop.Buckets.",
+                "Pass, for example, buckets=Buckets(strong_fraction=0.3).",
+            )
+        check_rate(owner, "initial_drop_prob", self.initial_drop_prob)
+        check_measure(owner, self.measure)
+        check_count(owner, "seed", self.seed, minimum=0, example=0)
+        check_count(owner, "every_n_batches", self.every_n_batches, minimum=1, example=5)
+        for name in ("elasticity", "initial_drop_prob"):
+            set_plain(self, name, float(getattr(self, name)))
+        for name in ("seed", "every_n_batches"):
+            set_plain(self, name, int(getattr(self, name)))
+
+    @property
+    def elasticity_of_an_update(self) -> float:
+        """One update stands for `every_n_batches` towards the same rates, so that elasticity means the same for all."""
+        n = self.every_n_batches
+        return self.elasticity if n == 1 else 1 - (1 - self.elasticity) ** n

@@ -1,0 +1,89 @@
+"""Behind what each layer stands when the model runs, and whether its units can be what it says."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.surroundings import CHANNELS_SECOND, FEATURES_LAST, has_features_last
+
+
+class _Standing(NamedTuple):
+    """A call of a layer: what it was given, and the last module before it that says where features are."""
+
+    shape: torch.Size
+    behind: nn.Module
+    same_shape: bool
+
+
+class Surroundings:
+    """What stands before each call of some layers while a model runs.
+
+    Args:
+        layers: The layers by name.
+
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.calls: dict[str, list[_Standing]] = {}
+        self._names = {id(layer): name for name, layer in layers.items()}
+        self._last: tuple[nn.Module, torch.Size] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look on while a model runs."""
+        handle = register_module_forward_hook(self._see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        given = args[0] if args else None
+        if name is not None and self._last is not None and isinstance(given, Tensor):
+            behind, shape = self._last
+            self.calls.setdefault(name, []).append(_Standing(given.shape, behind, shape == given.shape))
+        elif isinstance(module, FEATURES_LAST + CHANNELS_SECOND) and not isinstance(module, nn.Flatten):
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if isinstance(first, Tensor):
+                self._last = (module, first.shape)
+
+
+def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surroundings) -> None:
+    """Say where positions are taken for units, and where one layer stands for several."""
+    for name, calls in surroundings.calls.items():
+        layer = layers[name]
+        for shape, behind, same_shape in calls:
+            dims = len(shape)
+            # Behind another shape something has been moved, and nothing is known.
+            if dims < 3 or not same_shape or layer.replaced:
+                continue
+            expected = dims - 1 if has_features_last(behind) else 1
+            if layer.unit_dim % dims != expected:
+                suggested = -1 if has_features_last(behind) else 1
+                warnings.warn(
+                    f"The layer {name!r} (unit_dim={layer.unit_dim}) takes the {shape[layer.unit_dim]} entries of "
+                    f"dimension {layer.unit_dim} for units, of {tuple(shape)} behind {type(behind).__name__}, whose "
+                    f"features are dimension {suggested}. "
+                    "Positions are no units: which of them matter changes from sample to sample. "
+                    f"Pass ConductanceDropout(unit_dim={suggested}).",
+                    UserWarning,
+                    stacklevel=5,
+                )
+                break
+        standing = {id(call.behind): type(call.behind).__name__ for call in calls}
+        if len(standing) > 1:
+            warnings.warn(
+                f"The layer {name!r} is one instance that stands behind {len(standing)} layers "
+                f"({', '.join(standing.values())}): these share one vector of rates, by the sum of their scores, though "
+                "unit 0 of one is another than unit 0 of the next. "
+                "Make a dropout layer for each place.",
+                UserWarning,
+                stacklevel=5,
+            )
