@@ -2,22 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ydrop.checks import check_kind
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.importance.holdings import modules_held, moved
+from lightning_ydrop.importance.targets import (
+    check_classes,
+    check_label_shape,
+    check_labels,
+    check_soft_labels,
+    class_dim_of,
+    ignore_index_of,
+)
 from lightning_ydrop.models.calls import Target
 
 
 class Objective(ABC):
-    """What phase 1 differentiates. Subclass it, and name the subclass in Python or YAML.
+    """What phase 1 differentiates: a number F for each row of the model's output.
+
+    Subclass it, and name the subclass in Python or YAML. Only `__call__` is needed. Keep modules and tensors in
+    attributes, where `modules` and `on` find them.
 
     Attributes:
-        takes_target: Whether it looks at the batch's target; if not, there may be none, or anything.
+        takes_target: Whether it looks at the batch's target. If not, there may be none, or anything.
 
     Example:
         >>> class Margin(Objective):
@@ -30,7 +42,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, output: Tensor, target: Target) -> Tensor:
-        """Give F of each row, without looking at values, which would make the host wait for the device.
+        """Give F of each row, without reading values on the host, which would wait for the device.
 
         Args:
             output: The model's output, floating, shape (rows, *).
@@ -42,7 +54,7 @@ class Objective(ABC):
         """
 
     def check(self, output: Tensor, target: Target) -> None:  # noqa: B027, since most have nothing to refuse
-        """Refuse what F cannot be taken of. It may look at values: a fit calls it once.
+        """Refuse what F cannot be taken of. Only the dry run calls it, so it may look at values.
 
         Args:
             output: The model's output for any number of rows.
@@ -58,7 +70,7 @@ class Objective(ABC):
 
         Args:
             predict: Runs the model on the samples and returns its output.
-            target: That of the batch.
+            target: The target of the batch.
 
         Returns:
             The target that F is taken with, at every point of the path.
@@ -66,109 +78,133 @@ class Objective(ABC):
         """
         return target
 
+    def count_unusable(self, output: Tensor, target: Target) -> Tensor | None:
+        """Count the entries of the target that name nothing in the output, without reading values on the host.
+
+        Args:
+            output: The model's output, of which only the shape is used.
+            target: The target of any number of rows.
+
+        Returns:
+            An int64 scalar on the target's device, or None if no target of this kind can name nothing.
+
+        """
+        return None
+
+    def on(self, device: torch.device) -> "Objective":
+        """Give the objective with all that it holds on a device.
+
+        Tensors in a function's closure, and in attributes of a class, stay where they are.
+
+        Args:
+            device: The device of the model's output.
+
+        Returns:
+            The objective itself if nothing has to move. Otherwise a copy: the one that was given is never moved.
+
+        Raises:
+            ConfigurationError: If something that has to move cannot be copied.
+
+        """
+        return moved(self, device)
+
+    def modules(self) -> list[nn.Module]:
+        """List the modules that a call may run, each once, so that phase 1 can leave them as they were."""
+        return modules_held(self)
+
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        arguments = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__}({arguments})"
 
 
 class TargetLogit(Objective):
-    """The output that the target names, as in the paper; without a target, the sum of the outputs.
+    """The output that the target names, as in the paper. Without a target, the sum of the outputs.
 
-    The target of an output (B, C, *) is a class index for each sample (B,), or for each position (B, *), whose logits
-    add up; or soft labels of the output's shape: the outputs' sum weighted by them.
+    The target of an output (B, C, *) has one of three forms: a class index for each sample, (B,); a class index for
+    each position, (B, *), whose logits add up; or soft labels of the output's shape, by which the outputs are weighted.
+
+    A class index out of range is an error in the first batch. In later batches it counts for nothing, like
+    `ignore_index`.
 
     Args:
         class_dim: Dimension of the classes in the output: 1 for (B, C) and (B, C, H, W), -1 for (B, T, C).
         ignore_index: Class index of samples and positions that do not count.
 
     Raises:
-        ConfigurationError: If `class_dim` is 0, or one of them no whole number.
+        ConfigurationError: If `class_dim` is 0, or one of the two is not a whole number.
 
     """
 
     def __init__(self, class_dim: int = 1, ignore_index: int = -100) -> None:
-        _check_class_dim("TargetLogit", class_dim)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise ConfigurationError(
-                f"TargetLogit(ignore_index={describe(ignore_index)}) was given.",
-                "`ignore_index` is a whole number.",
-                "Pass, for example, ignore_index=-100.",
-            )
-        self.class_dim = class_dim
-        self.ignore_index = ignore_index
+        self.class_dim = class_dim_of("TargetLogit", class_dim)
+        self.ignore_index = ignore_index_of("TargetLogit", ignore_index)
 
     def __call__(self, output: Tensor, target: Target) -> Tensor:
-        """Take the logit of the labelled class."""
+        """Take the logit of the labelled class.
+
+        Raises:
+            ConfigurationError: If class indices are in another shape than the output asks for.
+
+        """
         if target is None:
             return _sum_of_rows(output)
         if target.is_floating_point():
             return _sum_of_rows(output * target)
-        # This loss is the logit with its sign turned, and 0 where a position does not count.
-        logits = output.movedim(self.class_dim, 1)
-        return -_sum_of_rows(F.nll_loss(logits, target.long(), ignore_index=self.ignore_index, reduction="none"))
+        # `gather` itself would accept labels for only a part of the positions.
+        check_label_shape(output, target, self.class_dim)
+        num_classes = output.shape[self.class_dim]
+        labels = target.long().unsqueeze(self.class_dim)
+        # An index out of range stops a GPU for good. So every label reads the logit of the nearest class that counts,
+        # and is left out afterwards if it names another one.
+        first, last = 0, num_classes - 1
+        if self.ignore_index == first < last:
+            first = 1
+        elif self.ignore_index == last > first:
+            last -= 1
+        nearest = labels.clamp(first, last)
+        left_out = labels != nearest
+        if first <= self.ignore_index <= last:
+            left_out = left_out | (labels == self.ignore_index)
+        return _sum_of_rows(output.gather(self.class_dim, nearest).masked_fill(left_out, 0))
 
     def check(self, output: Tensor, target: Target) -> None:
-        """Refuse a target that names nothing in the output."""
+        """Refuse a target that does not name something in the output everywhere."""
         if target is None:
             return
-        if not -output.ndim < self.class_dim < output.ndim:
-            raise ConfigurationError(
-                f"{self!r} was given, and the model's forward returned {describe(output)} for the target "
-                f"{describe(target)}.",
-                "With a target the output has a logit for each class: (B, C), or (B, C, H, W) for dense labels.",
-                "Return such logits, set `class_dim`, or choose objective=OutputSum() or NegativeLoss(...).",
-            )
-        num_classes = output.shape[self.class_dim]
-        labelled = output.select(self.class_dim, 0).shape[1:]
+        check_classes(self, output, target, self.class_dim)
         if target.is_floating_point():
-            self._check_soft(output, target)
-        elif target.shape[1:] != labelled or target.dtype == torch.bool or target.is_complex():
-            raise ConfigurationError(
-                f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
-                "An integer target holds one class index for each sample, or for each position of dense labels, so "
-                f"its shape is {('B', *labelled)}.".replace("'", ""),
-                "Reshape it with target.flatten(), turn one-hot rows into soft labels with target.float(), or set "
-                "objective=TargetLogit(class_dim=...).",
-            )
-        elif len(counted := target[target != self.ignore_index]) > 0:
-            low, high = int(counted.min()), int(counted.max())
-            if low < 0 or high >= num_classes:
-                raise ConfigurationError(
-                    f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
-                    f"Class indices lie from 0 to {num_classes - 1}; {self.ignore_index} does not count.",
-                    "Number the classes from 0, give the model's last layer an output for each, or set "
-                    "objective=TargetLogit(ignore_index=...).",
-                )
+            check_soft_labels(output, target, self.class_dim)
+        else:
+            check_labels(output, target, self.class_dim, self.ignore_index)
 
-    def _check_soft(self, output: Tensor, target: Tensor) -> None:
-        if target.shape[1:] != output.shape[1:] or output.shape[self.class_dim] == 1 or bool((target < 0).any()):
-            raise ConfigurationError(
-                f"The floating target {describe(target)} was given for the output {describe(output)}.",
-                "A floating target holds soft labels, shares of two classes or more that are not negative, in the "
-                "shape of the output.",
-                "For class indices convert it with target.long(); for a regression choose objective=OutputSum(), or "
-                'NegativeLoss(nn.MSELoss(reduction="none")).',
-            )
+    def count_unusable(self, output: Tensor, target: Target) -> Tensor | None:
+        """Count the class indices that are no class of the output, without those equal to `ignore_index`."""
+        if target is None or target.is_floating_point():
+            return None
+        labels, num_classes = target.long(), output.shape[self.class_dim]
+        unusable = labels != labels.clamp(0, num_classes - 1)
+        if not 0 <= self.ignore_index < num_classes:
+            unusable = unusable & (labels != self.ignore_index)
+        return unusable.sum()
 
 
 class PredictedLogit(Objective):
-    """The logit of the class that the model predicts for the sample itself; the batch's target is not looked at.
+    """The logit of the class that the model predicts for the sample itself. The batch's target is not looked at.
 
-    It takes one more forward pass of the samples, to see what the model predicts.
+    It costs one more forward pass of the samples, to see what the model predicts.
 
     Args:
         class_dim: Dimension of the classes in the output.
 
     Raises:
-        ConfigurationError: If `class_dim` is 0 or no whole number.
+        ConfigurationError: If `class_dim` is 0 or not a whole number.
 
     """
 
     takes_target = False
 
     def __init__(self, class_dim: int = 1) -> None:
-        _check_class_dim("PredictedLogit", class_dim)
-        self.class_dim = class_dim
+        self.class_dim = class_dim_of("PredictedLogit", class_dim)
 
     def __call__(self, output: Tensor, target: Target) -> Tensor:
         """Take the logit of the predicted class."""
@@ -189,7 +225,7 @@ class PredictedLogit(Objective):
 
 
 class OutputSum(Objective):
-    """The sum of the outputs, for regressions and for outputs that are no classes; the target is not looked at."""
+    """The sum of the outputs, for regressions and for outputs without classes. The target is not looked at."""
 
     takes_target = False
 
@@ -202,8 +238,9 @@ class NegativeLoss(Objective):
     """The loss with its sign turned, so that units matter that bring the loss down.
 
     Args:
-        loss: A loss that is not averaged: from (output, target) to one number for each sample, or for each position
-            or output of each sample, which add up: such as `nn.CrossEntropyLoss(reduction="none")`.
+        loss: A loss that is not averaged, such as `nn.CrossEntropyLoss(reduction="none")`. From (output, target) it
+            gives one number for each sample, or for each position or output of each sample, and these add up. It may
+            be a module or hold tensors (class weights): `on` copies them to the device of the model.
 
     Raises:
         ConfigurationError: If `loss` cannot be called, or is a class.
@@ -292,10 +329,12 @@ def _sum_of_rows(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if values.ndim > 1 else values
 
 
-def _check_class_dim(owner: str, class_dim: Any) -> None:
-    if isinstance(class_dim, bool) or not isinstance(class_dim, int) or class_dim == 0:
-        raise ConfigurationError(
-            f"{owner}(class_dim={describe(class_dim)}) was given.",
-            "`class_dim` is the dimension of the classes in the output, any but 0, which is the batch.",
-            "Pass 1 for (B, C) and (B, C, H, W), or -1 for (B, T, C).",
-        )
+def _shown(value: object) -> str:
+    """Show an attribute without the numbers in its tensors."""
+    if isinstance(value, Tensor):
+        return describe(value)
+    if isinstance(value, partial):
+        name = getattr(value.func, "__qualname__", type(value.func).__name__)
+        named = [f"{key}={_shown(item)}" for key, item in value.keywords.items()]
+        return f"partial({', '.join([name, *map(_shown, value.args), *named])})"
+    return repr(value)

@@ -1,0 +1,141 @@
+"""Which targets a logit can be taken for, and how others are refused."""
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from lightning_ydrop.errors import ConfigurationError, describe
+
+
+def class_dim_of(owner: str, class_dim: object) -> int:
+    """Give the dimension of the classes as an int, also if it is an integer of NumPy.
+
+    Raises:
+        ConfigurationError: If it is 0, or not a whole number.
+
+    """
+    if not isinstance(class_dim, Integral) or isinstance(class_dim, bool) or class_dim == 0:
+        raise ConfigurationError(
+            f"{owner}(class_dim={describe(class_dim)}) was given.",
+            "`class_dim` is the dimension of the classes in the output, any but 0, which is the batch.",
+            "Pass 1 for (B, C) and (B, C, H, W), or -1 for (B, T, C).",
+        )
+    return int(class_dim)
+
+
+def ignore_index_of(owner: str, ignore_index: object) -> int:
+    """Give the class index that does not count as an int, also if it is an integer of NumPy.
+
+    Raises:
+        ConfigurationError: If it is not a whole number.
+
+    """
+    if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
+        raise ConfigurationError(
+            f"{owner}(ignore_index={describe(ignore_index)}) was given.",
+            "`ignore_index` is a whole number.",
+            "Pass, for example, ignore_index=-100.",
+        )
+    return int(ignore_index)
+
+
+def check_classes(objective: object, output: Tensor, target: Tensor, class_dim: int) -> None:
+    """Refuse an output in which a target names nothing, whatever the target holds.
+
+    Args:
+        objective: What the message shows as given.
+        output: The model's output, (rows, *).
+        target: The target.
+        class_dim: Dimension of the classes in the output.
+
+    Raises:
+        ConfigurationError: If the output has no dimension `class_dim`, or integers are given for a single logit.
+
+    """
+    if not -output.ndim < class_dim < output.ndim:
+        raise ConfigurationError(
+            f"{objective!r} was given, and the model's forward returned {describe(output)} for the target "
+            f"{describe(target)}.",
+            "With a target the output has a logit for each class: (B, C), or (B, C, H, W) for dense labels.",
+            "Return such logits, set `class_dim`, or choose objective=OutputSum() or, for a single logit, "
+            'NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")) with a float target of the shape of the output.',
+        )
+    if output.shape[class_dim] < 2 and not target.is_floating_point():
+        raise ConfigurationError(
+            f"{objective!r} was given, and the model's forward returned {describe(output)}, a single logit, for the "
+            f"target {describe(target)}.",
+            "An integer target names one of two classes or more, so the output has a logit for each class. Label 1 "
+            "names nothing in a single logit.",
+            'Choose objective=NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")) and let `ydrop_inputs` or the '
+            "adapter return a float target of the shape of the output, for example y.float()[:, None].",
+        )
+
+
+def check_label_shape(output: Tensor, target: Tensor, class_dim: int) -> None:
+    """Refuse integers in another shape than (B,) for (B, C), or (B, *) for (B, C, *). Rows are not compared.
+
+    Raises:
+        ConfigurationError: If a position of the output has no label, or a label no position.
+
+    """
+    named = list(output.shape)
+    num_classes = named.pop(class_dim)
+    if target.shape[1:] != tuple(named[1:]):
+        raise _not_labels(target, output, num_classes, named)
+
+
+def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: int) -> None:
+    """Refuse an integer target that does not name a class of the output everywhere. It looks at values.
+
+    Raises:
+        ConfigurationError: If its shape or dtype does not fit, or a class is out of range.
+
+    """
+    check_label_shape(output, target, class_dim)
+    named = list(output.shape)
+    num_classes = named.pop(class_dim)
+    if target.dtype == torch.bool or target.is_complex():
+        raise _not_labels(target, output, num_classes, named)
+    # As int64: in uint8, 156 equals -100.
+    labels = target.long()
+    counted = labels[labels != ignore_index]
+    if len(counted) == 0:
+        return
+    low, high = int(counted.min()), int(counted.max())
+    if low < 0 or high >= num_classes:
+        raise ConfigurationError(
+            f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
+            f"Class indices lie from 0 to {num_classes - 1}; {ignore_index} does not count.",
+            "Number the classes from 0, give the model's last layer an output for each, or set "
+            "objective=TargetLogit(ignore_index=...).",
+        )
+
+
+def check_soft_labels(output: Tensor, target: Tensor, class_dim: int) -> None:
+    """Refuse a floating target that is no share of each class. It looks at values.
+
+    Raises:
+        ConfigurationError: If its shape is not that of the output, there is one class, or a share is negative.
+
+    """
+    if target.shape[1:] != output.shape[1:] or output.shape[class_dim] == 1 or bool((target < 0).any()):
+        raise ConfigurationError(
+            f"The floating target {describe(target)} was given for the output {describe(output)}.",
+            "A floating target holds soft labels, shares of two classes or more that are not negative, in the "
+            "shape of the output.",
+            "For class indices convert it with target.long(); for a regression choose objective=OutputSum(), or "
+            'NegativeLoss(nn.MSELoss(reduction="none")); for a single logit choose '
+            'NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")).',
+        )
+
+
+def _not_labels(target: Tensor, output: Tensor, num_classes: int, named: list[int]) -> ConfigurationError:
+    shape = ", ".join(map(str, ["B", *named[1:]])) + ("," if len(named) == 1 else "")
+    return ConfigurationError(
+        f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
+        "An integer target holds one class index for each sample, or for each position of dense labels, so its shape "
+        f"is ({shape}).",
+        "Reshape it with target.flatten(), turn one-hot rows into soft labels with target.float(), or set "
+        "objective=TargetLogit(class_dim=...).",
+    )
