@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +61,8 @@ def set_attributes(module: object, attributes: dict[str, Any]) -> None:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Give the module that `torch.compile` was called with, where a model is what that returned."""
-    inner = model._modules.get("_orig_mod")
+    # Not `.get`, which TorchScript's modules don't have.
+    inner = model._modules["_orig_mod"] if "_orig_mod" in model._modules else None
     return model if inner is None else inner
 
 
@@ -137,7 +139,7 @@ def tensor_hooks_off() -> Iterator[list[str]]:
             if threading.get_ident() != thread or caller.partition(".")[0] in ("torch", "captum"):
                 return originals[name](tensor, *args, **kwargs)
             callers.append(caller)
-            return RemovableHandle({}) if name == "register_hook" else None  # the caller may remove it
+            return RemovableHandle(OrderedDict()) if name == "register_hook" else None  # the caller may remove it
 
         return ignore
 

@@ -73,7 +73,7 @@ class YDropCallback(Callback):
         include: With `convert`, names of the modules to convert, as patterns such as "classifier.*"; all by default.
         exclude: With `convert`, names of the modules to leave, as patterns.
         batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F), such
-            as `nn.LSTM` and `nn.Transformer` by default. A tensor of them that has its samples first may have them there.
+            as `nn.LSTM` and `nn.Transformer` by default. A tensor that has its samples first may have them there.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -110,9 +110,7 @@ class YDropCallback(Callback):
         path = PathSettings(
             "YDropCallback", n_steps, num_samples, baseline, quadrature, objective, interpolate_at, batch_dim
         )
-        self.settings = EngineSettings(
-            path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches
-        )
+        self.settings = EngineSettings(path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches)
         self._schedule = Schedule(annealing_epochs, annealing_steps, transition)
         check_adapter("YDropCallback", adapter)
         check_flag("YDropCallback", "convert", convert)
@@ -133,7 +131,8 @@ class YDropCallback(Callback):
         self._state_to_load: dict[str, Any] = {}
         self._is_stale = False
         self._is_dry_run_done = False
-        self._warned = False
+        self._warned: set[str] = set()
+        self._deferred: tuple[LightningModule, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would train wrongly."""
@@ -141,6 +140,14 @@ class YDropCallback(Callback):
             self._state_to_load = {}
         if stage == "fit":
             check_strategy(trainer)
+            drivers = [each for each in trainer.callbacks if isinstance(each, YDropCallback)]  # type: ignore[attr-defined]
+            if len(drivers) > 1:
+                raise ConfigurationError(
+                    f"The Trainer has {len(drivers)} callbacks that drive the same layers: "
+                    f"{', '.join(type(each).__name__ for each in drivers)}.",
+                    "A layer has one driver: of two, each would undo the probabilities of the other.",
+                    "Leave one of them out.",
+                )
             if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
                 raise ConfigurationError(
                     f"{type(pl_module).__name__}.training_step(dataloader_iter) takes its batches itself.",
@@ -183,6 +190,26 @@ class YDropCallback(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let phase 1 follow the LightningModule's own hook of this name, which Lightning calls after those of callbacks.
+
+        What that hook sets, such as a condition of this batch, is then there when phase 1 calls the model.
+        """
+        self._undefer()
+        own_hook = pl_module.on_train_batch_start
+
+        def then_phase_1(batch: Any, batch_idx: int) -> Any:
+            self._undefer()
+            answer = own_hook(batch, batch_idx)
+            if answer != -1:  # which skips the rest of the epoch
+                self.run_phase_1(trainer, pl_module, batch, batch_idx)
+            return answer
+
+        # On the instance, where it stands before the method of the class, for this one call.
+        former = pl_module.__dict__.get("on_train_batch_start")
+        pl_module.__dict__["on_train_batch_start"] = then_phase_1
+        self._deferred = (pl_module, former)
+
+    def run_phase_1(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
         if self._state_to_load:  # of a finder that has put everything back in the middle of a fit
@@ -194,7 +221,7 @@ class YDropCallback(Callback):
         if due or not self._is_dry_run_done:
             inputs, target = read_batch(pl_module, self.adapter, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
-            with trainer.precision_plugin.forward_context(), logging_muted(pl_module):
+            with trainer.precision_plugin.forward_context():
                 if not self._is_dry_run_done:
                     self.engine.dry_run(inputs, target)
                     self._is_dry_run_done = self.engine.is_dry_run_done
@@ -207,11 +234,11 @@ class YDropCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, once, where scores were not finite: here the host waits for the device anyway."""
-        self._warn_of_nonfinite()
+        self._warn_once()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so too where training ends within an epoch."""
-        self._warn_of_nonfinite()
+        self._warn_once()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the layers as vanilla dropout: Lightning does not call `teardown` when a fit raises."""
@@ -239,26 +266,63 @@ class YDropCallback(Callback):
 
     def _log(self, pl_module: LightningModule, progress: float) -> None:
         assert self.engine is not None
-        values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
+        values = {
+            "ydrop/nonfinite": self.engine.nonfinite.float(),
+            "ydrop/unusable_labels": self.engine.unusable.float(),
+        }
         for name, scores in self.engine.scores.items():
             layer = self.engine.layers[name]
             values[f"ydrop/{name}/drop_prob"] = (1 - progress) * layer.p + progress * layer.drop_prob.mean()
             values[f"ydrop/{name}/top20_share"] = top_share(scores, 0.2)
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
-    def _warn_of_nonfinite(self) -> None:
-        if self.engine is not None and not self._warned and (times := int(self.engine.nonfinite)):
-            self._warned = True
+    def _warn_once(self) -> None:
+        """Say once what has gone wrong so far and was counted on the device, where the host waits for it anyway."""
+        if self.engine is None:
+            return
+        if "nonfinite" not in self._warned and (times := int(self.engine.nonfinite)):
+            self._warned.add("nonfinite")
             warnings.warn(
                 f"Scores of Y-Drop's layers were not finite {times} time(s) so far; the layers kept their "
                 "probabilities. Under 16-mixed the activations may overflow: try bf16-mixed, smaller inputs, or "
                 "another objective.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+        if "unusable" not in self._warned and (times := int(self.engine.unusable)):
+            self._warned.add("unusable")
+            warnings.warn(
+                f"{times} label(s) so far named no class of the output, and counted for nothing in phase 1. "
+                "Classes are numbered from 0, and there are as many as the output has logits. "
+                "Where such a label means that a sample does not count, say so: "
+                "objective=TargetLogit(ignore_index=...).",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        for name in self.engine.unguarded:
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"In phase 1 forward has written to {name}, for the first time after the dry run, and that could not "
+                    "be undone. "
+                    "Phase 1 guards what the first batch shows to be written to, and from now on this too. "
+                    "Where training alone should write to it, do so `if self.training`.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def _undefer(self) -> None:
+        """Give the LightningModule its hook back."""
+        if self._deferred is not None:
+            (pl_module, former), self._deferred = self._deferred, None
+            if former is None:
+                pl_module.__dict__.pop("on_train_batch_start", None)
+            else:
+                pl_module.__dict__["on_train_batch_start"] = former
 
     def _release(self) -> None:
         self._is_stale = True
+        self._undefer()
         if self.engine is not None:
             self.engine.deactivate()
 

@@ -63,11 +63,11 @@ class Call:
             called = describe((*positional, *keywords.values()))
             error.add_note(
                 f"lightning_ydrop called {_name_of(self.function)} with {rows} rows: {called}. "
-                "Phase 1 calls it in evaluation mode with points between the baseline and some samples of the batch, in "
-                "any order and number, and gives it the inputs alone. "
-                "Let the method take such rows. Otherwise write another in the LightningModule: `ydrop_forward`, which "
-                "is called instead, or `ydrop_inputs(batch)`, which returns its inputs and the target; in a loop of your "
-                "own pass forward=...."
+                "Phase 1 calls it in evaluation mode with points between the baseline and samples of the batch, in any "
+                "order and number, and with the inputs alone. "
+                "Let it take such rows. Otherwise write another method in the LightningModule: `ydrop_forward`, which is "
+                "called instead, or `ydrop_inputs(batch)`, which returns the inputs and the target. Outside of a Trainer "
+                "pass forward=...."
             )
             raise
 

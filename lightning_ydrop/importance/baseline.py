@@ -66,7 +66,7 @@ def start_points(interpolated: Tensors, baseline: Baseline, batch_dim: int = 0) 
     if isinstance(baseline, Sequence):
         listed = [item for item in baseline if item is not None]
     else:
-        listed = [baseline] * len(interpolated)
+        listed = [baseline] * len(interpolated)  # type: ignore[list-item]
     if len(listed) != len(interpolated) or not interpolated:
         raise ConfigurationError(
             f"baseline={describe(baseline)} was given for paths to {len(interpolated)} tensor(s).",

@@ -1,5 +1,6 @@
 """The conductance of many layers in one forward and one backward pass."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -56,9 +57,7 @@ def _in_parts(request: Request, tape: Tape, overwritten: set[str]) -> dict[str, 
         passes = math.ceil(num_samples / max(1, at_once))
         size, more = divmod(num_samples, passes)
         ends = [size * each + min(each, more) for each in range(passes + 1)]
-        parts = [
-            _in_parts(request.part(first, end), tape, overwritten) for first, end in zip(ends, ends[1:], strict=False)
-        ]
+        parts = [_in_parts(request.part(first, end), tape, overwritten) for first, end in itertools.pairwise(ends)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # Part of a straight path is a straight path, and the sum over its steps is the sum over the steps of its parts.
     steps = n_steps // 2

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +28,13 @@ from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.surroundings import Surroundings, warn_of_units
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.checkpointing import SavedMemory, may_checkpoint
+from lightning_ydrop.models.checkpointing import (
+    SavedMemory,
+    affordable_rows,
+    bytes_of,
+    may_checkpoint,
+    seeing_checkpoints,
+)
 from lightning_ydrop.models.state import Observations, device_of
 
 GeneratorFor = Callable[[str], torch.Generator]
@@ -111,10 +116,8 @@ def dry_run(
     warn_of_units(layers, look.surroundings)
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
-        training = _in_training(look)
-        if training.memory < 1:
-            plan = replace(plan, memory=training.memory)
-        return Findings(subject, path, plan, look.left, frozenset(missed & training.called))
+        plan, called = _in_training(look, plan)
+        return Findings(subject, path, plan, look.left, frozenset(missed & called))
     return Findings(subject, path, plan, look.left)
 
 
@@ -141,7 +144,9 @@ class _Look:
     num_units: dict[str, int]
     left: dict[str, str]
     surroundings: Surroundings
-    saved: SavedMemory
+    saved: int
+    recorded: int
+    checkpointed: list[nn.Module]
 
 
 def _look(subject: Subject, path: PathSettings, batch: Batch) -> _Look:
@@ -165,16 +170,17 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan) -
     # Copies of the rows, since a forward may write to its inputs.
     rows = batch.take(torch.arange(batch.size))
     request = bare_request(subject, rows, path, torch.Generator(), plan=plan, learning=True)
-    surroundings, saved = Surroundings(subject.layers), SavedMemory(subject.model)
+    surroundings, saved = Surroundings(subject.model.modules(), subject.layers), SavedMemory(subject.model)
     with (
         request.borrowed(constant_parameters=True),
         surroundings.watched(),
+        seeing_checkpoints(subject.model) as checkpointed,
         recording(subject.layers, frozenset()) as tape,
         saved.counted(),
     ):
         output = request.output(request.inputs, request.carried)
         request.objective.check(output, batch.target)
-        saved.add_twice(activation for calls in tape.values() for activation in calls)
+        recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
     num_units: dict[str, int] = {}
     left: dict[str, str] = {}
     rows_in = max(2, batch.size)
@@ -183,21 +189,21 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan) -
         assert isinstance(layer, ConductanceDropout)
         if any(layer.is_unbatched(call) for call in calls):
             left[name] = (
-                f"torch takes {describe(calls[0])} for one sample without a batch, of which {layer.replaced[0]!r} drops "
-                "whole rows"
+                f"torch takes {describe(calls[0])} for a single sample, of which {layer.replaced[0]!r} drops whole rows"
             )
             continue
         num_units[name] = count_units(name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=path.batch_dim)
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
-    return _Look(request, batch, plan, output, num_units, left, surroundings, saved)
+    return _Look(request, batch, plan, output, num_units, left, surroundings, saved.size, recorded, list(checkpointed))
 
 
 def _compare_rows(look: _Look, path: PathSettings) -> None:
-    """Pass half of the batch through the model in the opposite order, and compare with what it gave within the batch.
+    """Pass half of the batch through the model, the last sample first, and compare with what it gave within the batch.
 
-    Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its own.
+    Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its
+    own.
     """
     size = look.batch.size
     if size < 2:
@@ -211,8 +217,8 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
             return  # by chance, in evaluation too: a comparison says nothing
         other = 1 - path.batch_dim if path.batch_dim < 2 else 0
         warnings.warn(
-            f"The outputs of {type(look.request.model).__name__} for {len(rows)} samples of the first batch change when "
-            f"the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none has a "
+            f"The outputs of {type(look.request.model).__name__} for {len(rows)} samples of the first batch change "
+            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none has a "
             "conductance of its own. "
             f"Where another dimension is the batch, as in models of (T, B, F), pass batch_dim={other}. "
             "Where it is what the model does, as a normalisation by the batch, scores are those of rows that mix.",
@@ -223,8 +229,8 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
 
 def _output_of(look: _Look, rows: Tensor) -> Tensor:
     batch, request = look.batch.take(rows), look.request
-    with request.borrowed(), torch.no_grad():
-        return request.output(batch.inputs, batch.carried)
+    with request.borrowed(constant_parameters=True):
+        return request.output(batch.inputs, batch.carried).detach()
 
 
 def _differs(one: Tensor, other: Tensor) -> bool:
@@ -330,8 +336,8 @@ def _smallest_batch(settings: EngineSettings, subject: Subject, path: PathSettin
     except Exception as error:
         warnings.warn(
             f"Phase 1 raised {type(error).__name__} for a batch of a single sample: {error} "
-            f"Batches with fewer samples than the first, which has {batch.size}, are passed over: probabilities stay what "
-            "they are. "
+            f"Batches with fewer samples than the first, which has {batch.size}, are passed over: probabilities stay "
+            "what they are. "
             "Drop them with DataLoader(drop_last=True), or let forward take any number of rows.",
             UserWarning,
             stacklevel=5,
@@ -373,43 +379,48 @@ def _warn_of_baseline(
     if all(bool(values.isfinite().all()) for values in scores.values()):
         return
     request = _request_of_one(subject, path, plan, batch.take(torch.tensor([0])))
-    with request.borrowed(), torch.no_grad():
+    with request.borrowed(constant_parameters=True):
         at_start, at_end = (
             bool(request.value(points, request.carried, request.target).isfinite().all())
             for points in (request.starts, request.inputs)
         )
     if at_end and not at_start:
         warnings.warn(
-            f"The output of {type(subject.model).__name__} is not finite at the baseline, {describe(path.baseline)}, where "
-            "every path starts, so that no score is: Y-Drop has nothing to rank by, and probabilities stay at "
-            "initial_drop_prob. A forward that divides by the size of its input, or takes a logarithm, has no value at 0. "
+            f"The output of {type(subject.model).__name__} is not finite at the baseline, {describe(path.baseline)}, "
+            "where every path starts. So no score is finite, and probabilities stay at initial_drop_prob. "
+            "A forward that divides by the size of its input, or takes a logarithm, has no value at 0. "
             "Pass a baseline where it has one, such as baseline=0.1.",
             NoEffectWarning,
             stacklevel=5,
         )
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What a forward pass in training mode has shown."""
-
-    called: frozenset[str] = frozenset()
-    memory: float = 1.0
-
-
-def _in_training(look: _Look) -> _Training:
-    """Pass the whole batch through the model in training mode, and undo that: which layers run, what is saved.
+def _in_training(look: _Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
+    """Pass the whole batch through the model in training mode, and undo that, to see what it does there alone.
 
     A forward that takes more in training mode, such as targets, shows nothing.
+
+    Returns:
+        The plan, with the checkpoints that training sets, and the layers that run.
+
     """
     request, saved = look.request, SavedMemory(look.request.model)
     rows = look.batch.take(torch.arange(look.batch.size))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with suppress(Exception), request.borrowed(evaluate=False), recording(request.layers) as tape, saved.counted():
-            request.output(rows.inputs, rows.carried)
-            return _Training(frozenset(tape), saved.size / max(1, look.saved.size))
-    return _Training()
+        try:
+            with (
+                request.borrowed(evaluate=False),
+                seeing_checkpoints(request.model) as checkpointed,
+                recording(request.layers) as tape,
+                saved.counted(),
+            ):
+                request.output(rows.inputs, rows.carried)
+        except Exception:
+            return plan, frozenset()
+    more = tuple(module for module in checkpointed if module not in look.checkpointed)
+    memory = affordable_rows(saved.size, look.saved, look.recorded, more)
+    return replace(plan, checkpointed=more, memory=memory), frozenset(tape)
 
 
 def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Mapping[str, int]) -> None:
@@ -461,8 +472,8 @@ def check_scored(
         f"Phase 1 of {type(model).__name__} scores none of {', '.join(map(repr, layers))}.",
         "Y-Drop drives layers that forward calls"
         + (
-            f" in evaluation mode, in which phase 1 runs: {', '.join(map(repr, sorted(in_training)))} it calls in training "
-            "mode alone."
+            f" in evaluation mode, in which phase 1 runs. It calls {', '.join(map(repr, sorted(in_training)))} in "
+            "training mode alone."
             if in_training
             else "."
         ),

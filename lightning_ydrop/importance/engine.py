@@ -41,8 +41,8 @@ class YDrop:
     every layer on some samples of the batch, in one forward and one backward pass; the units with the highest scores
     get the high rate, the others the low one, and phase 2 is the training step itself. Phase 1 changes nothing but
     these probabilities: parameters, gradients, buffers and the attributes beside them, metrics, training flags and
-    random streams stay as they are, in every module that a call runs. What a forward changes elsewhere, such as a global
-    variable, can't be seen: phase 1 calls it in evaluation mode, with other rows than training does.
+    random streams stay as they are, in every module that a call runs. What a forward changes elsewhere, such as a
+    global variable, can't be seen: phase 1 calls it in evaluation mode, with other rows than training does.
 
     It has `n_steps * num_samples + 1` rows where one start serves all samples: as long as `quadrature` is "right",
     `baseline` is the same for all samples, and nothing is carried along the path beside the floating inputs. Otherwise
@@ -175,6 +175,12 @@ class YDrop:
         return self._steps_taken % self.settings.every_n_batches == 0 or not self.scores
 
     @property
+    def unguarded(self) -> list[str]:
+        """Tensors that phase 1 was found to write to after the dry run, which could not be undone the first time."""
+        observations = None if self._findings is None else self._findings.subject.observations
+        return [] if observations is None else observations.unguarded
+
+    @property
     def active(self) -> bool:
         """Whether any layer is driven."""
         return any(layer.active for layer in self.layers.values())
@@ -182,8 +188,8 @@ class YDrop:
     def step(self, inputs: Inputs, target: Target = None, *, progress: float = 1.0) -> None:
         """Run phase 1 on a batch, where it is due, update the layers' probabilities and make them active.
 
-        The first step makes a dry run before. A layer that the forward pass does not call keeps its probabilities, and so
-        does one whose scores are not all finite or all 0, and so do all of them in a batch without samples.
+        The first step makes a dry run before. A layer that the forward pass does not call keeps its probabilities, and
+        so does one whose scores are not all finite or all 0, and so do all of them in a batch without samples.
 
         Args:
             inputs: What forward takes, on the model's device: a tensor (B, *), a tuple of arguments, or a mapping of
@@ -349,8 +355,8 @@ class YDrop:
     def _check_driver(self) -> None:
         if taken := [name for name, layer in self.layers.items() if layer.driver != self._number]:
             raise ConfigurationError(
-                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, which another engine or "
-                "callback has been made for since.",
+                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, for which another engine "
+                "or callback has been made since.",
                 "A layer has one driver: of two, each would undo the probabilities of the other.",
                 "Use the one that was made last, or give each a model of its own.",
             )

@@ -55,7 +55,7 @@ def outputs_of(model: nn.Module, name: str, batch: Batch, batch_dim: int) -> tup
             "The path starts at a module that is called once and puts out one floating tensor (B, *).",
             "Name the embedding, or a module of your own around what should be walked through.",
         )
-    return module, output.movedim(batch_dim, 0)[: batch.size]
+    return module, output.detach().movedim(batch_dim, 0)[: batch.size]
 
 
 @contextmanager

@@ -182,7 +182,7 @@ class CaptumMeasure(Measure):
 
 def _called(request: Request) -> Tape:
     """See which layers the forward pass calls, and what they put out for the samples."""
-    with request.borrowed(), recording(request.layers) as tape, torch.no_grad():
+    with request.borrowed(constant_parameters=True), recording(request.layers) as tape:
         request.output(request.inputs, request.carried)
     return tape
 

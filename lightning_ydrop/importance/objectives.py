@@ -3,14 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.checks import check_kind
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.importance.holdings import modules_held, moved
 from lightning_ydrop.importance.targets import (
     check_classes,
     check_label_shape,
@@ -20,6 +19,7 @@ from lightning_ydrop.importance.targets import (
     ignore_index_of,
 )
 from lightning_ydrop.models.calls import Target
+from lightning_ydrop.models.holdings import modules_held, moved
 
 
 class Objective(ABC):
@@ -298,31 +298,6 @@ def check_objective(owner: str, objective: object) -> None:
 
     """
     check_kind(owner, "objective", objective, Objective, example="TargetLogit()")
-
-
-def check_pairs(target: Any, num_samples: int) -> None:
-    """Refuse what is no target for a number of samples.
-
-    Raises:
-        ConfigurationError: If the target is neither None nor a tensor with one entry for each sample.
-
-    """
-    if target is None:
-        return
-    if not isinstance(target, Tensor):
-        raise ConfigurationError(
-            f"The target is {describe(target)}.",
-            "A target is a tensor of class indices (B,), soft labels (B, C) or dense labels (B, H, W), or None for the "
-            "sum of the outputs.",
-            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor, or choose it with an "
-            "adapter.",
-        )
-    if target.shape[:1] != (num_samples,):
-        raise ConfigurationError(
-            f"The target is {describe(target)} for {num_samples} samples.",
-            "Every sample has one target, in the first dimension.",
-            "Pass inputs and targets of the same batch.",
-        )
 
 
 def _sum_of_rows(values: Tensor) -> Tensor:

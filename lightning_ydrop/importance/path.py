@@ -36,7 +36,7 @@ class PathSettings:
     num_samples: NumSamples = None
     baseline: Baseline = 0.0
     quadrature: Quadrature = "right"
-    objective: Objective = TargetLogit()
+    objective: Objective = TargetLogit()  # noqa: RUF009, which keeps no state
     interpolate_at: str | None = None
     batch_dim: int = 0
 

@@ -49,8 +49,8 @@ def borrowed(
 ) -> Iterator[None]:
     """Put a model in the state in which its units are measured, and undo that at the end.
 
-    Inside, every module is in the state that `eval()` gives (dropout off, BatchNorm on its running statistics), gradients
-    are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation cannot be differentiated
+    Inside, every module is in the state that `eval()` gives (dropout off, BatchNorm on its running statistics),
+    gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation cannot be differentiated
     through a compiled graph), and nothing that passes change stays: see `leaving_no_trace`.
 
     Args:
@@ -120,7 +120,7 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
         if name in copied:
             output = output.clone()
         if output.requires_grad:
-            # A node of its own, behind the layer: a dropout in evaluation returns its very input, of which other parts of
+            # A node of its own, behind the layer: a dropout in evaluation returns its very input, which other parts of
             # the network may take too, and what passes beside the layer is not the layer's.
             activation = output if name in copied else same_memory(output)
             tape.record(name, activation, shared=() if name in copied else (output, activation))

@@ -18,7 +18,9 @@ from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import rank
 from lightning_ydrop.importance.recording import borrowed
-from lightning_ydrop.models.calls import Inputs, Target, objects_behind, read_rows, signature_of
+from lightning_ydrop.models.calls import Inputs, Target, read_rows, signature_of
+from lightning_ydrop.models.checkpointing import checkpoint_outputs
+from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.state import Observations
 
 Forward = Callable[[Tensors, Tensors], Any]
@@ -68,7 +70,8 @@ def subject_of(
     observations: Observations | None = None,
 ) -> Subject:
     """Find what is to be known of a model before it is called."""
-    guarded = (model, *(each for each in objects_behind(forward) if each is not model), *objective.modules())
+    beside = [] if forward is model else modules_held(forward)
+    guarded = (model, *(each for each in beside if each is not model), *objective.modules())
     signature = signature_of(model, forward)
     return Subject(model, forward, signature, layers, unit_dims, objective, guarded, observations)
 
@@ -82,6 +85,7 @@ class Plan:
         num_units: Of each layer that is scored, by name.
         overwritten: Layers, by name, whose outputs in-place operations write over.
         constant_parameters: Whether no gradient is recorded for parameters, which not every forward can do without.
+        checkpointed: Modules to be run in activation checkpoints, which the model sets in training mode alone.
         memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
             memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
         smallest_batch: Batches with fewer samples are passed over.
@@ -93,6 +97,7 @@ class Plan:
     num_units: Mapping[str, int] = field(default_factory=dict)
     overwritten: frozenset[str] = frozenset()
     constant_parameters: bool = True
+    checkpointed: tuple[nn.Module, ...] = ()
     memory: float = 1.0
     smallest_batch: int = 1
     output: Tensor | None = None
@@ -172,6 +177,7 @@ class Request:
             learning=self.learning,
             evaluate=evaluate,
         ):
+            checkpoint_outputs(self.plan.checkpointed)
             yield
 
     def output(self, inputs: Tensors, carried: Tensors) -> Tensor:
@@ -206,8 +212,8 @@ class Request:
         except Exception as error:
             error.add_note(
                 f"lightning_ydrop called {self.objective!r} with the output {describe(output)} and the target "
-                f"{describe(target)} of as many rows of a path. Let it take any number of rows, and give one number for "
-                "each, or choose another objective=...."
+                f"{describe(target)} for rows of a path. Let it take any number of rows, and give one number for each, "
+                "or choose another objective=...."
             )
             raise
         if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
@@ -302,7 +308,7 @@ def request_of(
     request = bare_request(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
     if path.interpolate_at is None and type(subject.objective).settle is Objective.settle:
         return request
-    with request.borrowed(), torch.no_grad():
+    with request.borrowed(constant_parameters=True):  # not torch.no_grad(): a forward may take gradients itself
         if path.interpolate_at is not None:
             request = _interpolated(request, batch, path)
         target = request.objective.settle(lambda: request.output(request.inputs, request.carried), request.target)

@@ -151,8 +151,8 @@ def count_units(
                 f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
                 f"for {rows} rows.",
                 "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions.",
-                "Choose the `unit_dim` of the features or channels and keep the batch first; where the batch is another "
-                "dimension, say so with batch_dim=...; or leave this layer out: as nn.Dropout it stays what it is.",
+                "Choose the `unit_dim` of the features or channels and keep the batch first, or say which dimension it "
+                "is with batch_dim=...; or leave this layer out: as nn.Dropout it stays what it is.",
             )
     widths = list(dict.fromkeys(output.shape[unit_dim] for output in outputs))
     if len(widths) > 1:

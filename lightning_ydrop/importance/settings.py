@@ -29,9 +29,9 @@ class EngineSettings:
 
     path: PathSettings
     elasticity: float = 1e-3
-    buckets: Buckets = Buckets()
+    buckets: Buckets = Buckets()  # noqa: RUF009, which is frozen
     initial_drop_prob: float = 0.35
-    measure: Measure = Conductance()
+    measure: Measure = Conductance()  # noqa: RUF009, which keeps no state
     seed: int = 0
     every_n_batches: int = 1
 

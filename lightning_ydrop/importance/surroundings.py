@@ -1,16 +1,18 @@
 """Behind what each layer stands when the model runs, and whether its units can be what it says."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.surroundings import CHANNELS_SECOND, FEATURES_LAST, has_features_last
+
+# What tells where features are, in the order in which they run.
+TELLING = tuple(kind for kind in FEATURES_LAST + CHANNELS_SECOND if kind is not nn.Flatten)
 
 
 class _Standing(NamedTuple):
@@ -25,11 +27,13 @@ class Surroundings:
     """What stands before each call of some layers while a model runs.
 
     Args:
+        modules: Those of the model.
         layers: The layers by name.
 
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], layers: Mapping[str, nn.Module]) -> None:
+        self._modules = list(modules)
         self.calls: dict[str, list[_Standing]] = {}
         self._names = {id(layer): name for name, layer in layers.items()}
         self._last: tuple[nn.Module, torch.Size] | None = None
@@ -37,11 +41,14 @@ class Surroundings:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look on while a model runs."""
-        handle = register_module_forward_hook(self._see)
+        # Not one hook for all modules: torch.compile warns where there is any.
+        watched = [module for module in self._modules if id(module) in self._names or isinstance(module, TELLING)]
+        handles = [module.register_forward_hook(self._see) for module in watched]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _see(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
@@ -49,7 +56,7 @@ class Surroundings:
         if name is not None and self._last is not None and isinstance(given, Tensor):
             behind, shape = self._last
             self.calls.setdefault(name, []).append(_Standing(given.shape, behind, shape == given.shape))
-        elif isinstance(module, FEATURES_LAST + CHANNELS_SECOND) and not isinstance(module, nn.Flatten):
+        elif isinstance(module, TELLING):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if isinstance(first, Tensor):
                 self._last = (module, first.shape)
@@ -81,8 +88,8 @@ def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surrou
         if len(standing) > 1:
             warnings.warn(
                 f"The layer {name!r} is one instance that stands behind {len(standing)} layers "
-                f"({', '.join(standing.values())}): these share one vector of rates, by the sum of their scores, though "
-                "unit 0 of one is another than unit 0 of the next. "
+                f"({', '.join(standing.values())}): these share one vector of rates, by the sum of their scores, "
+                "though unit 0 of one is not unit 0 of the next. "
                 "Make a dropout layer for each place.",
                 UserWarning,
                 stacklevel=5,

@@ -53,6 +53,9 @@ class ConductanceDropout(nn.Module):
         self.elementwise = elementwise
         # The layer of torch's in whose place `convert_dropout` has put this one; in a tuple it is no submodule.
         self.replaced: tuple[nn.Module, ...] = ()
+        # The engine that sets the probabilities, by its number: of two, the one that was made last.
+        self.driver = 0
+        self.batch_dim = 0
         self.reset()
 
     def reset(self) -> None:
@@ -167,6 +170,9 @@ class ConductanceDropout(nn.Module):
         self._applied_drop_prob.fill_(self.p)
         self._applied_mean.fill_(self.p)
         self.active = False
+
+    def is_unbatched(self, x: Tensor) -> bool:
+        return False
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch's own layers do."""

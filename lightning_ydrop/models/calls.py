@@ -1,11 +1,8 @@
 """How any model is called, and what it returns."""
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from types import CellType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,44 +17,6 @@ Target = Tensor | None
 def signature_of(model: nn.Module, forward: Callable[..., Any]) -> inspect.Signature:
     """Tell how `forward`, which may be the model itself, is called."""
     return inspect.signature(model.forward if forward is model else forward)
-
-
-def objects_behind(function: Callable[..., Any]) -> list[object]:
-    """List what a call of a function runs or may change, as far as that can be seen.
-
-    Modules, what methods are bound to, what `functools.partial` and closures hold. A global name that a function uses
-    can't be seen.
-    """
-    behind: list[object] = []
-    ahead: list[Any] = [function]
-    seen: set[int] = set()
-    while ahead:
-        each = ahead.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, nn.Module):
-            behind.append(each)
-        elif isinstance(each, functools.partial):
-            ahead += [each.func, *each.args, *each.keywords.values()]
-        elif inspect.ismethod(each):
-            ahead += [each.__self__, each.__func__]
-        elif inspect.isfunction(each):
-            ahead += _contents_of(each.__closure__ or ())
-        elif callable(each) and not isinstance(each, type) and hasattr(each, "__dict__"):
-            ahead += vars(each).values()
-            behind.append(each)
-        elif isinstance(each, (list, dict, set)):
-            behind.append(each)
-    return behind
-
-
-def _contents_of(cells: Iterable[CellType]) -> list[object]:
-    contents = []
-    for cell in cells:
-        with suppress(ValueError):  # of a name that the function uses before it is assigned
-            contents.append(cell.cell_contents)
-    return contents
 
 
 def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,10 +1,14 @@
-"""What a forward pass keeps for the backward pass, and whether a model saves some of that in training alone."""
+"""Activation checkpoints, which many models set in training mode alone: found, and set in phase 1 too."""
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from types import FrameType
+from typing import Any
 
 import torch
+import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
 from lightning_ydrop.models.state import all_modules
@@ -15,30 +19,49 @@ def may_checkpoint(model: nn.Module) -> bool:
     return any(_code_speaks_of_it(type(module)) or _attribute_says_so(module) for module in all_modules(model))
 
 
-class SavedMemory:
-    """Bytes that forward passes keep for a backward pass, beside the parameters.
+def checkpoint_outputs(modules: Iterable[nn.Module]) -> None:
+    """Let modules keep their inputs alone for the backward pass, and run once more in it.
 
-    Attributes:
-        size: So many.
+    It sets an attribute of each, which whoever has borrowed the modules takes back.
+    """
+    for module in modules:
+        module.__dict__["forward"] = partial(checkpoints.checkpoint, module.forward, use_reentrant=False)
+
+
+@contextmanager
+def seeing_checkpoints(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """See which modules are run by a checkpoint, without another module between.
+
+    Yields:
+        These modules, filled while the model runs.
 
     """
+    inside: list[nn.Module] = []
+
+    def look(module: nn.Module, args: Any) -> None:
+        checkpointed = _run_by_checkpoint(module)
+        if checkpointed is not None and checkpointed not in inside:
+            inside.append(checkpointed)
+
+    handles = [module.register_forward_pre_hook(look) for module in all_modules(model)]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class SavedMemory:
+    """Bytes that forward passes keep for a backward pass, beside the parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self._others = {_place(each) for each in model.parameters()}
         self._places: dict[int, int] = {}
-        self._twice = 0
 
     @property
     def size(self) -> int:
         """So many bytes."""
-        return sum(self._places.values()) + self._twice
-
-    def add_twice(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that are kept themselves, and whose gradients will be."""
-        for tensor in tensors:
-            if _place(tensor) not in self._places:
-                self._places[_place(tensor)] = _bytes(tensor)
-            self._twice += _bytes(tensor)
+        return sum(self._places.values())
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -46,30 +69,69 @@ class SavedMemory:
 
         def pack(tensor: Tensor) -> Tensor:
             if _place(tensor) not in self._others:
-                self._places[_place(tensor)] = _bytes(tensor)
+                self._places[_place(tensor)] = bytes_of(tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def bytes_of(*tensors: Tensor) -> int:
+    """Count the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def affordable_rows(in_training: int, plain: int, recorded: int, checkpointed: Sequence[nn.Module]) -> float:
+    """Say how many rows phase 1 can take at once in the memory of training, as a fraction of the rows of training.
+
+    Args:
+        in_training: Bytes that a forward pass in training mode keeps.
+        plain: Bytes that one in evaluation mode keeps, without checkpoints that it does not set itself.
+        recorded: Bytes of the layers' outputs, which phase 1 keeps, and their gradients as well.
+        checkpointed: The modules that phase 1 checkpoints as training does.
+
+    """
+    if not checkpointed:
+        return min(1.0, in_training / max(1, plain + 2 * recorded)) if in_training < plain else 1.0
+    # In the backward pass one of them after the other keeps all that it would have kept.
+    at_a_time = plain // len(checkpointed)
+    return min(1.0, (in_training + at_a_time) / max(1, in_training + at_a_time + 2 * recorded))
+
+
+def _run_by_checkpoint(module: nn.Module) -> nn.Module | None:
+    """Tell what is checkpointed where a module is about to run: it, the module around it, or nothing."""
+    frame: FrameType | None = sys._getframe(1)
+    calls = 0
+    while frame is not None and calls < 2:  # up to the call of the module around this one
+        if frame.f_code.co_filename == checkpoints.__file__ and "function" in frame.f_locals:
+            return _owner_of(frame.f_locals["function"]) or module
+        calls += frame.f_code.co_name == "_call_impl"
+        frame = frame.f_back
+    return None
+
+
+def _owner_of(function: Any) -> nn.Module | None:
+    """Find the module whose forward a function is."""
+    first: tuple[Any, ...] = ()
+    while isinstance(function, partial):
+        first, function = (*function.args, *first), function.func
+    if isinstance(function, nn.Module):
+        return function
+    # A bound method, or the function of the class with its module as the first argument.
+    owner = getattr(function, "__self__", first[0] if first else None)
+    return owner if isinstance(owner, nn.Module) and getattr(function, "__name__", "") == "forward" else None
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @cache
-def _code_speaks_of_it(cls: type) -> bool:
+def _code_speaks_of_it(cls: Any) -> bool:
     for name in ("forward", "__call__"):
         code = getattr(getattr(cls, name, None), "__code__", None)
-        if (
-            code is not None
-            and any("checkpoint" in used for used in code.co_names)
-            and not cls.__module__.startswith("torch.")
-        ):
+        names = code.co_names if code is not None and not cls.__module__.startswith("torch.") else ()
+        if any("checkpoint" in used for used in names):
             return True
     return False
 

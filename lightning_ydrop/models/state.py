@@ -19,11 +19,11 @@ from lightning_ydrop.torch_internals import (
     caches_off,
     copy_on_write,
     global_hooks_off,
+    is_compiled,
     is_untouched,
     set_attribute_of_script,
     set_attributes,
     tensor_hooks_off,
-    uncompiled,
     without_compilation,
 )
 
@@ -77,8 +77,12 @@ class _Kind(NamedTuple):
     script: bool
 
 
+def _kind_of(module: object) -> _Kind:
+    return _kind_of_class(type(module))
+
+
 @cache
-def _kind_of(cls: type[nn.Module]) -> _Kind:
+def _kind_of_class(cls: Any) -> _Kind:
     bases = {base.__name__ for base in cls.__mro__}
     script = issubclass(cls, torch.jit.ScriptModule)
     return _Kind(
@@ -101,6 +105,11 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
                 modules[id(child)] = child
                 ahead.append(child)
     return list(modules.values())
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Tell whether a model or something in it is compiled, in place or not."""
+    return any(map(is_compiled, all_modules(model)))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -138,7 +147,7 @@ class Snapshot:
             id(each): each for root in self.roots if isinstance(root, nn.Module) for each in all_modules(root)
         }
         self.registered = list(registered.values())
-        self._sharded = any(_kind_of(type(module)).sharded for module in self.registered)
+        self._sharded = any(_kind_of(module).sharded for module in self.registered)
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
         self._minding: list[nn.Module] = []
         self._scripts: list[tuple[torch.jit.ScriptModule, dict[str, Any]]] = []
@@ -174,7 +183,7 @@ class Snapshot:
         Where no class overrides `train` or `eval`, that is a flag. An override that raises is passed over.
         """
         roots = [root for root in self.roots if isinstance(root, nn.Module)]
-        if any(_kind_of(type(module)).overrides_train for module in self.registered):
+        if any(_kind_of(module).overrides_train for module in self.registered):
             try:
                 for root in roots:
                     root.eval()
@@ -207,7 +216,7 @@ class Snapshot:
     def _set_flags(self) -> None:
         for module in self.registered:
             if module.training:
-                kind = _kind_of(type(module))
+                kind = _kind_of(module)
                 if kind.minds_attributes:
                     self._minding.append(module)
                 if kind.minds_attributes or kind.script:
@@ -216,7 +225,7 @@ class Snapshot:
                     module.__dict__["training"] = False  # what it comes down to, without a search among parameters
 
     def _take_module(self, module: nn.Module) -> list[object]:
-        kind = _kind_of(type(module))
+        kind = _kind_of(module)
         if kind.script:
             attributes = attributes_of_script(module)  # type: ignore[arg-type]
             self._scripts.append((module, attributes))  # type: ignore[arg-type]
@@ -356,7 +365,7 @@ def _note_hooks(observations: Observations, callers: Sequence[str]) -> None:
 @contextmanager
 def logging_muted(model: nn.Module) -> Iterator[None]:
     """Keep what LightningModules in a model log out of the logs, where a pass of ours is one of training."""
-    modules = [module for module in all_modules(model) if _kind_of(type(module)).logs]
+    modules = [module for module in all_modules(model) if _kind_of(module).logs]
     former = [module.__dict__.get("log") for module in modules]
     try:
         for module in modules:
@@ -385,7 +394,7 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def set_training(module: nn.Module, training: bool) -> None:
     """Set the flag of a module, and of none that it holds."""
-    kind = _kind_of(type(module))
+    kind = _kind_of(module)
     if kind.minds_attributes or kind.script:
         module.training = training
     else:
@@ -499,26 +508,12 @@ def _set_generator_state(generator: Any, state: Any) -> None:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.detach(), other) or bool(
-        torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
+    one = one.detach()
+    # NaN differs from itself.
+    return torch.equal(one, other) or (
+        torch.equal(one != one, other != other) and torch.equal(one[one == one], other[other == other])
     )
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Take what would have been logged."""
-
-
-__all__ = [
-    "Observations",
-    "Snapshot",
-    "all_modules",
-    "device_of",
-    "evaluation_mode",
-    "leaving_no_trace",
-    "logging_muted",
-    "named_modules",
-    "random_stream_kept",
-    "set_training",
-    "slow_attention",
-    "uncompiled",
-]

@@ -14,9 +14,9 @@ from lightning_ydrop.checks import check_count, check_module, is_real
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
-from lightning_ydrop.models.state import logging_muted
 from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
-from lightning_ydrop.models.state import random_stream_kept, uncompiled
+from lightning_ydrop.models.state import logging_muted, random_stream_kept
+from lightning_ydrop.torch_internals import uncompiled
 from lightning_ydrop.uncertainty.masks import dropout_off
 from lightning_ydrop.uncertainty.monte_carlo import (
     check_drops,
