@@ -11,7 +11,7 @@ from torch.fx import Proxy
 from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
-from lightning_ydrop.layers.tracing import is_scripting, leaf_call
+from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
 
 # Layers of torch that drop whole channels, and how many dimensions they expect after (B, C).
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
@@ -67,9 +67,7 @@ class ConductanceDropout(nn.Module):
     def __init__(self, p: float = 0.5, unit_dim: int = 1, elementwise: bool = False, batch_dim: int = 0) -> None:
         super().__init__()
         check_flag("ConductanceDropout", "elementwise", elementwise)
-        _check_dims(unit_dim, batch_dim)
-        self.unit_dim = int(unit_dim)
-        self.batch_dim = int(batch_dim)
+        self.unit_dim, self.batch_dim = _checked_dims(unit_dim, batch_dim)
         self.elementwise = bool(elementwise)
         self.replaced = ()
         self.reset()
@@ -112,10 +110,9 @@ class ConductanceDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop units of `x` in training mode. In evaluation mode return `x` itself."""
-        # TorchScript does not compile what is under this condition, if it stands alone. A subclass with a forward of its
-        # own that calls this one is no leaf, because the graph would call that forward twice.
+        # TorchScript does not compile what is under this condition, if it stands alone.
         if not is_scripting():  # noqa: SIM102
-            if isinstance(x, Proxy) and type(self).forward is ConductanceDropout.forward:
+            if isinstance(x, Proxy) and can_be_leaf(self, ConductanceDropout.forward, x):
                 return leaf_call(self, x)
         if not self.training:
             return x
@@ -123,9 +120,10 @@ class ConductanceDropout(nn.Module):
             return unit_dropout(
                 x, self._applied_drop_prob, self._applied_mean, self.unit_dim, self.elementwise, self.batch_dim
             )
+        p = float(self._p)  # TorchScript takes no int for a float
         if self._num_spatial_dims > 0:
-            return channel_dropout(x, self._p, self._num_spatial_dims)
-        return vanilla_dropout(x, self._p, self.unit_dim, self.elementwise, self.batch_dim)
+            return channel_dropout(x, p, self._num_spatial_dims)
+        return vanilla_dropout(x, p, self.unit_dim, self.elementwise, self.batch_dim)
 
     def is_unbatched(self, x: Tensor) -> bool:
         """Tell whether the layer takes an input for a single sample without a batch dimension, as torch's own would.
@@ -330,22 +328,26 @@ def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> No
             layer.active = True
 
 
-def _check_dims(unit_dim: int, batch_dim: int) -> None:
-    if isinstance(batch_dim, bool) or not isinstance(batch_dim, Integral):
+def _checked_dims(unit_dim: int, batch_dim: int) -> tuple[int, int]:
+    """Refuse dimensions that are no whole numbers or are the same, and make NumPy's integers Python's."""
+    unit_dim, batch_dim = (
+        int(dim) if isinstance(dim, Integral) and not isinstance(dim, bool) else dim for dim in (unit_dim, batch_dim)
+    )
+    if type(batch_dim) is not int:
         raise ConfigurationError(
             f"ConductanceDropout(batch_dim={describe(batch_dim)}) was given.",
             "`batch_dim` is the dimension of the samples, a whole number.",
             "Pass 0 for (B, U), or 1 for (T, B, U).",
         )
-    is_first = not isinstance(unit_dim, bool) and isinstance(unit_dim, Integral) and unit_dim == 0
-    if not (is_first and batch_dim != 0):
+    if type(unit_dim) is not int or batch_dim == 0:
         check_unit_dim("ConductanceDropout", unit_dim)
     if unit_dim == batch_dim:
         raise ConfigurationError(
             f"ConductanceDropout(unit_dim={unit_dim}, batch_dim={batch_dim}) was given.",
-            "Units and samples have dimensions of their own.",
+            "`unit_dim` and `batch_dim` are different dimensions.",
             "Pass, for example, unit_dim=-1, batch_dim=1 for (T, B, U).",
         )
+    return unit_dim, batch_dim
 
 
 def _moved(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from lightning_ydrop.functional.masking import Granularity, active_dropout, check_jumpout
-from lightning_ydrop.layers.tracing import is_scripting, leaf_call
+from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
 
 
 class Jumpout(nn.Module):
@@ -53,10 +53,9 @@ class Jumpout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop active units of `x` (B, *) in training mode. In evaluation mode return `x` itself."""
-        # TorchScript does not compile what is under this condition, if it stands alone. A subclass with a forward of its
-        # own that calls this one is no leaf, because the graph would call that forward twice.
+        # TorchScript does not compile what is under this condition, if it stands alone.
         if not is_scripting():  # noqa: SIM102
-            if isinstance(x, Proxy) and type(self).forward is Jumpout.forward:
+            if isinstance(x, Proxy) and can_be_leaf(self, Jumpout.forward, x):
                 return leaf_call(self, x)
         if not self.training:
             return x
