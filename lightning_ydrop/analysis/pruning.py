@@ -1,38 +1,43 @@
-"""Removing the units of a trained network that matter least, for good."""
+"""Removing the least important units of a trained network for good."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from lightning_ydrop.checks import check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.state import named_modules
 
-# Their weights hold one unit after the other.
+# The first dimension of their weights is the units.
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PRUNED = ("weight", "bias")
 
 
 def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Remove the units with the lowest scores of some layers, with their weights and biases, by `torch.nn.utils.prune`.
+    """Remove the units with the lowest scores, with their weights and biases, by `torch.nn.utils.prune`.
 
-    The layers keep their shapes, and what is removed stays 0 when the network trains on. As with all of torch's
-    pruning, `prune.remove(layer, "weight")` makes that final, for checkpoints too. Where normalisation follows a layer,
-    a removed unit still passes on the constant that this makes of 0. A network can be pruned further: what torch's
-    masks have removed before is the first of what a larger fraction takes.
+    The layers keep their shapes. What is removed stays 0 when the network trains on. `prune.remove(layer, "weight")`
+    makes this final, in checkpoints too. If a norm follows a layer, a removed unit still passes on the constant that
+    the norm makes of 0. A network can be pruned again with a larger fraction, which includes the units removed before.
+    If an error is raised, the model is as it was.
 
     Args:
         model: A model.
-        scores: By the name of a linear or convolutional layer, the score of each of its units or output channels, (U,):
-            `mean_conductance(model, data, layers=nn.Linear)` without the last layer, for example.
-        fraction: Of the units of each of these layers that are removed in the end, rounded to whole units, in [0, 1].
+        scores: By the name of a linear or convolutional layer, the score of each of its units or output channels, shape
+            (U,). For example `mean_conductance(model, data, layers=nn.Linear)`, without the last layer.
+        fraction: Fraction of the units of each of these layers to remove in total, in [0, 1], rounded to whole units. 0
+            removes none, 1 all.
 
     Returns:
-        For each layer, by name, which units are left: booleans, shape (U,).
+        For each layer, by name, which units are left: booleans, shape (U,), on the device of the scores.
 
     Raises:
-        ConfigurationError: If a score does not fit to a layer of the model; then nothing is pruned.
+        ConfigurationError: If scores do not fit a layer of the model, or torch cannot prune the layer, for example
+            because it has a parametrization such as weight_norm.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -42,26 +47,104 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float)
 
     """
     check_fraction("prune_units", "fraction", fraction, example=0.5)
+    if not isinstance(scores, Mapping):
+        raise ConfigurationError(
+            f"prune_units(scores={describe(scores)}) was given.",
+            "`scores` is a mapping from the names of layers to the scores of their units (U,).",
+            'Pass, for example, scores=mean_conductance(model, data, layers="...").',
+        )
     modules = named_modules(model)
     for name, values in scores.items():
-        layer = modules.get(name)
-        if not isinstance(layer, PRUNABLE) or values.shape != layer.weight.shape[:1] or values.isnan().any():
-            raise ConfigurationError(
-                f"prune_units(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
-                "Scores are those of the units (U,) of linear layers and convolutions, by their names, and no NaN.",
-                'Measure these layers: mean_conductance(model, data, layers="...").',
-            )
-    left = {}
-    for name, values in scores.items():
-        layer = modules[name]
-        # torch multiplies the masks of one pruning after another.
-        before: Tensor = getattr(layer, "weight_mask", torch.ones_like(layer.weight))  # type: ignore[arg-type]
-        there = before.flatten(1).any(1).to(values.device)
-        weakest = values.where(there, -torch.inf).argsort(stable=True)[: round(fraction * len(values))]
-        left[name] = there.scatter(0, weakest, False)
-        for parameter in ("weight", "bias"):
-            whole = getattr(layer, parameter)
-            if whole is not None:
-                mask = left[name].to(whole.device).view(-1, *[1] * (whole.ndim - 1)).expand_as(whole)
-                prune.custom_from_mask(layer, parameter, mask)  # type: ignore[no-untyped-call]
+        _check_fit(name, values, modules.get(name))
+    layers = {name: modules[name] for name in scores}
+    left = {name: _strongest(layers[name], values, float(fraction)) for name, values in scores.items()}
+    with _undone_if_it_raises(list(layers.values())):
+        for name, layer in layers.items():
+            for parameter in PRUNED:
+                whole = getattr(layer, parameter)
+                if whole is not None:
+                    mask = left[name].to(whole.device).view(-1, *[1] * (whole.ndim - 1)).expand_as(whole)
+                    prune.custom_from_mask(layer, parameter, mask)  # type: ignore[no-untyped-call]
     return left
+
+
+def _check_fit(name: str, values: object, layer: nn.Module | None) -> None:
+    """Refuse scores that do not fit a layer, and layers that torch cannot prune.
+
+    Raises:
+        ConfigurationError: If it is the case.
+
+    """
+    if isinstance(layer, PRUNABLE) and (obstacle := _obstacle(layer)):
+        raise ConfigurationError(
+            f"prune_units(scores=...) has scores for {name!r}, a {describe(layer)} whose {obstacle}.",
+            "torch.nn.utils.prune takes layers whose weight and bias are parameters.",
+            "Leave this layer out of `scores`. Or remove a parametrization with "
+            "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm, and run a lazy "
+            "layer once.",
+        )
+    if (
+        not isinstance(layer, PRUNABLE)
+        or not isinstance(values, Tensor)
+        or values.shape != layer.weight.shape[:1]
+        or values.is_complex()
+        or values.isnan().any()
+    ):
+        raise ConfigurationError(
+            f"prune_units(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
+            "Scores are real numbers, no NaN, one for each unit (U,) of a linear or convolutional layer, by its name.",
+            'Measure these layers: mean_conductance(model, data, layers="...").',
+        )
+
+
+def _obstacle(layer: nn.Module) -> str | None:
+    """Say why torch cannot prune a layer. None if it can."""
+    for parameter in PRUNED:
+        tensor = layer._parameters.get(parameter)
+        if tensor is not None and is_lazy(tensor):
+            return f"{parameter} has no shape before the first forward pass"
+        # Pruning replaces a parameter by a tensor. Weight and spectral norms do so too, and torch would fail on those.
+        hooks = [
+            hook
+            for hook in layer._forward_pre_hooks.values()
+            if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == parameter
+        ]
+        if parameter not in layer._parameters and len(hooks) != 1:
+            return f"{parameter} is computed from other parameters"
+    return None
+
+
+def _strongest(layer: nn.Module, scores: Tensor, fraction: float) -> Tensor:
+    """Choose the units that are left: booleans, shape (U,)."""
+    # Torch multiplies the mask with those of earlier pruning, so units that are gone are the first to remove.
+    before: Tensor = getattr(layer, "weight_mask", torch.ones_like(layer.weight))  # type: ignore[arg-type]
+    there = before.flatten(1).any(1).to(scores.device)
+    weakest = scores.where(there, -torch.inf).argsort(stable=True)[: round(fraction * len(scores))]
+    return there.scatter(0, weakest, False)
+
+
+@contextmanager
+def _undone_if_it_raises(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Undo what pruning has done to layers if something raises."""
+    # A layer's attributes, and the dictionaries among them, are all that it changes. Of a mask that torch extends in
+    # place, the list of its parts is kept.
+    attributes = [dict(vars(layer)) for layer in layers]
+    contents = [{name: dict(value) for name, value in kept.items() if isinstance(value, dict)} for kept in attributes]
+    containers = [
+        (hook, hook._pruning_methods)
+        for layer in layers
+        for hook in layer._forward_pre_hooks.values()
+        if isinstance(hook, prune.PruningContainer)
+    ]
+    try:
+        yield
+    except BaseException:
+        for layer, kept, dictionaries in zip(layers, attributes, contents, strict=True):
+            vars(layer).clear()
+            vars(layer).update(kept)
+            for name, content in dictionaries.items():
+                kept[name].clear()
+                kept[name].update(content)
+        for container, methods in containers:
+            container._pruning_methods = methods
+        raise

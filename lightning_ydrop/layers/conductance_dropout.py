@@ -2,38 +2,56 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
-from lightning_ydrop.errors import ConfigurationError
-from lightning_ydrop.functional.masking import unit_dropout, vanilla_dropout
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
+from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
+
+# Layers of torch that drop whole channels, and how many dimensions they expect after (B, C).
+SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
 
 
 class ConductanceDropout(nn.Module):
-    """Dropout with a probability for each unit, which `YDrop` or `YDropCallback` sets before each training step.
+    """Dropout with a probability for each unit. `YDrop` or `YDropCallback` sets them before each training step.
 
-    Left alone it is torch's own dropout at rate `p`: `nn.Dropout` on (B, U) and where `elementwise`, and
-    `nn.Dropout1d`, `2d` or `3d` (one draw for each sample and channel) on the outputs of convolutions. Driven, it
-    returns `x * m / (1 - mean_drop_prob)` with `m ~ Bernoulli(1 - drop_prob)` (sec. 4.1, arXiv 2409.09088). In
-    evaluation it returns its very input. The probabilities are no part of the `state_dict`, so that checkpoints are
-    those of the network with `nn.Dropout`; the engine's or callback's own state holds them.
+    A driven layer, one whose probabilities are in use, returns `x * m / (1 - mean_drop_prob)` with
+    `m ~ Bernoulli(1 - drop_prob)` (sec. 4.1, arXiv 2409.09088). Any other layer is torch's own dropout at rate `p`: it
+    is `nn.Dropout` on (B, U) or if `elementwise`. On more dimensions it draws once for each sample and unit, as
+    `nn.Dropout1d`, `2d` and `3d` do for channels. In evaluation mode the layer returns its input itself.
+
+    The probabilities are not in the `state_dict`, so checkpoints are the same as with `nn.Dropout`. The state of the
+    engine or callback holds them.
+
+    A layer that `convert_dropout` put in place of an nn.Dropout1d, 2d or 3d draws as the old layer did on every input
+    that torch accepts. If torch takes an input for one sample without a batch dimension, as nn.Dropout1d does on
+    (C, L), the layer drops entries of dimension 0 at rate `p`, driven or not.
+
+    torch.fx traces the layer as one call, as it does nn.Dropout. torch.jit.script compiles it with the rates, tensors
+    and state of that moment: a layer that becomes active later stays vanilla dropout in the scripted model.
 
     Args:
-        p: Vanilla drop rate, in [0, 1): 0 drops nothing. For networks that are not driven, and while annealing.
+        p: Drop rate of the layer when it is not driven, as while annealing, in [0, 1). 0 drops nothing. Setting the
+            attribute `p` later changes the rate, in compiled models too.
         unit_dim: Dimension of the units: 1 for the features of (B, U) and the channels of (B, C, H, W), -1 for the
-            features of (B, T, U). Never 0, which is the batch.
-        elementwise: Draw for each element, with the probability of its unit, instead of each sample and unit.
+            features of (B, T, U). It differs from `batch_dim`.
+        elementwise: Draw for each element, with the probability of its unit. Otherwise draw for each sample and unit.
+        batch_dim: Dimension of the samples: 0 for (B, *), 1 for (T, B, U). It matters for inputs of three or more
+            dimensions, if not `elementwise`.
 
     Attributes:
-        drop_prob: Probability that a unit is dropped, or is to be at the end of a linear transition, float32, shape
-            (U,); empty until the first update.
-        mean_drop_prob: Its running mean (Eq. 6), float32, shape (U,); empty until the first update.
+        drop_prob: Probability that a unit is dropped, float32, shape (U,). During a linear transition it is the
+            probability at its end. Empty before the first update.
+        mean_drop_prob: Running mean of `drop_prob` (Eq. 6), float32, shape (U,). Empty before the first update.
         active: Whether the two are in use.
 
     Raises:
-        ConfigurationError: If `p` or `unit_dim` is out of range.
+        ConfigurationError: If an argument is out of range, or `unit_dim` equals `batch_dim`.
 
     Example:
         >>> layer = ConductanceDropout(0.5)
@@ -43,63 +61,108 @@ class ConductanceDropout(nn.Module):
 
     """
 
-    def __init__(self, p: float = 0.5, unit_dim: int = 1, elementwise: bool = False) -> None:
+    # TorchScript would compile these properties, and cannot.
+    __jit_unused_properties__ = ("p", "replaced")
+
+    def __init__(self, p: float = 0.5, unit_dim: int = 1, elementwise: bool = False, batch_dim: int = 0) -> None:
         super().__init__()
-        check_rate("ConductanceDropout", "p", p)
-        check_unit_dim("ConductanceDropout", unit_dim)
         check_flag("ConductanceDropout", "elementwise", elementwise)
-        self.p = p
-        self.unit_dim = unit_dim
-        self.elementwise = elementwise
-        # The layer of torch's in whose place `convert_dropout` has put this one; in a tuple it is no submodule.
-        self.replaced: tuple[nn.Module, ...] = ()
-        # The engine that sets the probabilities, by its number: of two, the one that was made last.
+        self.unit_dim, self.batch_dim = _checked_dims(unit_dim, batch_dim)
+        self.elementwise = bool(elementwise)
+        self.replaced = ()
+        # The number of the engine that sets the probabilities. Of several, the one that was made last.
         self.driver = 0
-        self.batch_dim = 0
         self.reset()
+        self.p = p
+
+    @property
+    def p(self) -> float:
+        """Drop rate of the layer when it is not driven, in [0, 1)."""
+        return self._p
+
+    @p.setter
+    def p(self, p: float) -> None:
+        check_rate("ConductanceDropout", "p", p)
+        # An int stays one, to be shown as torch shows it. A NumPy number becomes a float.
+        self._p: float = p if isinstance(p, int) else float(p)
+        if not self.active:
+            self._apply_vanilla_rate()
+
+    @property
+    def replaced(self) -> tuple[nn.Module, ...]:
+        """The layer that `convert_dropout` put this one in place of, or an empty tuple."""
+        return self._replaced
+
+    @replaced.setter
+    def replaced(self, replaced: tuple[nn.Module, ...]) -> None:
+        # A module in a tuple is no submodule.
+        self._replaced = replaced
+        # A number, because compiled code and TorchScript read it in forward.
+        self._num_spatial_dims = SPATIAL_DIMS.get(type(replaced[0]), 0) if replaced else 0
 
     def reset(self) -> None:
-        """Forget all updates: the layer is as it was made."""
+        """Forget all updates, as if the layer was new."""
         self.active = False
-        # Plain tensors, not buffers: buffers of a size found later break strict loading, weight averaging and DDP.
+        # Plain tensors, not buffers. Buffers whose size is found later break strict loading, weight averaging and DDP.
         self.drop_prob = torch.empty(0)
         self.mean_drop_prob = torch.empty(0)
-        # What forward reads: the two above, or some of the way from the vanilla rate to them.
+        # Forward reads these two. They equal the two above, or lie between the vanilla rate and those.
         self._applied_drop_prob = torch.empty(0)
         self._applied_mean = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop units of `x` (B, *) in training, or return it untouched in evaluation."""
+        """Drop units of `x` in training mode. In evaluation mode return `x` itself."""
+        # TorchScript does not compile what is under this condition, if it stands alone.
+        if not is_scripting():  # noqa: SIM102
+            if isinstance(x, Proxy) and can_be_leaf(self, ConductanceDropout.forward, x):
+                return leaf_call(self, x)
         if not self.training:
             return x
-        if self._is_driven():
-            return unit_dropout(x, self._applied_drop_prob, self._applied_mean, self.unit_dim, self.elementwise)
-        return vanilla_dropout(x, self.p, self.unit_dim, self.elementwise)
+        if self._is_driven() and not self.is_unbatched(x):
+            return unit_dropout(
+                x, self._applied_drop_prob, self._applied_mean, self.unit_dim, self.elementwise, self.batch_dim
+            )
+        p = float(self._p)  # TorchScript takes no int for a float
+        if self._num_spatial_dims > 0:
+            return channel_dropout(x, p, self._num_spatial_dims)
+        return vanilla_dropout(x, p, self.unit_dim, self.elementwise, self.batch_dim)
+
+    def is_unbatched(self, x: Tensor) -> bool:
+        """Tell whether the layer takes an input for a single sample without a batch dimension, as torch's own would.
+
+        This happens to layers that replaced an nn.Dropout1d or 3d, for example to an nn.Dropout1d on (B, U). They drop
+        entries of dimension 0 then, and cannot be driven.
+
+        Args:
+            x: An input of the layer.
+
+        """
+        return self._num_spatial_dims > 0 and is_unbatched(x.ndim, self._num_spatial_dims)
 
     def prepare(self, num_units: int, device: torch.device) -> None:
-        """Learn the number of units before the first update. The layer stays vanilla dropout.
+        """Set the number of units before the first update. The layer stays vanilla dropout.
 
-        Compiled code calls a layer that is prepared once and for all with probabilities, equal ones while it is not
-        active, so that it is compiled no second time when the layer becomes active.
+        Compiled code always reads the probabilities of a prepared layer. They are all `p` while the layer is not
+        active, so the layer is not compiled again when it becomes active or `p` changes.
 
         Args:
             num_units: U.
-            device: That of the activations.
+            device: The device of the activations.
 
         Raises:
-            ConfigurationError: If the layer had another number of units before.
+            ConfigurationError: If the layer had a different number of units before.
 
         """
         if len(self._applied_drop_prob) == 0:
-            with torch.inference_mode(False):  # a tensor made in inference mode could not be updated in training
+            with torch.inference_mode(False):  # training cannot update a tensor that was made in inference mode
                 self._applied_drop_prob = torch.full((num_units,), self.p, dtype=torch.float32, device=device)
                 self._applied_mean = self._applied_drop_prob.clone()
         elif len(self._applied_drop_prob) != num_units:
             raise ConfigurationError(
                 f"A ConductanceDropout of {len(self._applied_drop_prob)} units was given probabilities for "
                 f"{num_units}.",
-                "The number of units of a layer stays what it was at its first update.",
-                "Give activations of different width layers of their own, or load the state of this very network.",
+                "A layer keeps the number of units of its first update.",
+                "Use a separate layer for activations of another width, or load the state of this network.",
             )
 
     def update(
@@ -111,19 +174,19 @@ class ConductanceDropout(nn.Module):
         progress: float = 1.0,
         accept: Tensor | None = None,
     ) -> None:
-        """Take this step's probabilities, move the running mean (Eq. 6, arXiv 2409.09088), and become active.
+        """Set the probabilities of this step, move the running mean (Eq. 6, arXiv 2409.09088), and become active.
 
         Args:
-            drop_prob: `g`, shape (U,), float32, with values in [0, 1), on the device of the activations.
+            drop_prob: `g`, float32, shape (U,), in [0, 1), on the device of the activations.
             elasticity: `alpha` of `p[n] = (1 - alpha) p[n-1] + alpha g[n]`.
-            initial_drop_prob: `p[0]`, used at the first update, also of the drop probability itself where the first
-                one is not accepted.
-            progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
-            accept: A single boolean on the device of `drop_prob`: where it is False, the probabilities stay as they
-                are. It is never read on the host, which would have to wait for it.
+            initial_drop_prob: `p[0]` of the first update. If the first update is not accepted, it is the drop
+                probability too.
+            progress: How far to go from the vanilla rate `p`, at 0, to the probabilities, at 1.
+            accept: A single boolean on the device of `drop_prob`. If False, the probabilities do not change. The host
+                never reads it, so it does not wait for the device.
 
         Raises:
-            ConfigurationError: If the layer had another number of units before.
+            ConfigurationError: If the layer had a different number of units before.
 
         """
         update_layers(
@@ -139,58 +202,69 @@ class ConductanceDropout(nn.Module):
         """Use the probabilities of the last update.
 
         Args:
-            progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+            progress: How far to go from the vanilla rate `p`, at 0, to the probabilities, at 1.
 
         """
         activate_layers([self], progress)
 
     @contextmanager
     def dropping_at_mean(self) -> Iterator[None]:
-        """Drop at the running mean of the probabilities of all updates, as the layer has done on average."""
-        former = self.active, self._applied_drop_prob.clone(), self._applied_mean.clone()
+        """Drop at the running mean of all probabilities so far, then go back."""
+        was_active = self.active
+        applied = self._applied_drop_prob.clone(), self._applied_mean.clone()
         try:
             self._applied_drop_prob.copy_(self.mean_drop_prob)
             self._applied_mean.copy_(self.mean_drop_prob)
             self.active = True
             yield
         finally:
-            self.active = former[0]
-            self._applied_drop_prob.copy_(former[1])
-            self._applied_mean.copy_(former[2])
+            self.active = was_active
+            self._applied_drop_prob.copy_(applied[0])
+            self._applied_mean.copy_(applied[1])
+            if not was_active:  # `p` may be another by now
+                self._apply_vanilla_rate()
 
     def restore(self, drop_prob: Tensor, mean_drop_prob: Tensor) -> None:
-        """Take back what another layer's attributes of these names held, both of shape (U,), float32, on its device."""
+        """Copy what the attributes `drop_prob` and `mean_drop_prob` of a layer held.
+
+        Args:
+            drop_prob: Float32, shape (U,), or empty, on the device of this layer's activations.
+            mean_drop_prob: The same.
+
+        """
         self.reset()
         if len(drop_prob) > 0:
             self.prepare(len(drop_prob), drop_prob.device)
             self.drop_prob, self.mean_drop_prob = drop_prob.clone(), mean_drop_prob.clone()
 
     def deactivate(self) -> None:
-        """Return to vanilla dropout. The running mean is kept for the next update."""
-        self._applied_drop_prob.fill_(self.p)
-        self._applied_mean.fill_(self.p)
+        """Return to vanilla dropout. The running mean stays for the next update."""
+        self._apply_vanilla_rate()
         self.active = False
 
-    def is_unbatched(self, x: Tensor) -> bool:
-        return False
-
     def extra_repr(self) -> str:
-        """Show the arguments, as torch's own layers do."""
-        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}"
+        """Show the arguments, as torch's layers do. `batch_dim` appears only if it is not 0."""
+        batch_dim = f", batch_dim={self.batch_dim}" if self.batch_dim != 0 else ""
+        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}{batch_dim}"
 
     def _is_driven(self) -> bool:
         if torch.compiler.is_compiling():
-            # Whether the layer is active would be compiled in, and becoming active would compile it once more.
+            # Compiled code that depended on `active` would be compiled again when the layer becomes active.
             return len(self._applied_drop_prob) > 0
         return self.active
 
+    def _apply_vanilla_rate(self) -> None:
+        # In place, because compiled code keeps reading the same tensors.
+        self._applied_drop_prob.fill_(self.p)
+        self._applied_mean.fill_(self.p)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ConductanceDropout":
-        """Follow the model to its device but not to its dtype: in bfloat16 a running mean would stand still."""
+        """Follow the model to its device but not to its dtype. In bfloat16 a running mean would not move."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.drop_prob = _on_the_device_that(fn, self.drop_prob)
-        self.mean_drop_prob = _on_the_device_that(fn, self.mean_drop_prob)
-        self._applied_drop_prob = _on_the_device_that(fn, self._applied_drop_prob)
-        self._applied_mean = _on_the_device_that(fn, self._applied_mean)
+        self.drop_prob = _moved(fn, self.drop_prob)
+        self.mean_drop_prob = _moved(fn, self.mean_drop_prob)
+        self._applied_drop_prob = _moved(fn, self._applied_drop_prob)
+        self._applied_mean = _moved(fn, self._applied_mean)
         return self
 
 
@@ -203,9 +277,9 @@ def update_layers(
     progress: float = 1.0,
     accept: Tensor | None = None,
 ) -> None:
-    """Update L layers of as many units on one device at once, each as `ConductanceDropout.update` would.
+    """Update L layers of the same width on one device at once, each as `ConductanceDropout.update` would.
 
-    The number of operations, which on a GPU are launches, does not depend on L.
+    The number of operations, and so of kernel launches on a GPU, does not depend on L.
 
     Args:
         layers: The layers.
@@ -213,10 +287,10 @@ def update_layers(
         elasticity: As for one layer.
         initial_drop_prob: As for one layer.
         progress: As for one layer.
-        accept: Booleans of shape (L, 1), or a single one for all of them.
+        accept: Booleans of shape (L, 1), or a single one for all layers.
 
     Raises:
-        ConfigurationError: If a layer had another number of units before.
+        ConfigurationError: If a layer had a different number of units before.
 
     """
     for layer in layers:
@@ -227,22 +301,22 @@ def update_layers(
                 layer.mean_drop_prob = layer.drop_prob.clone()
     kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
     former = torch.stack(kept).view(len(layers), 2, -1)
-    # How far each goes to the new probabilities: all the way, as far as elasticity lets the mean, or nowhere.
+    # How far each moves towards the new probabilities: fully, by the elasticity, or not at all.
     weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32).to(drop_prob.device, non_blocking=True)
     if accept is not None:
         weights = weights * accept.view(-1, 1, 1)
     updated = former.lerp(drop_prob.unsqueeze(1), weights)
-    # In place, so that compiled code keeps reading the same tensors.
+    # In place, because compiled code keeps reading the same tensors.
     torch._foreach_copy_(kept, updated.flatten(0, 1).unbind())
     activate_layers(layers, progress)
 
 
 def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> None:
-    """Let layers use the probabilities of their last update.
+    """Make layers use the probabilities of their last update.
 
     Args:
-        layers: Layers that have been updated.
-        progress: How far to go from the vanilla rate `p` of all units, at 0, to the probabilities, at 1.
+        layers: Layers that have had an update.
+        progress: How far to go from the vanilla rate `p`, at 0, to the probabilities, at 1.
 
     """
     applied = [tensor for layer in layers for tensor in (layer._applied_drop_prob, layer._applied_mean)]
@@ -252,11 +326,33 @@ def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> No
         driven = [torch.full_like(each, p).lerp_(each, progress) for each, p in zip(driven, vanilla, strict=True)]
     torch._foreach_copy_(applied, driven)
     for layer in layers:
-        if not layer.active:  # a module takes long to set an attribute
+        if not layer.active:  # setting an attribute of a module is slow
             layer.active = True
 
 
-def _on_the_device_that(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
-    """Move a tensor to where `fn` moves it. From the meta device, where there are no values, comes an empty one."""
+def _checked_dims(unit_dim: int, batch_dim: int) -> tuple[int, int]:
+    """Refuse dimensions that are no whole numbers or are the same, and make NumPy's integers Python's."""
+    unit_dim, batch_dim = (
+        int(dim) if isinstance(dim, Integral) and not isinstance(dim, bool) else dim for dim in (unit_dim, batch_dim)
+    )
+    if type(batch_dim) is not int:
+        raise ConfigurationError(
+            f"ConductanceDropout(batch_dim={describe(batch_dim)}) was given.",
+            "`batch_dim` is the dimension of the samples, a whole number.",
+            "Pass 0 for (B, U), or 1 for (T, B, U).",
+        )
+    if type(unit_dim) is not int or batch_dim == 0:
+        check_unit_dim("ConductanceDropout", unit_dim)
+    if unit_dim == batch_dim:
+        raise ConfigurationError(
+            f"ConductanceDropout(unit_dim={unit_dim}, batch_dim={batch_dim}) was given.",
+            "`unit_dim` and `batch_dim` are different dimensions.",
+            "Pass, for example, unit_dim=-1, batch_dim=1 for (T, B, U).",
+        )
+    return unit_dim, batch_dim
+
+
+def _moved(fn: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    """Move a tensor to the device that `fn` moves it to. From the meta device, which has no values, make it empty."""
     device = fn(state).device
     return torch.empty(0, device=device) if state.is_meta and device.type != "meta" else state.to(device)

@@ -1,8 +1,7 @@
-"""From nn.Dropout to ConductanceDropout or Jumpout, in a model that is built, and back."""
+"""From nn.Dropout to ConductanceDropout or Jumpout in a built model, and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -10,8 +9,9 @@ from lightning_ydrop.checks import check_module
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
-from lightning_ydrop.layers.kinds import is_dropout_like
-from lightning_ydrop.layers.surroundings import CONVERTED, drops_attention_weights, follows_relu, unit_dim_of
+from lightning_ydrop.layers.kinds import CONVERTED, drops, is_dropout_like
+from lightning_ydrop.layers.names import NamePatterns, fits_any, reported
+from lightning_ydrop.layers.surroundings import Place, Surroundings, drops_attention_weights
 
 Twin = ConductanceDropout | Jumpout
 Patterns = str | Sequence[str] | None
@@ -22,11 +22,11 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of a model's dropout layers.
+    """What `convert_dropout` or `restore_dropout` did with the dropout layers of a model.
 
     Attributes:
-        converted: By name, what a layer was, what it has become, and why its units are where they are.
-        left: By name, why something that drops was left as it was.
+        converted: By name: what a layer was, what it is now, and why its units are where they are.
+        left: By name: why a layer that drops was left as it was.
 
     """
 
@@ -50,40 +50,42 @@ def convert_dropout(
     unit_dim: Mapping[str, int] | None = None,
     to: type[Twin] = ConductanceDropout,
 ) -> ConversionReport:
-    """Put a ConductanceDropout, or a Jumpout, where every nn.Dropout, 1d, 2d and 3d of a model stands.
+    """Replace every nn.Dropout, nn.Dropout1d, 2d and 3d of a model with a ConductanceDropout or a Jumpout.
 
-    Undriven, a ConductanceDropout drops as the old layer did, bit for bit, but never in place. One instance at several
-    places becomes one new layer there, and a pattern that fits one of its names fits it at all of them. A second call
-    converts what has been added. `restore_dropout` undoes it.
+    A ConductanceDropout that is not driven drops exactly as the old layer did, with the same random numbers, but never
+    in place. An instance at several places becomes one new layer at all of them. A pattern that fits one of its names
+    applies to all of them. A second call converts the layers that were added since. `restore_dropout` undoes it. If an
+    error is raised, the model is as it was.
 
-    The units of nn.Dropout1d, 2d and 3d are the channels. Those of nn.Dropout lie where the layers around it put them:
-    in dimension 1 behind convolutions and what goes with them, in the last one behind linear layers, layer norms,
-    embeddings, of patches too, attention and recurrent layers; the closest such layer before it in its container
-    decides, otherwise the closest behind it, otherwise those around the container. The report says which it was.
+    The units of nn.Dropout1d, 2d and 3d are the channels. The layers around an nn.Dropout decide where its units are:
+    in dimension 1 for convolutions, their norms and pooling, in the last dimension for linear layers, layer norms,
+    embeddings (including patch embeddings), attention and recurrent layers. The closest such layer before it in its
+    container decides. Without one, the closest after it decides, then the layers around the container. The report says
+    which layer decided.
 
-    What drops attention weights, by its name, is left: the last dimension of these is positions, which are no units. So
-    nn.Dropout called `attn_drop` and the like, or `dropout` in a module that is called after attention and makes
+    A dropout of attention weights is left as it is, because the last dimension of the weights is positions, not units.
+    Names tell: `attn_drop` and similar, or `dropout` in a module whose class is called attention and which makes
     queries.
 
-    A Jumpout, which draws rates of its own whatever that of the old layer was, comes only where a ReLU stands before,
-    in the order of definition, with nothing between the two but pooling, flattening and other dropout. Its arguments
-    are its defaults; they are attributes that can be set afterwards.
+    A Jumpout draws its own rates, whatever the rate of the old layer was. It replaces only a layer after a ReLU, in the
+    order of definition, with nothing in between but pooling, flattening and other dropout. It has the default
+    arguments. Its attributes can be set afterwards.
 
     Args:
-        model: The model, which is changed.
-        include: Names of the modules to convert, as patterns of fnmatch such as "classifier.*", each of which fits
-            something that drops. None: all.
-        exclude: Names of those to leave.
-        unit_dim: Patterns of names, and the `unit_dim` of nn.Dropout there, where the report shows a wrong one, or one
-            that was left for its name.
-        to: `ConductanceDropout` or `Jumpout`, which has no `unit_dim`.
+        model: The model. It is changed.
+        include: Patterns of the names of modules to convert, as in fnmatch, such as "classifier.*". Each fits at least
+            one module that drops. None converts all.
+        exclude: Patterns of the names of modules to leave.
+        unit_dim: From patterns of names to the `unit_dim` of nn.Dropout layers, where the report shows a wrong one, or
+            where a layer was left because of its name. The first pattern that fits counts.
+        to: `ConductanceDropout` or `Jumpout`. A Jumpout has no `unit_dim`.
 
     Returns:
-        What was converted, and what was left and why.
+        What was converted, what was left, and why.
 
     Raises:
-        ConfigurationError: If the model itself is a dropout, a pattern fits no module or, to include, none that drops,
-            or a `unit_dim` is out of range. The model is then as it was.
+        ConfigurationError: If the model itself is a dropout, a pattern fits no module, a pattern of `include` fits none
+            that drops, or a `unit_dim` is out of range.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
@@ -105,49 +107,40 @@ def convert_dropout(
     if to not in (ConductanceDropout, Jumpout) or (to is Jumpout and unit_dim is not None):
         raise ConfigurationError(
             f"convert_dropout(to={describe(to)}, unit_dim={describe(unit_dim)}) was given.",
-            "`to` is the class ConductanceDropout or Jumpout, which takes no `unit_dim`.",
+            "`to` is the class ConductanceDropout or Jumpout, and Jumpout takes no `unit_dim`.",
             "Pass, for example, to=Jumpout alone.",
         )
     if type(model) in CONVERTED:
         raise _not_by_itself("convert_dropout", model)
-    modules = _named(model)
-    included, excluded, placed = _as_list(include), _as_list(exclude), dict(unit_dim or {})
-    for pattern in [*(included or []), *(excluded or []), *placed]:
-        _check_pattern(model, pattern, modules, "A pattern fits the name of a module")
-    dropping = _dropping(modules)
-    for pattern in included or []:
-        _check_pattern(model, pattern, dropping, "A pattern to include fits the name of a module that drops")
-    all_names = _all_names(modules)
+    surroundings = Surroundings(model)
+    _check_that_patterns_fit(model, surroundings.places, include, exclude, unit_dim or {})
+    conversion = _Conversion(surroundings, include, exclude, unit_dim or {}, to)
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
-    twins: dict[int, Twin] = {}
-    for name, module in modules.items():
-        names = all_names[id(module)]
-        if reason := _reason_to_leave(model, names, module, included, excluded, placed, to):
-            left[_reported(name)] = reason
-        elif type(module) in CONVERTED:
-            why = "as before, where it is the same layer"
-            if id(module) not in twins:
-                twins[id(module)], why = _twin(model, names, module, placed, to)
-            why += ", no longer in place" if module.inplace else ""
-            # Y-Drop's rates are its own: what dropped nothing would be driven like the others.
-            why += ", which drops nothing until Y-Drop drives it" if module.p == 0 else ""
-            converted[_reported(name)] = f"{type(module).__name__}(p={module.p}) -> {twins[id(module)]!r}, {why}"
-    # Put in place when all are made, so that a `unit_dim` that is refused leaves the model as it was.
-    for name, module in modules.items():
-        if id(module) in twins:
-            _replace(model, name, twins[id(module)])
-    return ConversionReport(converted, left)
+    replacements: list[tuple[Place, nn.Module]] = []
+    for layer in _layers(surroundings.places):
+        if reason := conversion.reason_to_leave(layer):
+            left |= dict.fromkeys(layer.names, reason)
+        elif type(layer.module) in CONVERTED:
+            twin, why = conversion.twin_of(layer)
+            converted |= _changes(layer, twin, why)
+            replacements += [(place, twin) for place in layer.places]
+    # All twins are made by now: whatever can be refused has been.
+    _replace(replacements)
+    order = [reported(place.name) for place in surroundings.places]
+    return ConversionReport(_in_order(converted, order), _in_order(left, order))
 
 
 def restore_dropout(model: nn.Module) -> ConversionReport:
-    """Undo `convert_dropout`: the very modules that stood there stand there again, in the mode of those that go.
+    """Undo `convert_dropout`: put the original modules back, in the mode of the layers that they replace.
+
+    If an error is raised, the model is as it was.
 
     Args:
-        model: The model, which is changed.
+        model: The model. It is changed.
 
     Returns:
-        What was restored, and which of our layers was left, since it was there from the beginning.
+        What was restored, and which of our layers was left because `convert_dropout` did not make it.
 
     Raises:
         ConfigurationError: If the model itself is a layer that `convert_dropout` made.
@@ -165,41 +158,204 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
     check_module("restore_dropout", model)
     if isinstance(model, Twin) and model.replaced:
         raise _not_by_itself("restore_dropout", model)
-    modules = _named(model)
-    all_names = _all_names(modules)
+    places = Surroundings(model).places
     converted: dict[str, str] = {}
     left: dict[str, str] = {}
-    for name, module in modules.items():
-        if not isinstance(module, Twin):
+    replacements: list[tuple[Place, nn.Module]] = []
+    for layer in _layers(places):
+        if not isinstance(layer.module, Twin):
             continue
-        if not module.replaced:
-            left[_reported(name)] = "it was not made by convert_dropout"
-        elif _is_compiled_alone(all_names[id(module)]):
-            left[_reported(name)] = COMPILED_ALONE
+        if not layer.module.replaced:
+            left |= dict.fromkeys(layer.names, "it was not made by convert_dropout")
+        elif layer.is_compiled_alone:
+            left |= dict.fromkeys(layer.names, COMPILED_ALONE)
         else:
-            for original in module.replaced:
-                original.training = module.training
-                _replace(model, name, original)
-                converted[_reported(name)] = f"{module!r} -> {original!r}"
-    return ConversionReport(converted, left)
+            (original,) = layer.module.replaced
+            converted |= dict.fromkeys(layer.names, f"{layer.module!r} -> {original!r}")
+            replacements += [(place, original) for place in layer.places]
+    _replace(replacements)
+    for place, original in replacements:
+        original.training = place.module.training
+    order = [reported(place.name) for place in places]
+    return ConversionReport(_in_order(converted, order), _in_order(left, order))
 
 
 def check_patterns(owner: str, name: str, patterns: object) -> None:
-    """Refuse what are no patterns of names.
+    """Refuse anything but None, a pattern of names, or a sequence of patterns, such as a list or a ListConfig.
 
     Raises:
-        ConfigurationError: If it is neither None, nor a word, nor a list of words.
+        ConfigurationError: If it is something else.
 
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
-    if patterns is not None and not (
-        isinstance(listed, (list, tuple)) and all(isinstance(each, str) for each in listed)
-    ):
+    if patterns is not None and not (isinstance(listed, Sequence) and all(isinstance(each, str) for each in listed)):
         raise ConfigurationError(
             f"{owner}({name}={describe(patterns)}) was given.",
             f"`{name}` holds patterns of the names of modules.",
             f'Pass, for example, {name}="classifier.*".',
         )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A module and all its places in a model."""
+
+    module: nn.Module
+    places: list[Place]
+
+    @property
+    def names(self) -> list[str]:
+        return [reported(place.name) for place in self.places]
+
+    @property
+    def is_compiled_alone(self) -> bool:
+        return any(place.called == "_orig_mod" for place in self.places)
+
+
+class _Conversion:
+    """What a call of `convert_dropout` decides for each layer."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        include: Patterns,
+        exclude: Patterns,
+        unit_dim: Mapping[str, int],
+        to: type[Twin],
+    ) -> None:
+        self._surroundings = surroundings
+        self._include = None if include is None else NamePatterns(_as_list(include))
+        self._exclude = NamePatterns(_as_list(exclude))
+        self._placed = NamePatterns(list(unit_dim))
+        self._dims = list(unit_dim.values())
+        self._to = to
+
+    def reason_to_leave(self, layer: _Layer) -> str | None:
+        """Say why a layer that drops is not converted. None for a layer that is converted or does not drop."""
+        module = layer.module
+        if type(module) not in CONVERTED:
+            return self._reason_of_another_kind(module)
+        if self._include is not None and not self._include.fit(layer.names):
+            return "not included"
+        if self._exclude.fit(layer.names):
+            return "excluded"
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            return "it has hooks, which a new layer would not have"
+        if layer.is_compiled_alone:
+            return COMPILED_ALONE
+        if module.p == 1:
+            return "with p=1 it drops everything, and nothing is left to rescale"
+        if self._is_of_attention(layer):
+            return "it drops attention weights, by its name; pass its unit_dim if these are features"
+        if self._to is Jumpout and module.p == 0:
+            return "with p=0 it drops nothing, and Jumpout would"
+        if self._to is Jumpout and not all(map(self._surroundings.follows_relu, layer.places)):
+            return "no nn.ReLU is seen before it"
+        return None
+
+    def twin_of(self, layer: _Layer) -> tuple[Twin, str]:
+        """Make the layer that replaces a dropout of torch, and say why it has these arguments."""
+        module = layer.module
+        twin: Twin
+        elementwise = type(module) is nn.Dropout
+        if self._to is Jumpout:
+            twin, why = Jumpout(granularity="element" if elementwise else "channel"), "behind ReLU"
+        else:
+            told = self._told_dim(layer)
+            dim, why = self._surroundings.unit_dim_of(layer.places[0]) if told is None else (told, "as told")
+            twin = ConductanceDropout(module.p, dim, elementwise)  # type: ignore[arg-type]
+        twin.replaced = (module,)
+        twin.training = module.training
+        return twin, why
+
+    def _told_dim(self, layer: _Layer) -> int | None:
+        """Find the `unit_dim` that the caller passed for an nn.Dropout. The others have their channels as units."""
+        index = self._placed.first(layer.names) if type(layer.module) is nn.Dropout else None
+        return None if index is None else self._dims[index]
+
+    def _is_of_attention(self, layer: _Layer) -> bool:
+        return (
+            type(layer.module) is nn.Dropout
+            and self._told_dim(layer) is None
+            and any(drops_attention_weights(place.holder, place.called) for place in layer.places)
+        )
+
+    def _reason_of_another_kind(self, module: nn.Module) -> str | None:
+        if isinstance(module, nn.MultiheadAttention) and drops(module):
+            return "dropout of attention weights is no module"
+        if isinstance(module, nn.RNNBase) and drops(module):
+            return "dropout between its recurrent layers is no module"
+        if self._to is Jumpout and isinstance(module, ConductanceDropout):
+            return (
+                "it is a ConductanceDropout; restore_dropout, where that has been convert_dropout's work, comes first"
+            )
+        if is_dropout_like(module) and not isinstance(module, Twin):
+            return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
+        return None
+
+
+def _check_that_patterns_fit(
+    model: nn.Module, places: Sequence[Place], include: Patterns, exclude: Patterns, unit_dim: Mapping[str, int]
+) -> None:
+    """Refuse a pattern that fits the name of no module, or in `include` of none that drops.
+
+    Raises:
+        ConfigurationError: If there is one.
+
+    """
+    names = {reported(place.name): place.module for place in places}
+    dropping = {name: module for name, module in names.items() if is_dropout_like(module)}
+    included = _as_list(include)
+    for patterns, allowed, rule in (
+        ([*included, *_as_list(exclude), *unit_dim], names, "A pattern fits the name of a module"),
+        (included, dropping, "A pattern to include fits the name of a module that drops"),
+    ):
+        for pattern in patterns:
+            if isinstance(pattern, str) and fits_any(pattern, allowed):
+                continue
+            there = ", ".join(f"{name} ({type(module).__name__})" for name, module in dropping.items())
+            raise ConfigurationError(
+                f"The pattern {describe(pattern)} was given to convert {type(model).__name__}.",
+                f"{rule}; those that drop are {there or 'none'}.",
+                'Pass, for example, include="classifier.*".',
+            )
+
+
+def _changes(layer: _Layer, twin: Twin, why: str) -> dict[str, str]:
+    """Describe a conversion, by each name of the layer."""
+    change = f"{type(layer.module).__name__}(p={layer.module.p}) -> {twin!r}, "
+    added = ", no longer in place" if layer.module.inplace else ""
+    # Y-Drop sets its own rates. It drives a layer that dropped nothing like any other.
+    added += ", which drops nothing until Y-Drop drives it" if layer.module.p == 0 else ""
+    first, *others = layer.names
+    again = dict.fromkeys(others, f"{change}as before, where it is the same layer{added}")
+    return {first: f"{change}{why}{added}"} | again
+
+
+def _replace(replacements: Iterable[tuple[Place, nn.Module]]) -> None:
+    """Put modules at places. If one cannot be put there, put back what was replaced before."""
+    done: list[Place] = []
+    try:
+        for place, module in replacements:
+            done.append(place)
+            place.holder.register_module(place.called, module)
+    except BaseException:
+        for place in done:
+            # Not by a method, which may be what has raised.
+            place.holder._modules[place.called] = place.module
+        raise
+
+
+def _layers(places: Iterable[Place]) -> list[_Layer]:
+    """Group the places of each module."""
+    layers: dict[int, _Layer] = {}
+    for place in places:
+        layers.setdefault(id(place.module), _Layer(place.module, [])).places.append(place)
+    return list(layers.values())
+
+
+def _in_order(texts: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: texts[name] for name in names if name in texts}
 
 
 def _not_by_itself(owner: str, layer: nn.Module) -> ConfigurationError:
@@ -210,132 +366,5 @@ def _not_by_itself(owner: str, layer: nn.Module) -> ConfigurationError:
     )
 
 
-def _named(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by every name that it has."""
-    return dict(model.named_modules(remove_duplicate=False))
-
-
-def _all_names(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
-    """All names of each instance, by its id."""
-    names: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        names.setdefault(id(module), []).append(name)
-    return names
-
-
-def drops(module: nn.Module) -> bool:
-    """Tell whether a module drops something, by what it is or is called."""
-    return isinstance(module, ConductanceDropout) or is_dropout_like(module)
-
-
-def _dropping(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Those that drop."""
-    return {name: module for name, module in modules.items() if drops(module)}
-
-
-def _reported(name: str) -> str:
-    """Take out of a name what compilation adds."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _is_compiled_alone(names: Sequence[str]) -> bool:
-    return any(name.rpartition(".")[2] == "_orig_mod" for name in names)
-
-
-def _as_list(patterns: Patterns) -> list[str] | None:
-    return [patterns] if isinstance(patterns, str) else None if patterns is None else list(patterns)
-
-
-def _fits(names: Iterable[str], pattern: str) -> bool:
-    return any(fnmatchcase(_reported(name), pattern) for name in names)
-
-
-def _check_pattern(model: nn.Module, pattern: object, names: Iterable[str], rule: str) -> None:
-    """Refuse a pattern that fits none of the names, as `rule` says that it should."""
-    if not isinstance(pattern, str) or not _fits(names, pattern):
-        there = ", ".join(
-            f"{_reported(name)} ({type(module).__name__})" for name, module in _dropping(_named(model)).items()
-        )
-        raise ConfigurationError(
-            f"The pattern {describe(pattern)} was given to convert {type(model).__name__}.",
-            f"{rule}; those that drop are {there or 'none'}.",
-            'Pass, for example, include="classifier.*".',
-        )
-
-
-def _reason_to_leave(
-    model: nn.Module,
-    names: Sequence[str],
-    module: nn.Module,
-    include: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-    placed: Mapping[str, int],
-    to: type[Twin],
-) -> str | None:
-    """Say why something that drops is not converted: None for what is, and for what does not drop."""
-    if type(module) not in CONVERTED:
-        return _reason_of_another_kind(module, to)
-    if include is not None and not any(_fits(names, pattern) for pattern in include):
-        return "not included"
-    if exclude is not None and any(_fits(names, pattern) for pattern in exclude):
-        return "excluded"
-    if any(getattr(module, hooks) for hooks in HOOKS):
-        return "it has hooks, which a new layer would not have"
-    if _is_compiled_alone(names):
-        return COMPILED_ALONE
-    if module.p == 1:
-        return "with p=1 it drops everything, and nothing is left to rescale"
-    told = _told_dim(names, module, placed) is not None
-    if not told and type(module) is nn.Dropout and any(drops_attention_weights(*_place(model, name)) for name in names):
-        return "it drops attention weights, by its name; pass its unit_dim if these are features"
-    if to is Jumpout and module.p == 0:
-        return "with p=0 it drops nothing, and Jumpout would"
-    if to is Jumpout and not all(follows_relu(model, name) for name in names):
-        return "no nn.ReLU is seen before it"
-    return None
-
-
-def _told_dim(names: Sequence[str], module: nn.Module, placed: Mapping[str, int]) -> int | None:
-    """Find the `unit_dim` that the caller gives to an nn.Dropout, if any: units of the others are their channels."""
-    told = (dim for pattern, dim in placed.items() if _fits(names, pattern))
-    return next(told, None) if type(module) is nn.Dropout else None
-
-
-def _reason_of_another_kind(module: nn.Module, to: type[Twin]) -> str | None:
-    if isinstance(module, nn.MultiheadAttention) and module.dropout > 0:
-        return "dropout of attention weights is no module"
-    if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1:
-        return "dropout between its recurrent layers is no module"
-    if to is Jumpout and isinstance(module, ConductanceDropout):
-        return "it is a ConductanceDropout; restore_dropout, where that has been convert_dropout's work, comes first"
-    if drops(module) and not isinstance(module, Twin):
-        return f"{type(module).__name__} is none of nn.Dropout, 1d, 2d and 3d"
-    return None
-
-
-def _twin(
-    model: nn.Module, names: Sequence[str], module: nn.Module, placed: Mapping[str, int], to: type[Twin]
-) -> tuple[Twin, str]:
-    """Make the layer that stands for a dropout of torch's, and say why it is like that."""
-    twin: Twin
-    elementwise = type(module) is nn.Dropout
-    if to is Jumpout:
-        twin, why = Jumpout(granularity="element" if elementwise else "channel"), "behind ReLU"
-    else:
-        told = _told_dim(names, module, placed)
-        dim, why = unit_dim_of(model, names[0], module) if told is None else (told, "as told")
-        twin = ConductanceDropout(module.p, dim, elementwise)  # type: ignore[arg-type]
-    twin.replaced = (module,)
-    twin.training = module.training
-    return twin, why
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Find what holds a module, and what it is called there."""
-    holder, _, called = name.rpartition(".")
-    return model.get_submodule(holder), called
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    holder, called = _place(model, name)
-    holder.register_module(called, module)
+def _as_list(patterns: Patterns) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns or [])

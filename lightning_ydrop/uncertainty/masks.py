@@ -8,26 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.layers.conversion import drops
-from lightning_ydrop.layers.kinds import TORCH_DROPOUTS
+from lightning_ydrop.layers.kinds import ELEMENTWISE, drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
 from lightning_ydrop.models.state import all_modules, evaluation_mode, leaving_no_trace, set_training
-
-# What draws for each element that it is called on, or each channel.
-ELEMENTWISE = (*TORCH_DROPOUTS, ConductanceDropout)
-# What drops between other things that it does, where its attribute `dropout` is above 0.
-WITH_A_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
 
 def stochastic_modules(model: nn.Module) -> list[nn.Module]:
     """List what drops something at random in a model: dropout layers, and attention and recurrence with a dropout."""
-    return [module for module in all_modules(model) if _drops(module)]
-
-
-def draws_for_each_sample(module: nn.Module) -> bool:
-    """Tell whether a module that drops is known to draw anew for each sample of a batch."""
-    known = isinstance(module, (*ELEMENTWISE, *WITH_A_DROPOUT))
-    return known or getattr(module, "mode", None) == "row"  # torchvision's StochasticDepth
+    return [module for module in all_modules(model) if drops(module)]
 
 
 @contextmanager
@@ -69,7 +57,7 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
 
     """
     modules = all_modules(model)
-    dropped = [module for module in modules if _drops(module)]
+    dropped = [module for module in modules if drops(module)]
     with ExitStack() as stack:
         stack.enter_context(leaving_no_trace(modules))
         stack.enter_context(torch.no_grad())
@@ -86,7 +74,7 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
 def dropout_off(model: nn.Module) -> Iterator[None]:
     """Leave a model in its mode, but let nothing drop; at the end it is as it was."""
     modules = all_modules(model)
-    dropped = [module for module in modules if _drops(module)] + _attention_holding(modules)
+    dropped = [module for module in modules if drops(module)] + _attention_holding(modules)
     # cuDNN differentiates no recurrent layer that is in evaluation mode.
     recurrent = [(module, module.dropout) for module in dropped if isinstance(module, nn.RNNBase)]
     with evaluation_mode([module for module in dropped if not isinstance(module, nn.RNNBase)]):
@@ -105,16 +93,7 @@ def _attention_holding(modules: Sequence[nn.Module]) -> list[nn.Module]:
         module
         for module in modules
         if any(
-            isinstance(child, nn.Dropout) and _drops(child) and drops_attention_weights(module, called)
+            isinstance(child, nn.Dropout) and drops(child) and drops_attention_weights(module, called)
             for called, child in module._modules.items()
         )
     ]
-
-
-def _drops(module: nn.Module) -> bool:
-    if isinstance(module, WITH_A_DROPOUT):
-        # Between recurrent layers: where there is but one, nothing drops.
-        return module.dropout > 0 and getattr(module, "num_layers", 2) > 1
-    if isinstance(module, TORCH_DROPOUTS):
-        return module.p > 0
-    return drops(module)

@@ -13,10 +13,10 @@ from torchmetrics import Metric
 from lightning_ydrop.checks import check_count, check_module
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
 from lightning_ydrop.models.state import has_compiled_parts
 from lightning_ydrop.uncertainty.masks import (
-    draws_for_each_sample,
     dropping,
     finding_shared_masks,
     stochastic_modules,
