@@ -1,15 +1,13 @@
 """What a model draws at random in a forward pass, and whether each row of a batch has draws of its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from lightning_ydrop.models.state import has_compiled_parts
 
 # It fills the state of cuDNN's generator on first use, which is a draw of no mask.
 STATE_OF_CUDNN = "aten::_cudnn_init_dropout_state"
@@ -59,21 +57,16 @@ class MaskSharing:
 
 
 @contextmanager
-def noting_draws(model: nn.Module) -> Iterator[list[Draw]]:
-    """Note what a model draws, whatever draws: layers, functions, or parametrizations that compute weights.
+def noting_draws() -> Iterator[list[Draw]]:
+    """Note what is drawn, whatever draws: layers, functions, or parametrizations that compute weights.
 
-    Compiled parts run eagerly: compiled code shows no operations, and must not be compiled with a mode that is gone
-    later.
+    Compiled code runs eagerly inside: it shows no operations, and torch compiles nothing while it notes them.
 
     Yields:
         The draws in their order, filled while the model runs.
 
     """
-    noting = _Noting()
-    with ExitStack() as stack:
-        if has_compiled_parts(model):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(noting)
+    with torch.compiler.set_stance("force_eager"), _Noting() as noting:
         yield noting.draws
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,13 +134,15 @@ def mean_probabilities(
     with dropping(model) as modules:
         if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
+        if num_masks == 2 and not sharing.is_known:
+            at_once = 1  # after a first pass of one mask, there are no two left to compare it with
         masks_left = num_masks
         while masks_left > 0:
-            # Two masks are two passes of one: nothing to compare, and nothing that could go wrong.
-            is_compared = not sharing.is_known and at_once > 1 and num_masks > 2
+            is_compared = not sharing.is_known and at_once > 1
             count = 1 if is_compared and draws_of_one_mask is None else min(at_once, masks_left)
+            noting: AbstractContextManager[list[Draw]] = noting_draws() if is_compared else nullcontext([])
             try:
-                with noting_draws(model) if is_compared else nullcontext([]) as draws:
+                with noting as draws:
                     output = forward(
                         *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
                     )
