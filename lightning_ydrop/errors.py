@@ -1,15 +1,20 @@
 """What goes wrong, said in three sentences: the call as it was typed, what is allowed, and how to fix it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from numbers import Number
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+# No more items of a container than this go into a message.
+MOST_ITEMS = 8
 
 
 class ConfigurationError(ValueError):
-    """A setting, a batch or a model that Y-Drop cannot work with, found before the first optimiser step.
+    """A setting, a batch or a model that this package can't work with.
 
     Args:
         given: The call as it was typed, with the offending value.
@@ -31,24 +36,38 @@ class NoEffectWarning(UserWarning):
 
 
 def describe(value: Any) -> str:
-    """Say what a value is without printing its numbers: structure, and of tensors shape, dtype and device."""
+    """Describe a value without printing the numbers of tensors.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Of a tensor its shape, dtype and device, of a container its class and its first items, of a number, a flag or a
+        text the value itself, and of anything else its class.
+
+    """
     if isinstance(value, Tensor):
         return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype}, device={value.device})"
+    if isinstance(value, np.ndarray):
+        return f"ndarray(shape={value.shape}, dtype={value.dtype})"
     if isinstance(value, Mapping):
-        return f"{type(value).__name__}({_listed([f'{key!r}: {describe(item)}' for key, item in value.items()])})"
+        return _call_of(value, (f"{key!r}: {describe(item)}" for key, item in value.items()), len(value))
     if is_dataclass(value) and not isinstance(value, type):
-        named = [f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value)]
-        return f"{type(value).__name__}({_listed(named)})"
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__}({_listed([describe(item) for item in value])})"
-    if value is None or isinstance(value, (bool, int, float, str, Number)):
+        names = [field.name for field in fields(value)]
+        return _call_of(value, (f"{name}={describe(getattr(value, name))}" for name in names), len(names))
+    if value is None or isinstance(value, (bool, int, float, str, range, Number, np.generic)):
         return repr(value)
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return _call_of(value, (describe(item) for item in value), len(value))
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return type(value).__name__
 
 
-def _listed(items: Sequence[str], most: int = 8) -> str:
-    """Put the first few items into one line, and say how many more there are."""
-    more = [f"... {len(items) - most} more"] if len(items) > most else []
-    return ", ".join([*items[:most], *more])
+def _call_of(container: object, items: Iterable[str], count: int) -> str:
+    """Write a container as the call of its class: its first items, and how many more there are.
+
+    It reads no further items: they may be batches, which take long to load.
+    """
+    more = [f"... {count - MOST_ITEMS} more"] if count > MOST_ITEMS else []
+    return f"{type(container).__name__}({', '.join([*islice(items, MOST_ITEMS), *more])})"

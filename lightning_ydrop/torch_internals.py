@@ -28,7 +28,7 @@ def same_memory(tensor: Tensor) -> Tensor:
 
 def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors in place in one operation: one launch on a GPU, where a loop takes one for each."""
-    torch._foreach_copy_(targets, sources)
+    torch._foreach_copy_(list(targets), list(sources))
 
 
 def copy_on_write(tensor: Tensor) -> Tensor | None:
@@ -48,7 +48,7 @@ def copy_on_write(tensor: Tensor) -> Tensor | None:
 
 def is_untouched(tensor: Tensor) -> bool:
     """Tell whether a tensor still shares its memory with what `copy_on_write` gave."""
-    return torch._C._is_cow_tensor(tensor)
+    return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
 def set_attributes(module: object, attributes: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def set_attributes(module: object, attributes: dict[str, Any]) -> None:
 def uncompiled(model: nn.Module) -> nn.Module:
     """Give the module that `torch.compile` was called with, where a model is what that returned."""
     # Not `.get`, which TorchScript's modules don't have.
-    inner = model._modules["_orig_mod"] if "_orig_mod" in model._modules else None
+    inner = model._modules["_orig_mod"] if "_orig_mod" in model._modules else None  # noqa: SIM401
     return model if inner is None else inner
 
 
@@ -78,13 +78,13 @@ def without_compilation(name: str) -> str:
 
 def attributes_of_script(module: torch.jit.ScriptModule) -> dict[str, Any]:
     """Give the attributes of a TorchScript module, which lie outside of its dictionary."""
-    names = module._concrete_type.get_attributes()  # type: ignore[operator, union-attr]
-    return {name: module._c.getattr(name) for name in names}  # type: ignore[operator, union-attr]
+    names = module._concrete_type.get_attributes()
+    return {name: module._c.getattr(name) for name in names}
 
 
 def set_attribute_of_script(module: torch.jit.ScriptModule, name: str, value: Any) -> None:
     """Set one of them."""
-    module._c.setattr(name, value)  # type: ignore[operator, union-attr]
+    module._c.setattr(name, value)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ class YDropCallback(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let phase 1 follow the LightningModule's own hook of this name, which Lightning calls after those of callbacks.
+        """Let phase 1 follow the LightningModule's own hook of this name, which Lightning calls after callbacks.
 
         What that hook sets, such as a condition of this batch, is then there when phase 1 calls the model.
         """
@@ -303,8 +303,8 @@ class YDropCallback(Callback):
             if name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"In phase 1 forward has written to {name}, for the first time after the dry run, and that could not "
-                    "be undone. "
+                    f"In phase 1 forward has written to {name}, for the first time after the dry run, and that could "
+                    "not be undone. "
                     "Phase 1 guards what the first batch shows to be written to, and from now on this too. "
                     "Where training alone should write to it, do so `if self.training`.",
                     RuntimeWarning,

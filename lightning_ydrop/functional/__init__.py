@@ -1,5 +1,36 @@
-"""The mathematics of the methods: tensors in, tensors out, no state and no modules."""
+"""The mathematics of the methods: tensors in, tensors out, no state and no modules.
 
-from lightning_ydrop.functional.masking import jumpout
+What a class of this package computes, one of these functions computes too:
 
-__all__ = ["jumpout"]
+- phase 1 of Y-Drop: `path_points`, `path_conductance`, `sum_to_units`,
+- its rates: `draw_rates`, `strong_count`, `bucket_probabilities`,
+- dropout: `vanilla_dropout`, `unit_dropout` (for `ConductanceDropout`), `jumpout` (for `Jumpout`),
+- what a trained network shows: `top_share`, `gini`, `conductance_spread` (for `ConductanceSpread`),
+  `removal_threshold` (for `RemovalCurve`),
+- averages over masks: `predictive_entropy` (for `MonteCarlo`), `monte_carlo_divergence` (for `MonteCarloDivergence`).
+"""
+
+from lightning_ydrop.functional.attribution import conductance_spread, gini, path_conductance, sum_to_units, top_share
+from lightning_ydrop.functional.masking import jumpout, unit_dropout, vanilla_dropout
+from lightning_ydrop.functional.path import path_points
+from lightning_ydrop.functional.rates import bucket_probabilities, draw_rates, strong_count
+from lightning_ydrop.functional.removal import removal_threshold
+from lightning_ydrop.functional.uncertainty import monte_carlo_divergence, predictive_entropy
+
+__all__ = [
+    "bucket_probabilities",
+    "conductance_spread",
+    "draw_rates",
+    "gini",
+    "jumpout",
+    "monte_carlo_divergence",
+    "path_conductance",
+    "path_points",
+    "predictive_entropy",
+    "removal_threshold",
+    "strong_count",
+    "sum_to_units",
+    "top_share",
+    "unit_dropout",
+    "vanilla_dropout",
+]

@@ -65,9 +65,9 @@ class Call:
                 f"lightning_ydrop called {_name_of(self.function)} with {rows} rows: {called}. "
                 "Phase 1 calls it in evaluation mode with points between the baseline and samples of the batch, in any "
                 "order and number, and with the inputs alone. "
-                "Let it take such rows. Otherwise write another method in the LightningModule: `ydrop_forward`, which is "
-                "called instead, or `ydrop_inputs(batch)`, which returns the inputs and the target. Outside of a Trainer "
-                "pass forward=...."
+                "Let it take such rows. Otherwise write another method in the LightningModule: `ydrop_forward`, which "
+                "is called instead, or `ydrop_inputs(batch)`, which returns the inputs and the target. Outside of a "
+                "Trainer pass forward=...."
             )
             raise
 

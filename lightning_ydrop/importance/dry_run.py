@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,7 +145,6 @@ class _Look:
     num_units: dict[str, int]
     left: dict[str, str]
     surroundings: Surroundings
-    saved: int
     recorded: int
     checkpointed: list[nn.Module]
 
@@ -152,8 +152,10 @@ class _Look:
 def _look(subject: Subject, path: PathSettings, batch: Batch) -> _Look:
     """Pass the whole batch through the model once, as training does, and check what comes out of it and its layers."""
     plan = Plan(roles=batch.call.roles)
+    # Where training saves memory by checkpoints, a graph of the whole batch without them may be too large.
+    records = not may_checkpoint(subject.model)
     try:
-        return _look_with(subject, path, batch, plan)
+        return _look_with(subject, path, batch, plan, records)
     except NotImplementedError as error:
         raise ConfigurationError(
             f"{type(subject.model).__name__} has no forward.",
@@ -163,20 +165,22 @@ def _look(subject: Subject, path: PathSettings, batch: Batch) -> _Look:
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        return _look_with(subject, path, batch, replace(plan, constant_parameters=False))
+    with suppress(RuntimeError):
+        return _look_with(subject, path, batch, plan, True)
+    return _look_with(subject, path, batch, replace(plan, constant_parameters=False), True)
 
 
-def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan) -> _Look:
+def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, records: bool) -> _Look:
     # Copies of the rows, since a forward may write to its inputs.
     rows = batch.take(torch.arange(batch.size))
     request = bare_request(subject, rows, path, torch.Generator(), plan=plan, learning=True)
-    surroundings, saved = Surroundings(subject.model.modules(), subject.layers), SavedMemory(subject.model)
+    surroundings = Surroundings(subject.model.modules(), subject.layers)
     with (
         request.borrowed(constant_parameters=True),
         surroundings.watched(),
         seeing_checkpoints(subject.model) as checkpointed,
         recording(subject.layers, frozenset()) as tape,
-        saved.counted(),
+        torch.set_grad_enabled(records),
     ):
         output = request.output(request.inputs, request.carried)
         request.objective.check(output, batch.target)
@@ -196,7 +200,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan) -
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
-    return _Look(request, batch, plan, output, num_units, left, surroundings, saved.size, recorded, list(checkpointed))
+    return _Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed))
 
 
 def _compare_rows(look: _Look, path: PathSettings) -> None:
@@ -218,8 +222,8 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
         other = 1 - path.batch_dim if path.batch_dim < 2 else 0
         warnings.warn(
             f"The outputs of {type(look.request.model).__name__} for {len(rows)} samples of the first batch change "
-            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none has a "
-            "conductance of its own. "
+            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none has "
+            "a conductance of its own. "
             f"Where another dimension is the batch, as in models of (T, B, F), pass batch_dim={other}. "
             "Where it is what the model does, as a normalisation by the batch, scores are those of rows that mix.",
             UserWarning,
@@ -419,8 +423,18 @@ def _in_training(look: _Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
         except Exception:
             return plan, frozenset()
     more = tuple(module for module in checkpointed if module not in look.checkpointed)
-    memory = affordable_rows(saved.size, look.saved, look.recorded, more)
+    memory = affordable_rows(saved.size, _saved_in_evaluation(look), look.recorded, more)
     return replace(plan, checkpointed=more, memory=memory), frozenset(tape)
+
+
+def _saved_in_evaluation(look: _Look) -> int:
+    """Count what a pass of the whole batch in evaluation mode would keep, by one of a few rows."""
+    request, saved = look.request, SavedMemory(look.request.model)
+    few = min(2, look.batch.size)
+    rows = look.batch.take(torch.arange(few))
+    with request.borrowed(constant_parameters=True), recording(request.layers), saved.counted():
+        request.output(rows.inputs, rows.carried)
+    return saved.size * look.batch.size // few
 
 
 def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Mapping[str, int]) -> None:

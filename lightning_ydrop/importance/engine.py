@@ -355,8 +355,8 @@ class YDrop:
     def _check_driver(self) -> None:
         if taken := [name for name, layer in self.layers.items() if layer.driver != self._number]:
             raise ConfigurationError(
-                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, for which another engine "
-                "or callback has been made since.",
+                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, for which another "
+                "engine or callback has been made since.",
                 "A layer has one driver: of two, each would undo the probabilities of the other.",
                 "Use the one that was made last, or give each a model of its own.",
             )

@@ -50,8 +50,8 @@ def borrowed(
     """Put a model in the state in which its units are measured, and undo that at the end.
 
     Inside, every module is in the state that `eval()` gives (dropout off, BatchNorm on its running statistics),
-    gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation cannot be differentiated
-    through a compiled graph), and nothing that passes change stays: see `leaving_no_trace`.
+    gradients are recorded whatever the caller has set, compiled parts run eagerly (a recorded activation cannot be
+    differentiated through a compiled graph), and nothing that passes change stays: see `leaving_no_trace`.
 
     Args:
         model: Any model.

@@ -1,20 +1,20 @@
-"""From any batch to what the model takes and what its output should be."""
+"""Reading batches: what goes into the model, and what its output should be."""
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.checks import check_flag, check_kind
+from lightning_ydrop.checks import check_flag, check_kind, is_list, is_whole
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.calls import Target
 
 INPUT_NAMES = (
     *("x", "input", "inputs", "image", "images", "img", "pixel_values", "input_values", "input_features"),
     *("features", "data", "audio", "video", "input_ids", "inputs_embeds", "tokens"),
-    # Never alone, but a model that takes them besides is not to be called without them.
+    # A model that takes these beside another input must not be called without them.
     *("attention_mask", "token_type_ids", "position_ids"),
 )
 TARGET_NAMES = ("y", "target", "targets", "label", "labels", "label_ids")
@@ -35,9 +35,9 @@ class Adapter(ABC):
         """Take the inputs and the target out of a batch, which is already on the training device.
 
         Returns:
-            The inputs: what the model's `forward` takes, a tensor, a tuple of arguments, or a mapping of arguments by
-            name; arguments may nest tensors in lists, tuples and mappings. And the target: class index (B,), soft
-            labels (B, C), dense labels (B, H, W), or None.
+            The inputs and the target. The inputs are what the model's `forward` takes: a tensor, a tuple of arguments,
+            or a mapping of arguments by name. Arguments may nest tensors in lists, tuples and mappings. The target is a
+            class index (B,), soft labels (B, C), dense labels (B, H, W), or None.
 
         """
 
@@ -50,18 +50,24 @@ class IndexAdapter(Adapter):
     """Read batches that are tuples or lists.
 
     Args:
-        inputs: Position of the model's input, or positions of all of its inputs in the order of `forward`.
-        target: Position of the target; None for the objectives that need none.
+        inputs: Position of the model's input, or a list of the positions of all inputs in the order of `forward`.
+        target: Position of the target, or None for the objectives that need none.
 
     Raises:
-        ConfigurationError: If a position is no whole number.
+        ConfigurationError: If a position is not a whole number.
+
+    Example:
+        >>> IndexAdapter(inputs=[0, 2], target=1).read(["image", "label", "mask"])
+        (('image', 'mask'), 'label')
 
     """
 
-    def __init__(self, inputs: int | list[int] = 0, target: int | None = 1) -> None:
-        _check_places("IndexAdapter", inputs, target, int, example="IndexAdapter(inputs=[0, 1], target=2)")
-        self.inputs = inputs
-        self.target = target
+    def __init__(self, inputs: int | Sequence[int] = 0, target: int | None = 1) -> None:
+        example = "IndexAdapter(inputs=[0, 1], target=2)"
+        if not _are_places(inputs, target, is_whole):
+            raise _wrong_places("IndexAdapter", "whole number", inputs, target, example)
+        self.inputs: int | list[int] = _plain(inputs, int)
+        self.target = None if target is None else int(target)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the positions."""
@@ -73,23 +79,28 @@ class KeyAdapter(Adapter):
     """Read batches that are mappings, dataclasses or named tuples.
 
     Args:
-        inputs: Key of the model's input, or keys of all of its inputs in the order of `forward`.
-        target: Key of the target; None for the objectives that need none.
+        inputs: Key of the model's input, or a list of the keys of all inputs in the order of `forward`.
+        target: Key of the target, or None for the objectives that need none.
         keywords: Whether `forward` takes the inputs by these keys: `model(input_ids=..., attention_mask=...)`.
 
     Raises:
-        ConfigurationError: If a key is no string.
+        ConfigurationError: If a key is not a string.
+
+    Example:
+        >>> KeyAdapter(inputs="image", target="class").read({"image": "pixels", "class": "label"})
+        ('pixels', 'label')
 
     """
 
     def __init__(
-        self, inputs: str | list[str] = "pixel_values", target: str | None = "labels", keywords: bool = False
+        self, inputs: str | Sequence[str] = "pixel_values", target: str | None = "labels", keywords: bool = False
     ) -> None:
-        _check_places("KeyAdapter", inputs, target, str, example='KeyAdapter(inputs="image", target="label")')
-        check_flag("KeyAdapter", "keywords", keywords)
-        self.inputs = inputs
-        self.target = target
-        self.keywords = keywords
+        example = 'KeyAdapter(inputs="image", target="label")'
+        if not _are_places(inputs, target, _is_key):
+            raise _wrong_places("KeyAdapter", "string", inputs, target, example)
+        self.inputs: str | list[str] = _plain(inputs, str)
+        self.target = None if target is None else str(target)
+        self.keywords = check_flag("KeyAdapter", "keywords", keywords)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the keys."""
@@ -103,16 +114,16 @@ class KeyAdapter(Adapter):
 class AutomaticAdapter(Adapter):
     """Read the usual batches.
 
-    A tensor is the input. Of a tuple or list the first item is the input, the second the target, whatever follows. Of
-    a mapping, dataclass or named tuple the one field with a usual name of an input is the input, and the one with a
-    usual name of a target, if there is one, is the target.
+    A tensor is the input. In a tuple or list the first item is the input and the second is the target. In a mapping,
+    dataclass or named tuple, fields go by their names: the one with a usual name of inputs is the input, and the one
+    with a usual name of targets, if any, is the target.
     """
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Find the input and the target.
 
         Raises:
-            ConfigurationError: If there is no telling which is which.
+            ConfigurationError: If the input can't be told from the rest.
 
         """
         if isinstance(batch, Tensor):
@@ -134,7 +145,7 @@ class AutomaticAdapter(Adapter):
 
 
 def check_adapter(owner: str, adapter: object) -> None:
-    """Refuse what is no adapter.
+    """Refuse what is not an adapter.
 
     Raises:
         ConfigurationError: If it is not.
@@ -144,7 +155,7 @@ def check_adapter(owner: str, adapter: object) -> None:
 
 
 def _fields(batch: Any) -> Mapping[str, Any] | None:
-    """View a mapping, dataclass or named tuple as a mapping; nothing else has named fields."""
+    """View a mapping, dataclass or named tuple as a mapping. Anything else has no named fields: None."""
     if isinstance(batch, Mapping):
         return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -178,12 +189,24 @@ def _take(adapter: Adapter, batch: Any, place: int | str) -> Any:
     )
 
 
-def _check_places(owner: str, inputs: Any, target: Any, kind: type, *, example: str) -> None:
-    listed = inputs if isinstance(inputs, list) else [inputs]
-    places = [*listed, *([] if target is None else [target])]
-    if not listed or not all(isinstance(place, kind) and not isinstance(place, bool) for place in places):
-        raise ConfigurationError(
-            f"{owner}(inputs={describe(inputs)}, target={describe(target)}) was given.",
-            f"`inputs` is one {kind.__name__} or a list of some, `target` one or None.",
-            f"Pass, for example, {example}.",
-        )
+def _are_places(inputs: Any, target: Any, is_place: Callable[[Any], bool]) -> bool:
+    """Tell whether inputs are one place in a batch or a list of some, and the target one place or None."""
+    listed = list(inputs) if is_list(inputs) else [inputs]
+    return bool(listed) and all(map(is_place, listed)) and (target is None or is_place(target))
+
+
+def _plain(places: Any, kind: type) -> Any:
+    """Turn places into Python's own numbers or strings, and a list of them into a list."""
+    return [kind(place) for place in places] if is_list(places) else kind(places)
+
+
+def _is_key(place: Any) -> bool:
+    return isinstance(place, str)
+
+
+def _wrong_places(owner: str, kind: str, inputs: Any, target: Any, example: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{owner}(inputs={describe(inputs)}, target={describe(target)}) was given.",
+        f"`inputs` is one {kind} or a list of some, `target` one or None.",
+        f"Pass, for example, {example}.",
+    )

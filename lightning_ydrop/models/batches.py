@@ -14,10 +14,17 @@ from lightning_ydrop.models.state import all_modules
 
 
 def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:
-    """Find a method that a model, as a rule a LightningModule, may have for Y-Drop.
+    """Find a method that a model, usually a LightningModule, may have for this package.
+
+    Args:
+        model: The model.
+        name: "ydrop_inputs" or "ydrop_forward".
+
+    Returns:
+        The method, or None where the model has none.
 
     Raises:
-        ConfigurationError: If what has that name is no method.
+        ConfigurationError: If the model has something of that name that can't be called.
 
     """
     method: Any = getattr(model, name, None)
@@ -31,22 +38,30 @@ def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:
 
 
 def read_batch(model: nn.Module, adapter: Adapter, batch: Any) -> tuple[Inputs, Target]:
-    """Take inputs and target out of a batch: by the model's own `ydrop_inputs`, otherwise by an adapter.
+    """Take inputs and target out of a batch.
+
+    Args:
+        model: The model, whose method `ydrop_inputs` reads the batch if it has one.
+        adapter: It reads the batch otherwise.
+        batch: A batch on the model's device.
+
+    Returns:
+        The inputs and the target, as in `Adapter.read`.
 
     Raises:
-        ConfigurationError: If that gives no such pair.
+        ConfigurationError: If the method or the adapter returns no such pair.
 
     """
-    own = own_method(model, "ydrop_inputs")
-    read: Any = adapter.read(batch) if own is None else own(batch)
-    if not (isinstance(read, (tuple, list)) and len(read) == 2):
-        reader = f"{adapter!r}.read" if own is None else f"{type(model).__name__}.ydrop_inputs"
+    method = own_method(model, "ydrop_inputs")
+    pair: Any = adapter.read(batch) if method is None else method(batch)
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+        reader = f"{adapter!r}.read" if method is None else f"{type(model).__name__}.ydrop_inputs"
         raise ConfigurationError(
-            f"{reader} returned {describe(read)}.",
+            f"{reader} returned {describe(pair)}.",
             "It returns a pair (inputs, target).",
             "Return, for example, (batch['image'], batch['label']), or (x, None) without a target.",
         )
-    inputs, target = read
+    inputs, target = pair
     return inputs, target
 
 

@@ -24,7 +24,8 @@ def unwrapped(model: nn.Module, forward: Callable[..., Any] | None) -> tuple[nn.
         The module, and what to call: the module itself, or, of Fabric's, the module in its precision.
 
     """
-    inner, precision = model, None
+    inner: Any = model
+    precision: Any = None
     while True:
         if _is_fabrics(inner):
             precision = inner._strategy.precision

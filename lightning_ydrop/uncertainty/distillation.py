@@ -1,4 +1,4 @@
-"""A LightningModule that trains a student to say in one pass what its teacher says on average over its masks."""
+"""A LightningModule that trains a student to predict in one pass what a teacher predicts on average over masks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -10,13 +10,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_ydrop.checks import check_count, check_module, is_real
+from lightning_ydrop.checks import check_class_dim, check_count, check_module, check_number
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
 from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
+from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.masks import dropout_off
 from lightning_ydrop.uncertainty.monte_carlo import (
     check_drops,
@@ -24,45 +25,47 @@ from lightning_ydrop.uncertainty.monte_carlo import (
     mean_probabilities,
     warn_of_vanilla_rates,
 )
-from lightning_ydrop.uncertainty.teachers import copied, load_checkpoint
+from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 
-# They restore a module by the names in it, before a hook of Lightning's is called; a student's checkpoint has others.
+# These restore a module by its own names before Lightning calls a hook, but a student's checkpoint has other names.
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
-# What a LightningModule does to each batch before its steps.
+# The hooks in which a LightningModule changes a batch before its steps.
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DropoutDistillation(LightningModule):
     """Dropout distillation (Rota Bulo, Porzi, Kontschieder, ICML 2016), to be fitted by a plain Trainer.
 
-    For each batch the teacher, with its dropout on, predicts with masks drawn anew, and the student learns these
-    predictions by cross-entropy. Its optimum is the average over all masks, which it then gives in one pass. Labels are
-    not needed: any data serve. The teacher is a copy, of which only what drops is in training mode: its weights and its
-    BatchNorm stay as they are. What a LightningModule does to batches before its steps, this does too. Checkpoints are
-    the student's own: they load into its class, as if it had been trained by itself, and a Trainer goes on from them.
+    For each batch the teacher predicts with its dropout on and fresh masks, and the student learns these predictions
+    by cross-entropy. The optimum is the average over all masks, which the student then gives in one pass. No labels are
+    needed: any data serve. The teacher is a copy. Only what drops in it is in training mode, so its weights and its
+    BatchNorm stay as they are. If the teacher is a LightningModule, its hooks for batches apply here too. Checkpoints
+    are the student's own: they load into its class, as if it had been trained by itself, and a Trainer can resume from
+    them.
 
-    It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. The masks of validation and of testing are the
-    same every time. F.dropout in a forward is not seen: a student that calls it drops while it is trained.
+    It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. Validation and testing use the same masks every
+    time. A call of F.dropout in a forward method is not seen: a student that has one drops while it is trained.
 
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
-        checkpoint: A checkpoint to take the teacher's weights from, and the probabilities that Y-Drop has left there:
-            `load_from_checkpoint` would find the weights alone.
+        checkpoint: A checkpoint with the teacher's weights and the probabilities that Y-Drop has left there.
+            `load_from_checkpoint` would load the weights only.
         student: Any classifier with the same outputs. None: a copy of the teacher, its dropout off.
-        num_masks: Masks for each sample in a training step.
-        temperature: What the logits of both are divided by, above 0. With any but 1 the student learns the average of
-            other, softer predictions, and losses are of these, multiplied by the square of it.
+        num_masks: Masks for each sample in a training step, at least 1.
+        temperature: What the logits of both are divided by, above 0. At any value except 1 the student learns the
+            average of other, softer predictions. Losses are those of these predictions, multiplied by its square.
         optimizer: Makes the optimiser from the student's parameters.
-        adapter: How inputs are found in a batch, where the teacher, or a subclass of this, has no method
-            `ydrop_inputs`; labels are not looked at, `IndexAdapter(inputs=0, target=None)` needs none.
+        adapter: It reads the inputs from a batch, unless the teacher or a subclass of this class has a method
+            `ydrop_inputs`. Labels are not used: `IndexAdapter(inputs=0, target=None)` needs none.
         class_dim: Dimension of the classes in the logits of both, -1 for (B, *, C).
-        max_rows: At most so many rows pass through the teacher at once, but never fewer than the batch has. None: all
-            masks in one pass, where every layer draws for each sample. Where a GPU has no memory for so many, each
-            step finds that out anew: pass fewer.
+        max_rows: At most this many rows pass through the teacher at once, but never fewer than the batch has. None: all
+            masks in one pass, if every layer draws for each sample. The first step of three masks or more finds out
+            whether it does. If a GPU has no memory for that many rows, each step finds out again: pass a smaller
+            number.
 
     Raises:
-        ConfigurationError: If nothing in the teacher drops, the checkpoint is not its own, or an argument is out of
-            range.
+        ConfigurationError: If nothing in the teacher drops, the checkpoint is not the teacher's, or an argument is out
+            of range.
 
     Example:
         >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
@@ -86,15 +89,12 @@ class DropoutDistillation(LightningModule):
     ) -> None:
         super().__init__()
         check_module("DropoutDistillation", teacher)
-        check_count("DropoutDistillation", "num_masks", num_masks, minimum=1, example=1)
+        self.num_masks = check_count("DropoutDistillation", "num_masks", num_masks, minimum=1, example=1)
+        self.temperature = check_number("DropoutDistillation", "temperature", temperature, example=1.0, positive=True)
+        self.class_dim = check_class_dim("DropoutDistillation", class_dim)
+        self.max_rows = max_rows
         if max_rows is not None:
-            check_count("DropoutDistillation", "max_rows", max_rows, minimum=1, example=4096)
-        if not (is_real(temperature) and temperature > 0):
-            raise ConfigurationError(
-                f"DropoutDistillation(temperature={describe(temperature)}) was given.",
-                "`temperature` is a finite number above 0.",
-                "Pass, for example, temperature=1.0.",
-            )
+            self.max_rows = check_count("DropoutDistillation", "max_rows", max_rows, minimum=1, example=4096)
         if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
             raise ConfigurationError(
                 f"DropoutDistillation(optimizer={describe(optimizer)}) was given.",
@@ -102,41 +102,39 @@ class DropoutDistillation(LightningModule):
                 "Pass, for example, optimizer=functools.partial(torch.optim.SGD, lr=0.01).",
             )
         check_adapter("DropoutDistillation", adapter)
-        teacher = copied(teacher)
-        own = _made(teacher)
+        teacher = copy_of(teacher)
+        plain_teacher = _configured(teacher)
         if checkpoint is None:
             warn_of_vanilla_rates("DropoutDistillation", teacher)
         else:
-            load_checkpoint(own, checkpoint, _own_hparams(own, "teacher") if isinstance(own, LightningModule) else {})
+            hparams = _hparams_of(plain_teacher, "teacher") if isinstance(plain_teacher, LightningModule) else {}
+            load_checkpoint(plain_teacher, checkpoint, hparams)
         check_drops("DropoutDistillation", teacher)
         self._dropout_off = student is None
         self.student = _student_of(teacher) if student is None else student
         check_module("DropoutDistillation", self.student)
-        _made(self.student)
+        _configured(self.student)
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
             raise ConfigurationError(
                 f"DropoutDistillation(student={describe(student)}) was given, in which nothing is to be trained.",
                 "A student has parameters that require gradients.",
-                "Call student.requires_grad_(True), or that of the part that is to learn.",
+                "Call student.requires_grad_(True), or call it for the part that shall learn.",
             )
         self.teacher = teacher.requires_grad_(False)
         for hook in BATCH_HOOKS:
-            if isinstance(own, LightningModule) and is_overridden(hook, own, LightningModule):
-                # On the instance: a DataModule's hooks come first, and Lightning warns of those of both.
-                setattr(self, hook, getattr(own, hook))
-        self.num_masks = num_masks
-        self.temperature = temperature
+            if isinstance(plain_teacher, LightningModule) and is_overridden(hook, plain_teacher, LightningModule):
+                # On the instance: a DataModule's hooks come first, and Lightning warns where a class has them as well.
+                setattr(self, hook, getattr(plain_teacher, hook))
         self.optimizer = optimizer
         self.adapter = adapter
-        self.class_dim = class_dim
-        self.max_rows = max_rows
+        self._mask_sharing = MaskSharing()  # the teacher stays the same, so what one step learns holds for the others
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the student."""
         return self.student(*args, **kwargs)
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that could not go on from a student's checkpoint.
+        """Refuse strategies that can't resume from a student's checkpoint.
 
         Raises:
             ConfigurationError: If the Trainer has one of them.
@@ -151,30 +149,30 @@ class DropoutDistillation(LightningModule):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy between what the teacher says with fresh masks and what the student says."""
+        """Give the cross-entropy between the teacher's predictions with fresh masks and the student's."""
         return self._logged_loss("train_loss", batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same on held-out data, with the same masks each time, so that epochs can be compared."""
+        """Log the same loss on held-out data, with the same masks each time, so that epochs can be compared."""
         with self._same_masks(batch_idx):
             self._logged_loss("val_loss", batch, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same on a test set, with the same masks each time."""
+        """Log the same loss on a test set, with the same masks each time."""
         with self._same_masks(batch_idx):
             self._logged_loss("test_loss", batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Give what the student returns for the inputs in a batch."""
-        return self._student_says(self._inputs_of(batch))
+        """Give the student's output for the inputs in a batch."""
+        return self._student_output(self._inputs_of(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give the student's parameters to the optimiser."""
         return self.optimizer(self.student.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a checkpoint of the student's own class holds: the teacher has a checkpoint of its own."""
-        student, prefix = self._own_student()
+        """Turn the checkpoint into one of the student's class: the teacher has a checkpoint of its own."""
+        student, prefix = self._plain_student()
         checkpoint["state_dict"] = {
             name.removeprefix(prefix): value
             for name, value in checkpoint["state_dict"].items()
@@ -183,14 +181,14 @@ class DropoutDistillation(LightningModule):
         if isinstance(student, LightningModule):
             student.on_save_checkpoint(checkpoint)
             if student.hparams:
-                # `load_from_checkpoint` reads hyperparameters under either of two keys. Under the usual one
-                # LightningCLI would take the student's for those of the module that goes on, which is this one.
-                checkpoint["hparams"] = _own_hparams(student, "teacher" if self._dropout_off else "student")
+                # `load_from_checkpoint` reads hyperparameters under either of two keys. If they were under the usual
+                # one, LightningCLI would take them for those of the module that resumes, which is this one.
+                checkpoint["hparams"] = _hparams_of(student, "teacher" if self._dropout_off else "student")
                 checkpoint[self.CHECKPOINT_HYPER_PARAMS_NAME] = student._hparams_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the student read what it has written, and tell its weights from the teacher's."""
-        student, prefix = self._own_student()
+        """Let the student read what it has saved, and name the weights of both as this module names them."""
+        student, prefix = self._plain_student()
         if isinstance(student, LightningModule):
             student.on_load_checkpoint(checkpoint)
         weights = {f"{prefix}{name}": value for name, value in checkpoint["state_dict"].items()}
@@ -200,13 +198,13 @@ class DropoutDistillation(LightningModule):
 
     @contextmanager
     def _same_masks(self, batch_idx: int) -> Iterator[None]:
-        """Let a batch draw the same masks every time, which take nothing from the random stream of training."""
+        """Draw the same masks for a batch every time, without a change to the random stream of training."""
         with random_stream_kept(self.device):
             torch.manual_seed(batch_idx)
             yield
 
-    def _own_student(self) -> tuple[nn.Module, str]:
-        """Give the student without what compilation puts around it, and the beginning of the names of its weights."""
+    def _plain_student(self) -> tuple[nn.Module, str]:
+        """Give the student without its wrapper of torch.compile, and the prefix of the names of its weights."""
         student = uncompiled(self.student)
         return student, "student." if student is self.student else "student._orig_mod."
 
@@ -215,7 +213,7 @@ class DropoutDistillation(LightningModule):
         inputs, _ = read_batch(reader, self.adapter, batch)
         return inputs
 
-    def _student_says(self, inputs: Inputs) -> Any:
+    def _student_output(self, inputs: Inputs) -> Any:
         forward = own_method(self.student, "ydrop_forward") or self.student
         positional, keywords = arguments_of(signature_of(self.student, forward), inputs)
         return forward(*positional, **keywords)
@@ -223,7 +221,7 @@ class DropoutDistillation(LightningModule):
     def _logged_loss(self, name: str, batch: Any, prog_bar: bool = False) -> Tensor:
         inputs = self._inputs_of(batch)
         with logging_muted(self):
-            taught = mean_probabilities(
+            average = mean_probabilities(
                 self.teacher,
                 inputs,
                 self.num_masks,
@@ -231,47 +229,49 @@ class DropoutDistillation(LightningModule):
                 class_dim=self.class_dim,
                 max_rows=self.max_rows,
                 forward=own_method(self.teacher, "ydrop_forward"),
+                sharing=self._mask_sharing,
             )
             with dropout_off(self.student) if self._dropout_off else nullcontext():
-                logits = logits_of(self._student_says(inputs), len(taught), self.class_dim)
-        if logits.shape != taught.shape:
+                logits = logits_of(self._student_output(inputs), len(average), self.class_dim)
+        if logits.shape != average.shape:
             raise ConfigurationError(
-                f"The teacher's predictions have the shape {tuple(taught.shape)}, the student's {tuple(logits.shape)}.",
+                f"The teacher's predictions have the shape {tuple(average.shape)}, the student's "
+                f"{tuple(logits.shape)}.",
                 "A student predicts the same classes as its teacher.",
                 "Give it as many outputs.",
             )
-        # A class that is impossible, of logit -inf, adds nothing: 0 times infinity would be no number.
+        # The logit of an impossible class is -inf. It must add nothing, but 0 times infinity is NaN.
         logits = (logits / self.temperature).clamp(min=torch.finfo(logits.dtype).min)
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
-        loss = nn.functional.cross_entropy(logits, taught) * self.temperature**2
-        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=len(taught), sync_dist=True)
+        loss = nn.functional.cross_entropy(logits, average) * self.temperature**2
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=len(average), sync_dist=True)
         return loss
 
 
-def _made(model: nn.Module) -> nn.Module:
-    """Give a model without what compilation puts around it, and with what a LightningModule makes late."""
-    own = uncompiled(model)
-    if isinstance(own, LightningModule):
-        own.configure_model()
-    return own
+def _configured(model: nn.Module) -> nn.Module:
+    """Give a model without its wrapper of torch.compile, after a LightningModule has made its late layers."""
+    plain_model = uncompiled(model)
+    if isinstance(plain_model, LightningModule):
+        plain_model.configure_model()
+    return plain_model
 
 
 def _student_of(teacher: nn.Module) -> nn.Module:
-    """Copy a teacher for training, also one that was frozen or in evaluation mode when it was passed."""
-    student = copied(teacher).train()
+    """Copy a teacher for training, even if it was frozen or in evaluation mode."""
+    student = copy_of(teacher).train()
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
     return student
 
 
-def _own_hparams(module: LightningModule, role: str) -> dict[str, Any]:
+def _hparams_of(module: LightningModule, role: str) -> dict[str, Any]:
     """Give the hyperparameters that a teacher or student has saved.
 
-    LightningCLI tells every module that it makes the arguments of the outermost, which is the DropoutDistillation.
+    LightningCLI gives every module that it makes the arguments of the outermost one, the DropoutDistillation.
     """
     hparams: Mapping[str, Any] = module.hparams
-    given = hparams.get(role)
-    if "_instantiator" in hparams and isinstance(given, Mapping) and "class_path" in given:
-        own = dict(given.get("init_args", {}))
-        return {**own, "_class_path": given["class_path"], "_instantiator": hparams["_instantiator"]}
+    arguments = hparams.get(role)
+    if "_instantiator" in hparams and isinstance(arguments, Mapping) and "class_path" in arguments:
+        init_args = dict(arguments.get("init_args", {}))
+        return {**init_args, "_class_path": arguments["class_path"], "_instantiator": hparams["_instantiator"]}
     return dict(hparams)

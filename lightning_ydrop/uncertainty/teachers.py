@@ -1,4 +1,4 @@
-"""A teacher: a copy of a trained network, with what its checkpoint holds."""
+"""A teacher: a copy of a trained network, with the content of its checkpoint."""
 
 import copy
 import json
@@ -6,10 +6,12 @@ import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_ydrop.checks import is_list
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.layers import ConductanceDropout, convert_dropout
@@ -18,24 +20,25 @@ from lightning_ydrop.models.state import named_modules
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def copied(model: Module) -> Module:
-    """Copy a model, also one that computes weights anew before each pass, as a pruned one does, or keeps outputs."""
-    held = (value for module in model.modules() for value in _tensors_in(vars(module)))
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+def copy_of(model: Module) -> Module:
+    """Copy a model, even if it keeps outputs or computes weights before each pass, as a pruned one does."""
+    tensors = (tensor for module in model.modules() for tensor in _tensors_in(vars(module)))
+    # deepcopy refuses tensors that are the result of a differentiable operation.
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf})
 
 
 def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, Any]) -> None:
-    """Take a teacher's weights from a checkpoint of a Trainer, and the probabilities that Y-Drop has left there.
+    """Load a Trainer's checkpoint into a teacher: its weights, and the probabilities that Y-Drop has left there.
 
-    Where YDropCallback had put the ConductanceDropout layers into it, so does this.
+    Dropout layers that YDropCallback had converted are converted here too.
 
     Args:
         teacher: A network of the class that was trained.
-        checkpoint: Its file.
-        hparams: What the teacher was made with, as far as it has saved that.
+        checkpoint: The path of the file.
+        hparams: The arguments that the teacher was made with, as far as it has saved them.
 
     Raises:
-        ConfigurationError: If the checkpoint is not of such a network, or holds more than torch reads safely.
+        ConfigurationError: If the checkpoint is not one of such a network, or torch can't read it safely.
 
     """
 
@@ -43,24 +46,25 @@ def load_checkpoint(teacher: nn.Module, checkpoint: str, hparams: Mapping[str, A
         return ConfigurationError(
             f"DropoutDistillation(checkpoint={checkpoint!r}) was given for {type(teacher).__name__}: {what}.",
             "It is a checkpoint that a Trainer has saved of this very class, made with the same arguments.",
-            "Pass the teacher with the arguments that it was trained with, and a checkpoint of that training; or load "
-            "it yourself, with load_from_checkpoint, and pass the teacher alone. What Y-Drop has left is not in its "
-            "weights: load the callback's state with YDrop(teacher).load_state_dict(state).",
+            "Pass the teacher with the arguments that it was trained with, and a checkpoint of that training. Or load "
+            "it yourself with load_from_checkpoint, and pass the teacher alone. Y-Drop's probabilities are not among "
+            "the weights: load the callback's state with YDrop(teacher).load_state_dict(state).",
         )
 
     try:
-        held = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state_dict = held["state_dict"]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state_dict = content["state_dict"]
     except (KeyError, TypeError, pickle.UnpicklingError) as error:
         raise refused(error) from error
-    trained = held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
-    for name in sorted(trained.keys() & hparams.keys()):
-        if _written(trained[name]) != _written(hparams[name]) and not name.startswith("_"):
-            raise refused(f"it was trained with {name}={trained[name]!r}, and now has {name}={hparams[name]!r}")
+    trained_with = content.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+    for name in sorted(trained_with.keys() & hparams.keys()):
+        before, now = trained_with[name], hparams[name]
+        if _as_yaml(before) != _as_yaml(now) and not name.startswith("_"):
+            raise refused(f"it was trained with {name}={before!r}, and now has {name}={now!r}")
     if isinstance(teacher, LightningModule):
         # As LightningModule.load_from_checkpoint does.
-        teacher.on_load_checkpoint(held)
-    state = _state_of_ydrop(held)
+        teacher.on_load_checkpoint(content)
+    state = _state_of_ydrop(content)
     try:
         if state is not None:
             modules = named_modules(teacher)
@@ -82,14 +86,24 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(item)
 
 
-def _written(value: Any) -> str:
-    """Write a hyperparameter as a YAML file would give it, in which a tuple is a list."""
-    return json.dumps(value, default=str, skipkeys=True)
+def _as_yaml(value: Any) -> str:
+    """Write a hyperparameter as a YAML file would give it: a tuple is a list, and numbers and containers are plain."""
+    return json.dumps(_plain(value))
 
 
-def _state_of_ydrop(held: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Find what YDropCallback, or a subclass of it, has saved after its first phase 1."""
-    for state in held.get("callbacks", {}).values():
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if is_list(value):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _state_of_ydrop(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Find the state that YDropCallback, or a subclass of it, has saved after its first phase 1."""
+    for state in content.get("callbacks", {}).values():
         if isinstance(state, dict) and state.keys() >= {"steps_taken", "progress", "scores", "layers"}:
             return state
     return None

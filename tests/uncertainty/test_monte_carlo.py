@@ -2,6 +2,7 @@ import itertools
 import math
 import warnings
 from collections import UserDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,12 +48,12 @@ def test_it_is_the_average_over_all_masks() -> None:
     assert (model.eval()(x).softmax(1) - exact(model, x, 0.3)).abs().max() > 3 * bound
 
 
-def test_a_sample_has_masks_of_its_own_in_one_pass() -> None:
+def test_a_sample_has_masks_of_its_own_in_a_pass_of_many() -> None:
     model, passes = network(16), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     x = torch.ones(2, 3)
     found = monte_carlo(model, x, 3).probabilities
-    assert passes == [6]
+    assert passes == [2, 4]  # the first mask by itself
     assert not torch.equal(found[0], found[1])
 
 
@@ -82,7 +83,7 @@ def test_in_the_callers_autocast_the_weights_still_train() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         monte_carlo(model, x, 3)
         loss = model(x).sum()
-    assert cached == [False, True]
+    assert cached == [False, False, True]
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -92,7 +93,7 @@ def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 7, max_rows=13)
     monte_carlo(model, torch.ones(4, 3), 2, max_rows=1)
-    assert passes == [12, 12, 4, 4, 4]
+    assert passes == [4, 12, 12, 4, 4]
 
 
 def test_half_as_many_masks_pass_at_once_where_a_gpu_has_no_memory() -> None:
@@ -106,13 +107,13 @@ def test_half_as_many_masks_pass_at_once_where_a_gpu_has_no_memory() -> None:
     model.register_forward_pre_hook(allocate)
     x, num_samples = torch.randn(4, 3), 20_000
     found = monte_carlo(model, x, num_samples, max_rows=80)
-    assert passes == [80, 40] + [20] * 4_000
+    assert passes == [4, 80, 40] + [20] * 3_999 + [16]
     bound = math.sqrt(math.log(2 * 12 / ALARM) / (2 * num_samples))
     assert (found.probabilities - exact(model, x, 0.3)).abs().max() < bound
     room = 3
     with pytest.raises(torch.OutOfMemoryError):
         monte_carlo(model, x, 2)
-    assert passes[-2:] == [8, 4]
+    assert passes[-2:] == [16, 4]
     assert all(module.training for module in model)
 
 
@@ -132,6 +133,18 @@ def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 3)
     assert passes == [4, 4, 4]
+
+
+class DropConnect(nn.Module):
+    """Drops weights by a layer, the same for all samples of a batch."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_outputs, num_inputs))
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.drop(self.weight))
 
 
 class Dropping(nn.Module):
@@ -160,9 +173,8 @@ def test_where_a_layer_drops_what_no_sample_has_to_itself_each_mask_takes_a_pass
     slow = torch.stack([monte_carlo(model, x, 1).probabilities for _ in range(400)]).mean(0)
     del passes[:]
     found = monte_carlo(model, x, 400).probabilities
-    assert passes == [1600, *[4] * 400]
+    assert passes == [4, 1596, *[4] * 399]
     assert (found - slow).abs().max() < 2 * math.sqrt(math.log(2 * 8 / ALARM) / (2 * 400))
-    assert not model.drop._forward_pre_hooks
 
 
 def test_several_rows_of_a_sample_or_the_batch_in_second_place_are_rows_of_their_own() -> None:
@@ -178,38 +190,58 @@ def test_several_rows_of_a_sample_or_the_batch_in_second_place_are_rows_of_their
     model, passes = TimeFirst(), []
     model.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.randn(4, 5, 2), 3)
-    assert passes == [12]
+    assert passes == [4, 8]
 
 
-def test_compiled_parts_are_called_without_hooks() -> None:
+def compiled_inside(model: nn.Sequential, backend: Any) -> None:
+    part: Any = torch.compile(model[0], backend=backend)
+    model[0] = part
+
+
+def compiled_in_place(model: nn.Sequential, backend: Any) -> None:
+    model[0].compile(backend=backend)
+
+
+def compiled_function(model: nn.Sequential, backend: Any) -> None:
+    part: Any = model[0]
+    part.forward = torch.compile(part.forward, backend=backend, fullgraph=True)
+
+
+COMPILED = [compiled_inside, compiled_in_place, compiled_function]
+
+
+@pytest.mark.parametrize("compile_part", COMPILED)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_compiled_parts_are_compared_too_and_compiled_without_hooks(
+    compile_part: Callable[[nn.Sequential, Any], None], is_shared: bool
+) -> None:
+    torch._dynamo.reset()
     hooks: list[int] = []
 
-    class Looking(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        hooks.append(sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()))
+        return graph.forward
 
-        def forward(self, x: Tensor) -> Tensor:
-            hooks.append(len(self.net[2]._forward_pre_hooks))
-            logits: Tensor = self.net(x)
-            return logits
+    first: nn.Module = DropConnect(3, 8) if is_shared else nn.Sequential(nn.Linear(3, 8), nn.Dropout())
+    model = nn.Sequential(first, nn.Linear(8, 2))
+    compile_part(model, backend)
+    passes: list[int] = []
 
-    model = Looking()
-    monte_carlo(model, torch.ones(4, 3), 3)
-    compiled: Any = torch.compile(model.net[0], backend="eager")
-    model.net[0] = compiled
-    monte_carlo(model, torch.ones(4, 3), 3)
-    model.net[0] = nn.Linear(3, 4)
-    model.net[3].compile(backend="eager")
-    monte_carlo(model, torch.ones(4, 3), 3)
-    assert hooks == [1, 0, 0]
+    def forward(x: Tensor) -> Any:
+        passes.append(len(x))
+        return model(x)
+
+    x = torch.randn(4, 3)
+    monte_carlo(model, x, 4, max_rows=8, forward=forward)
+    assert passes == ([4, 8, 4, 4, 4] if is_shared else [4, 8, 4])
+    assert hooks == [0]  # compiled once, by the passes after the two that are compared
 
 
-def test_what_draws_for_each_sample_takes_one_pass() -> None:
+def test_what_draws_for_each_sample_takes_one_pass_after_the_first_mask() -> None:
     model, passes = nn.Sequential(nn.Linear(3, 8), nn.AlphaDropout(), StochasticDepth(0.5, "row"), nn.Linear(8, 2)), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 3)
-    assert passes == [12]
+    assert passes == [4, 8]
 
 
 def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> None:
@@ -223,7 +255,7 @@ def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> No
     seen: list[tuple[bool, ...]] = []
     model[5].register_forward_pre_hook(lambda module, args: seen.append(tuple(each.training for each in model)))
     found = monte_carlo(model, torch.randn(6, 3), 2)
-    assert seen == [(False, False, True, True, True, False)]
+    assert seen == [(False, False, True, True, True, False)] * 2
     assert [each.training for each in model] == flags
     assert_same(list(model.state_dict().values()), before)
     assert_same([driven.active, driven._applied_drop_prob, driven._applied_mean], applied)
@@ -289,14 +321,14 @@ def test_attention_drops_that_reads_the_rate_of_a_layer_beside_it() -> None:
     flags: list[bool] = []
     quiet.register_forward_hook(lambda module, args, output: flags.append(quiet[0].training))
     monte_carlo(quiet, x, 2)
-    assert flags == [False]
+    assert flags == [False, False]
 
 
 def test_all_masks_pass_at_once_without_a_limit() -> None:
     model, passes = network(), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 5_000, max_rows=None)
-    assert passes == [20_000]
+    assert passes == [4, 19_996]
 
 
 @pytest.mark.parametrize("driven", [True, False])
@@ -328,7 +360,7 @@ def test_inputs_may_be_nested_and_another_method_called() -> None:
     model, batch = Model(), Batch(x=torch.ones(4, 3))
     shared = torch.ones(7)  # of no sample
     found = monte_carlo(model, (batch, [shared]), 5, forward=model.predict)
-    assert model.rows == [(20, 7)]
+    assert model.rows == [(4, 7), (16, 7)]
     assert found.probabilities.shape == (4, 3)
     assert not torch.equal(found.probabilities[0], found.probabilities[1])
 
@@ -422,7 +454,7 @@ class OneLayer(nn.Module):
         (network(), {}, {}, "at least one tensor"),
         (network(), torch.ones(0, 3), {}, "at least one sample"),
         (nn.Sequential(nn.Dropout(), nn.Linear(3, 1)), torch.ones(2, 3), {}, "two classes or more"),
-        (nn.Sequential(nn.Dropout(), nn.Flatten(0)), torch.ones(2, 3), {}, r"shape=\(600,\).*for 200 rows"),
+        (nn.Sequential(nn.Dropout(), nn.Flatten(0)), torch.ones(2, 3), {}, r"shape=\(6,\).*for 2 rows"),
         (network(), torch.ones(1, 3), {"class_dim": 0}, "class_dim=0"),
         (network(), (torch.ones(1, 3), torch.ones(1, 3)), {}, "forward takes"),
     ],
