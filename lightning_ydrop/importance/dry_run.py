@@ -1,5 +1,6 @@
 """The dry run: phase 1 on a first batch, with a look at everything that could be wrong, before anything is trained."""
 
+import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
+from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.importance.arrangement import FIXED, Batch, Role, arrange
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.path import PathSettings
@@ -111,7 +113,7 @@ def dry_run(
     _compare_rows(look, path)
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
-    plan = replace(plan, num_units=num_units, smallest_batch=_smallest_batch(settings, subject, path, plan, batch))
+    plan = replace(plan, num_units=num_units, smallest_batch=_smallest_batch(subject, path, plan, batch))
     _warn_of_what_misleads(model, scores)
     _warn_of_baseline(subject, path, plan, batch, scores)
     warn_of_units(layers, look.surroundings)
@@ -216,14 +218,14 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
     alone = _output_of(look, rows)
     within = look.output[rows.to(look.output.device)]
     if _differs(alone, within) and not _normalises_by_batch(look.request.model):
-        again = _output_of(look, torch.arange(size))
+        again = _output_of(look, torch.arange(size), draws=1)
         if _differs(again, look.output):
             return  # by chance, in evaluation too: a comparison says nothing
         other = 1 - path.batch_dim if path.batch_dim < 2 else 0
         warnings.warn(
             f"The outputs of {type(look.request.model).__name__} for {len(rows)} samples of the first batch change "
-            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none has "
-            "a conductance of its own. "
+            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none "
+            "has a conductance of its own. "
             f"Where another dimension is the batch, as in models of (T, B, F), pass batch_dim={other}. "
             "Where it is what the model does, as a normalisation by the batch, scores are those of rows that mix.",
             UserWarning,
@@ -231,9 +233,14 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
         )
 
 
-def _output_of(look: _Look, rows: Tensor) -> Tensor:
+def _output_of(look: _Look, rows: Tensor, draws: int = 0) -> Tensor:
+    """Pass some samples through the model, after a number of draws from the random streams."""
     batch, request = look.batch.take(rows), look.request
     with request.borrowed(constant_parameters=True):
+        for _ in range(draws):
+            random.random()
+            for device in {torch.device("cpu"), request.device}:
+                torch.rand((), device=device)
         return request.output(batch.inputs, batch.carried).detach()
 
 
@@ -329,14 +336,23 @@ def _count_scored(
     return scored
 
 
-def _smallest_batch(settings: EngineSettings, subject: Subject, path: PathSettings, plan: Plan, batch: Batch) -> int:
+def _smallest_batch(subject: Subject, path: PathSettings, plan: Plan, batch: Batch) -> int:
     """Try phase 1 on a single sample, as a last batch may have no more, and say how small a batch may be."""
     if batch.size == 1:
         return 1
     one = batch.take(torch.tensor([batch.size - 1]))
     try:
         request = _request_of_one(subject, path, plan, one)
-        settings.measure.score(request)
+        with request.borrowed(constant_parameters=True):
+            points = tuple(
+                path_points(start, item, path.n_steps)
+                for start, item in zip(request.starts, request.inputs, strict=True)
+            )
+            carried, target = (
+                tuple(torch.cat([rows] * len(points[0])) for rows in tensors)
+                for tensors in (request.carried, () if request.target is None else (request.target,))
+            )
+            request.value(points, carried, target[0] if target else None)
     except Exception as error:
         warnings.warn(
             f"Phase 1 raised {type(error).__name__} for a batch of a single sample: {error} "

@@ -38,8 +38,25 @@ CONSTANT = frozenset(
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 REGISTRIES = ("_buffers", "_modules", "_non_persistent_buffers_set")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-# Objects of these libraries are machinery around a model, such as its Trainer: no part of its state.
-MACHINERY = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_fabric", "logging", "threading", "numpy"})
+# Objects of these libraries are machinery around a model, such as its Trainer and loggers, and some have threads of their
+# own: they are no part of its state.
+MACHINERY = frozenset(
+    {
+        *sys.stdlib_module_names,
+        *(
+            "torch",
+            "lightning",
+            "pytorch_lightning",
+            "lightning_fabric",
+            "numpy",
+            "omegaconf",
+            "hydra",
+            "PIL",
+            "pandas",
+        ),
+        *("tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "aim", "datasets", "ray"),
+    }
+)
 # Containers with more items than this are not searched for what lies inside.
 MOST_ITEMS = 1000
 
@@ -154,6 +171,7 @@ class Snapshot:
         self._minding: list[nn.Module] = []
         self._scripts: list[tuple[torch.jit.ScriptModule, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
+        self._slotted: list[tuple[Any, dict[str, Any]]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._shared: list[tuple[Tensor, Tensor, bool, int]] = []
         self._watched: list[tuple[str, Tensor, int]] = []
@@ -206,6 +224,10 @@ class Snapshot:
             set_attributes(module, attributes)
         for container, copied in self._containers:
             _refill(container, copied)
+        for value, slots in self._slotted:
+            for name, held in slots.items():
+                if getattr(value, name, None) is not held:
+                    object.__setattr__(value, name, held)  # past a frozen class
         for generator, state in self._generators:
             _set_generator_state(generator, state)
         for tensor, copied_tensor, shares, version in self._shared:
@@ -275,11 +297,16 @@ class Snapshot:
         if state is not None:
             self._generators.append((value, state))
             return []
-        attributes = getattr(value, "__dict__", None)
-        if type(value).__module__.partition(".")[0] in MACHINERY or not isinstance(attributes, dict):
+        if type(value).__module__.partition(".")[0] in MACHINERY:
             return []
+        slots = {name: getattr(value, name) for name in _slots_of(type(value)) if hasattr(value, name)}
+        if slots:
+            self._slotted.append((value, slots))
+        attributes = getattr(value, "__dict__", None)
+        if not isinstance(attributes, dict):
+            return list(slots.values())
         self._containers.append((attributes, _items_of(attributes)))
-        return list(attributes.values())
+        return [*attributes.values(), *slots.values()]
 
     def _guard(self, tensor: Tensor) -> None:
         if type(tensor) not in PLAIN_TENSORS:
@@ -450,6 +477,22 @@ def _random_streams(observations: Observations | None, learning: bool) -> Iterat
                 numpy.random.set_state(of_numpy)
                 if observations is not None:
                     observations.numpy_random = True
+
+
+@cache
+def _slots_of(cls: Any) -> tuple[str, ...]:
+    """List the attributes that a class and its bases keep in slots, without those of Python's own classes."""
+    names = [
+        name
+        for base in cls.__mro__
+        if base.__module__ != "builtins"
+        for name in (
+            (base.__dict__["__slots__"],)
+            if isinstance(base.__dict__.get("__slots__"), str)
+            else base.__dict__.get("__slots__", ())
+        )
+    ]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__"))
 
 
 def _items_of(container: Any) -> Any:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.importance.arrangement import Call, Tensors, arrange, check_baseline, start_points, take_rows
+from lightning_ydrop.importance.arrangement import Call, arrange, take_rows
+from lightning_ydrop.importance.baseline import Tensors, check_baseline, start_points
 
 X, Y = torch.randn(4, 3), torch.arange(4)
 
@@ -19,7 +20,8 @@ def returning(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
 def arranged(
     inputs: Any, model: Any = returning, baseline: Any = 0.0, walk: bool = True
 ) -> tuple[Call, Tensors, Tensors]:
-    return arrange(model, inspect.signature(model), inputs, baseline, walk=walk)
+    batch = arrange(model, inspect.signature(model), inputs, baseline=baseline, interpolate=walk)
+    return batch.call, batch.inputs, batch.carried
 
 
 def test_a_tensor_is_the_argument() -> None:
@@ -137,9 +139,8 @@ def test_baselines_that_do_not_fit_are_refused(baseline: Any, message: str) -> N
 
 
 def test_walking_nowhere_is_refused() -> None:
-    _, walked, _ = arranged((X,), baseline=[None])
     with pytest.raises(ConfigurationError, match="not all of them None"):
-        start_points(walked, [None])
+        arranged((X,), baseline=[None])
 
 
 @pytest.mark.parametrize(

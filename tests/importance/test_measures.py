@@ -19,12 +19,13 @@ from lightning_ydrop import (
     RandomImportance,
     Request,
     Shuffled,
-    TargetLogit,
     YDrop,
     layer_conductance,
 )
-from lightning_ydrop.importance.request import request_of as arranged
-from lightning_ydrop.models.calls import signature_of
+from lightning_ydrop.importance.arrangement import arrange
+from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.request import request_of as complete_request_of
+from lightning_ydrop.importance.request import subject_of
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [
@@ -51,24 +52,10 @@ MEASURES: list[Measure] = [
 
 def request_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **kwargs: Any) -> Request:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ConductanceDropout)}
-    settings: dict[str, Any] = {
-        "baseline": 0.0,
-        "n_steps": 5,
-        "quadrature": "right",
-        "objective": TargetLogit(),
-    } | kwargs
-    return arranged(
-        model,
-        model,
-        signature_of(model, model),
-        layers,
-        {name: layer.unit_dim for name, layer in layers.items()},
-        x,
-        y,
-        interpolate_at=None,
-        generator=torch.Generator().manual_seed(seed),
-        **settings,
-    )
+    path = PathSettings("YDrop", **kwargs)
+    subject = subject_of(model, model, layers, {name: layer.unit_dim for name, layer in layers.items()}, path.objective)
+    batch = arrange(model, subject.signature, x, y if path.objective.takes_target else None, baseline=path.baseline)
+    return complete_request_of(subject, batch, path, torch.Generator().manual_seed(seed))
 
 
 def score(measure: Measure, phase1: Request) -> dict[str, Tensor]:

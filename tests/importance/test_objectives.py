@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
-from lightning_ydrop.importance.objectives import check_objective, check_pairs
+from lightning_ydrop.importance.arrangement import check_pairs
+from lightning_ydrop.importance.objectives import check_objective
 
 OUTPUT = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 DENSE = torch.arange(24.0).view(2, 3, 2, 2)  # (B, C, H, W)

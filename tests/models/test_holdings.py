@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
-from lightning_ydrop.importance.holdings import MOST_ENTRIES, modules_held
+from lightning_ydrop.models.holdings import MOST_ENTRIES, modules_held
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
