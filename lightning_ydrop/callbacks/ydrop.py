@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_ydrop.callbacks.own_hook import OwnHook
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
 from lightning_ydrop.checks import check_flag
@@ -132,7 +133,7 @@ class YDropCallback(Callback):
         self._is_stale = False
         self._is_dry_run_done = False
         self._warned: set[str] = set()
-        self._deferred: tuple[LightningModule, Any] | None = None
+        self._own_hook = OwnHook()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would train wrongly."""
@@ -190,26 +191,6 @@ class YDropCallback(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let phase 1 follow the LightningModule's own hook of this name, which Lightning calls after callbacks.
-
-        What that hook sets, such as a condition of this batch, is then there when phase 1 calls the model.
-        """
-        self._undefer()
-        own_hook = pl_module.on_train_batch_start
-
-        def then_phase_1(batch: Any, batch_idx: int) -> Any:
-            self._undefer()
-            answer = own_hook(batch, batch_idx)
-            if answer != -1:  # which skips the rest of the epoch
-                self.run_phase_1(trainer, pl_module, batch, batch_idx)
-            return answer
-
-        # On the instance, where it stands before the method of the class, for this one call.
-        former = pl_module.__dict__.get("on_train_batch_start")
-        pl_module.__dict__["on_train_batch_start"] = then_phase_1
-        self._deferred = (pl_module, former)
-
-    def run_phase_1(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
         if self._state_to_load:  # of a finder that has put everything back in the middle of a fit
@@ -219,6 +200,8 @@ class YDropCallback(Callback):
             self.engine.deactivate()  # a checkpoint of an earlier, shorter annealing may have left the layers active
         due = progress > 0 and self.engine.is_due
         if due or not self._is_dry_run_done:
+            if self._own_hook.run_early(pl_module, batch, batch_idx) == -1:
+                return  # the batch is not trained on, and neither is the rest of the epoch
             inputs, target = read_batch(pl_module, self.adapter, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
@@ -311,18 +294,9 @@ class YDropCallback(Callback):
                     stacklevel=3,
                 )
 
-    def _undefer(self) -> None:
-        """Give the LightningModule its hook back."""
-        if self._deferred is not None:
-            (pl_module, former), self._deferred = self._deferred, None
-            if former is None:
-                pl_module.__dict__.pop("on_train_batch_start", None)
-            else:
-                pl_module.__dict__["on_train_batch_start"] = former
-
     def _release(self) -> None:
         self._is_stale = True
-        self._undefer()
+        self._own_hook.give_back()
         if self.engine is not None:
             self.engine.deactivate()
 
