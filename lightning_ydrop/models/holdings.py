@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from types import CodeType, FunctionType, MethodType, SimpleNamespace
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -136,6 +136,7 @@ def _parts_of_code(value: Any) -> list[Any]:
 
 def _parts_of_class(kind: type) -> list[Any]:
     """List the methods and attributes of a user's class and of its bases."""
+    # Our own bases hold no modules, and name much of this package.
     own = [base for base in kind.__mro__ if not (_is_of_framework(base) or _root(base) == "lightning_ydrop")]
     return [part for base in own for part in vars(base).values()]
 
@@ -148,12 +149,7 @@ def _parts_of_function(function: FunctionType) -> list[Any]:
             parts.append(cell.cell_contents)
         except ValueError:  # the enclosing function has not assigned that variable
             continue
-    for name in _names_in(function.__code__):
-        value = function.__globals__.get(name)
-        # A function of another file is a library's, and leads through that library.
-        if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
-            parts.append(value)
-    return parts
+    return parts + [function.__globals__.get(name) for name in _names_in(function.__code__)]
 
 
 def _names_in(code: CodeType) -> list[str]:
@@ -164,7 +160,7 @@ def _names_in(code: CodeType) -> list[str]:
 
 def _is_plain(value: Any) -> bool:
     """Tell whether an object is the user's own, with attributes to look into."""
-    if isinstance(value, (Tensor, FunctionType, type)) or not hasattr(value, "__dict__"):
+    if isinstance(value, (ModuleType, type)) or not hasattr(value, "__dict__"):
         return False
     return isinstance(value, SimpleNamespace) or not _is_of_framework(type(value))
 

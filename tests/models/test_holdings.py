@@ -3,7 +3,7 @@ import threading
 from collections import deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
-from lightning_ydrop.models.holdings import MOST_ENTRIES, modules_held
+from lightning_ydrop.models.holdings import MOST_ENTRIES, _reachable, modules_held
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -61,10 +61,6 @@ class OfAClass:
     def loss(cls, output: Tensor, target: Tensor) -> Any:
         return cls.criterion(output, target)
 
-    @staticmethod
-    def static(output: Tensor, target: Tensor) -> Any:
-        return CRITERION(output, target)
-
 
 class ByOthers(Objective):
     @property
@@ -75,8 +71,10 @@ class ByOthers(Objective):
         return -self.chosen(output, target)
 
 
-class ByAStaticMethod(OfAClass, Objective):
-    criterion = None  # type: ignore[assignment]
+class ByAStaticMethod(Objective):
+    @staticmethod
+    def static(output: Tensor, target: Tensor) -> Any:
+        return CRITERION(output, target)
 
     def __call__(self, output: Tensor, target: Any) -> Tensor:
         return -self.static(output, target)
@@ -185,6 +183,49 @@ def test_all_modules_are_found_in_order_and_without_their_children() -> None:
     ],
 )
 def test_where_no_module_is_held_none_is_found(objective: Objective) -> None:
+    assert objective.modules() == []
+    assert objective.on(META) is objective
+
+
+class NamesAnother(nn.Module):
+    def loss(self, output: Tensor, target: Tensor) -> Any:
+        return CRITERION(output, target)
+
+
+def test_a_method_of_a_module_is_searched_too() -> None:
+    module = NamesAnother()
+    assert NegativeLoss(module.loss).modules() == [module, CRITERION]
+
+
+def test_functions_of_other_files_are_searched_but_those_of_frameworks_are_not() -> None:
+    other: dict[str, Any] = {"criterion": CRITERION, "__name__": "losses"}
+    exec("def loss(output, target): return criterion(output, target)", other)
+    assert NegativeLoss(in_a_closure(other["loss"])).modules() == [CRITERION]
+    other["loss"].__module__ = "torch.nn.losses"
+    assert NegativeLoss(in_a_closure(other["loss"])).modules() == []
+
+
+@pytest.mark.parametrize("objective", [TargetLogit(), OutputSum(), NegativeLoss(F.cross_entropy), OnItsClass()])
+def test_the_search_is_short(objective: Objective) -> None:
+    assert len(list(_reachable(objective, into_code=True))) < 20
+
+
+class Lazy(ModuleType):
+    pass
+
+
+class Meta(type):
+    pass
+
+
+class WithWeights(metaclass=Meta):
+    alpha = torch.ones(3)
+
+
+def test_files_and_classes_are_not_searched() -> None:
+    lazy: Any = Lazy("library")
+    lazy.criterion, lazy.alpha = CRITERION, torch.ones(3)
+    objective = Own(library=lazy, kind=WithWeights)
     assert objective.modules() == []
     assert objective.on(META) is objective
 
@@ -305,6 +346,7 @@ def test_what_is_held_is_copied_to_the_device(name: str) -> None:
     assert all(a is b and a.device == CPU for a, b in zip(before, tensors_of(objective), strict=True))
     shapes = [(tensor.shape, tensor.dtype, type(tensor)) for tensor in before]
     assert [(tensor.shape, tensor.dtype, type(tensor)) for tensor in tensors_of(there)] == shapes
+    assert all(tensor.is_leaf for tensor in tensors_of(there))
     assert there.on(META) is there
     assert objective.on(CPU) is objective
     assert [type(module) for module in there.modules()] == [type(module) for module in objective.modules()]
@@ -329,6 +371,13 @@ def test_what_a_module_is_stays_as_it_was() -> None:
     assert [each.requires_grad for each in there.loss.parameters()] == [True, False]
     assert [name for name, _ in there.loss.named_modules()] == [name for name, _ in loss.named_modules()]
     assert there.modules() == [there.loss]
+
+
+def test_a_module_that_moves_shares_no_tensor_with_the_copy() -> None:
+    loss = Learned()
+    loss.scale = nn.Parameter(torch.ones(3, device=META))
+    there: Any = NegativeLoss(loss).on(META)
+    assert there.loss.scale.untyped_storage()._cdata != loss.scale.untyped_storage()._cdata
 
 
 def test_only_what_leads_to_a_move_is_copied() -> None:
