@@ -151,7 +151,7 @@ CONSTRUCTORS = [
             (later(Buckets, HalfNormalRate(0.7, 0, 0.8)), "Strong units are dropped more often"),
             (later(KeyAdapter, inputs=1), "KeyAdapter(inputs=1, target='labels')"),
             (later(KeyAdapter, inputs=[]), "KeyAdapter(inputs=list(), target='labels')"),
-            (later(KeyAdapter, inputs=("a", "b")), "KeyAdapter(inputs=tuple('a', 'b'), target='labels')"),
+            (later(KeyAdapter, inputs=("a", 1)), "KeyAdapter(inputs=tuple('a', 1), target='labels')"),
             (later(KeyAdapter, target=2), "KeyAdapter(inputs='pixel_values', target=2)"),
             (later(IndexAdapter, inputs="x"), "IndexAdapter(inputs='x', target=1)"),
             (later(IndexAdapter, inputs=True), "IndexAdapter(inputs=True, target=1)"),

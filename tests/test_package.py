@@ -46,17 +46,34 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+FLOORS = ["functional", "layers", "models", "importance", "uncertainty analysis", "callbacks"]
+BESIDE = {"errors", "checks", "torch_internals"}  # which know no room
+
+
 def test_imports_flow_one_way() -> None:
-    below = ["functional", "layers", "models", "importance"]  # each knows those before it alone
-    faces = ["analysis", "uncertainty", "callbacks"]  # each knows all of these, and no other face
-    for room in below + faces:
-        known = {room, "errors", *(below if room in faces else below[: below.index(room)])}
-        for file in (ROOT / "lightning_ydrop" / room).glob("*.py"):
-            names = imported(file)
-            rooms = {name.split(".")[1] for name in names if name.startswith("lightning_ydrop.")}
-            assert rooms <= known, file
-            lightnings = {name for name in names if name.split(".")[0] in ("lightning", "pytorch_lightning")}
-            assert room in faces or file.name == "batches.py" or not lightnings, file
+    for floor, names_of_rooms in enumerate(FLOORS):
+        below = {room for rooms in FLOORS[:floor] for room in rooms.split()}
+        for room in names_of_rooms.split():
+            files = list((ROOT / "lightning_ydrop" / room).glob("*.py"))
+            assert files, room
+            for file in files:
+                rooms = {name.split(".")[1] for name in imported(file) if name.startswith("lightning_ydrop.")}
+                assert rooms <= {room, *below, *BESIDE}, file
+    for name in BESIDE:
+        names = imported(ROOT / "lightning_ydrop" / f"{name}.py")
+        assert {each.split(".")[1] for each in names if each.startswith("lightning_ydrop.")} <= {"errors"}, name
+
+
+def test_lightning_and_torchmetrics_are_imported_where_they_are_needed_alone() -> None:
+    faces = {"callbacks", "uncertainty", "analysis"}
+    for file in (ROOT / "lightning_ydrop").rglob("*.py"):
+        libraries = {name.split(".")[0] for name in imported(file)}
+        assert file.parent.name in faces or not libraries & {"lightning", "pytorch_lightning", "torchmetrics"}, file
+
+
+def test_no_file_of_importance_is_too_long_to_read_at_once() -> None:
+    for file in (ROOT / "lightning_ydrop" / "importance").glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 350, file
 
 
 @pytest.mark.slow

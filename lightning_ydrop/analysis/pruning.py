@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from lightning_ydrop.checks import check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.state import named_modules
+from lightning_ydrop.models.modules import named_modules
 
 # The first dimension of their weights is the units.
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -19,7 +19,8 @@ from lightning_ydrop.importance.selection import LayerChoice, check_called, coun
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
-from lightning_ydrop.models.state import device_of, logging_muted
+from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.models.state import logging_muted
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)

@@ -15,7 +15,7 @@ from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
 from lightning_ydrop.importance.selection import LayerChoice
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
-from lightning_ydrop.models.state import device_of
+from lightning_ydrop.models.modules import device_of
 
 
 class ConductanceSpread(Metric):

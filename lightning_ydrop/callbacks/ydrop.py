@@ -14,15 +14,18 @@ from lightning_ydrop.checks import check_flag
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
-from lightning_ydrop.importance.engine import YDrop, driven_layers
+from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.importance.measures import Conductance, Measure
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
+from lightning_ydrop.importance.selection import driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+
+UNUSABLE = "ydrop/unusable_labels"
 
 
 class YDropCallback(Callback):
@@ -42,7 +45,8 @@ class YDropCallback(Callback):
     Every `trainer.log_every_n_steps` batches it logs for each layer `ydrop/<layer>/drop_prob`, the mean drop
     probability of its units, and `ydrop/<layer>/top20_share`, the share of the sum of positive scores that the
     highest-scored 20% of its units hold (0.2 where importance is evenly spread); and `ydrop/nonfinite`, how often so
-    far a layer's scores were not finite, so that its probabilities stayed what they were.
+    far a layer's scores were not finite, so that its probabilities stayed what they were. Where labels name no class of
+    the output, they count for nothing, and `ydrop/unusable_labels` is how many did so far, among the samples drawn.
 
     Args:
         annealing_epochs: `K`, epochs of vanilla dropout before Y-Drop, at least 0; the paper tunes it in 1 to 10. 2,
@@ -216,8 +220,10 @@ class YDropCallback(Callback):
             self._log(pl_module, progress)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so, once, where scores were not finite: here the host waits for the device anyway."""
+        """Say once what has gone wrong and was counted: here the host waits for the device anyway."""
         self._warn_once()
+        if self.engine is not None and "unusable" in self._warned and trainer.loggers:
+            pl_module.log(UNUSABLE, self.engine.unusable.float(), on_epoch=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so too where training ends within an epoch."""
@@ -249,10 +255,9 @@ class YDropCallback(Callback):
 
     def _log(self, pl_module: LightningModule, progress: float) -> None:
         assert self.engine is not None
-        values = {
-            "ydrop/nonfinite": self.engine.nonfinite.float(),
-            "ydrop/unusable_labels": self.engine.unusable.float(),
-        }
+        values = {"ydrop/nonfinite": self.engine.nonfinite.float()}
+        if "unusable" in self._warned:
+            values[UNUSABLE] = self.engine.unusable.float()
         for name, scores in self.engine.scores.items():
             layer = self.engine.layers[name]
             values[f"ydrop/{name}/drop_prob"] = (1 - progress) * layer.p + progress * layer.drop_prob.mean()

@@ -15,8 +15,9 @@ from lightning_ydrop.importance.baseline import Baseline
 from lightning_ydrop.importance.conductance import conductance
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.request import Plan, needs_graph, request_of, subject_of
+from lightning_ydrop.importance.request import request_of
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
+from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.wrappers import unwrapped
 

@@ -17,7 +17,7 @@ def check_baseline(owner: str, baseline: Any) -> Baseline:
     """Refuse what cannot be a baseline for any input.
 
     Returns:
-        A tensor, a number of Python's, or a tuple of these and None.
+        A tensor, a number of Python's, or a list or tuple of these and None.
 
     Raises:
         ConfigurationError: If it is neither a finite number nor a finite tensor, nor a sequence of these and None.
@@ -35,15 +35,17 @@ def check_baseline(owner: str, baseline: Any) -> Baseline:
                 "Pass, for example, baseline=0.0.",
             )
     plain = tuple(item if item is None or isinstance(item, Tensor) else float(item) for item in items)
-    return plain if listed else plain[0]
+    if not listed:
+        return plain[0]
+    return plain if isinstance(baseline, tuple) else list(plain)
 
 
 def baseline_on(device: torch.device, baseline: Baseline) -> Baseline:
     """Bring the tensors of a baseline to a device, so that no step has to copy them there."""
     if isinstance(baseline, Tensor):
         return baseline.detach().to(device)
-    if isinstance(baseline, tuple):
-        return tuple(item.detach().to(device) if isinstance(item, Tensor) else item for item in baseline)
+    if isinstance(baseline, Sequence):
+        return [item.detach().to(device) if isinstance(item, Tensor) else item for item in baseline]
     return baseline
 
 

@@ -1,81 +1,31 @@
 """The dry run: phase 1 on a first batch, with a look at everything that could be wrong, before anything is trained."""
 
-import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
-from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.importance.arrangement import FIXED, Batch, Role, arrange
 from lightning_ydrop.importance.baseline import baseline_on
+from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.recording import recording
-from lightning_ydrop.importance.request import (
-    Plan,
-    Request,
-    Subject,
-    bare_request,
-    needs_graph,
-    request_from,
-    request_of,
-    subject_of,
-)
-from lightning_ydrop.importance.selection import count_units
+from lightning_ydrop.importance.request import request_from
 from lightning_ydrop.importance.settings import EngineSettings
-from lightning_ydrop.importance.surroundings import Surroundings, warn_of_units
+from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of
+from lightning_ydrop.importance.surroundings import warn_of_units
+from lightning_ydrop.importance.trials import Look, in_training, look_at, output_of, request_of_one, smallest_batch
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.checkpointing import (
-    SavedMemory,
-    affordable_rows,
-    bytes_of,
-    may_checkpoint,
-    seeing_checkpoints,
-)
-from lightning_ydrop.models.state import Observations, device_of
+from lightning_ydrop.models.checkpointing import may_checkpoint
+from lightning_ydrop.models.snapshot import Observations
 
 GeneratorFor = Callable[[str], torch.Generator]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a dry run has found out for all batches.
-
-    Attributes:
-        subject: The model, with everything on the training device.
-        path: The settings, with the baseline on the training device.
-        plan: How to measure each batch.
-        left: Why layers are not driven that forward calls, by name.
-        in_training_alone: Layers that forward calls in training mode and not in evaluation mode.
-
-    """
-
-    subject: Subject
-    path: PathSettings
-    plan: Plan
-    left: Mapping[str, str] = field(default_factory=dict)
-    in_training_alone: frozenset[str] = frozenset()
-
-    @property
-    def device(self) -> torch.device:
-        """The training device."""
-        return device_of(self.subject.model)
-
-
-def without_samples(
-    model: nn.Module, forward: Callable[..., Any], layers: Mapping[str, ConductanceDropout], path: PathSettings
-) -> Findings:
-    """Give what is known where this rank has no samples and others have."""
-    unit_dims = {name: layer.unit_dim for name, layer in layers.items()}
-    return Findings(subject_of(model, forward, layers, unit_dims, path.objective, Observations()), path, Plan())
 
 
 def dry_run(
@@ -109,17 +59,17 @@ def dry_run(
     path = replace(path, baseline=baseline_on(batch.device, path.baseline))
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
-    look = _look(subject, path, batch)
+    look = look_at(subject, path, batch)
     _compare_rows(look, path)
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
-    plan = replace(plan, num_units=num_units, smallest_batch=_smallest_batch(subject, path, plan, batch))
+    plan = replace(plan, num_units=num_units, smallest_batch=smallest_batch(subject, path, plan, batch))
     _warn_of_what_misleads(model, scores)
     _warn_of_baseline(subject, path, plan, batch, scores)
     warn_of_units(layers, look.surroundings)
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
-        plan, called = _in_training(look, plan)
+        plan, called = in_training(look, plan)
         return Findings(subject, path, plan, look.left, frozenset(missed & called))
     return Findings(subject, path, plan, look.left)
 
@@ -136,76 +86,7 @@ def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Targ
     )
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What a forward pass of the whole batch in evaluation mode has shown."""
-
-    request: Request
-    batch: Batch
-    plan: Plan
-    output: Tensor
-    num_units: dict[str, int]
-    left: dict[str, str]
-    surroundings: Surroundings
-    recorded: int
-    checkpointed: list[nn.Module]
-
-
-def _look(subject: Subject, path: PathSettings, batch: Batch) -> _Look:
-    """Pass the whole batch through the model once, as training does, and check what comes out of it and its layers."""
-    plan = Plan(roles=batch.call.roles)
-    # Where training saves memory by checkpoints, a graph of the whole batch without them may be too large.
-    records = not may_checkpoint(subject.model)
-    try:
-        return _look_with(subject, path, batch, plan, records)
-    except NotImplementedError as error:
-        raise ConfigurationError(
-            f"{type(subject.model).__name__} has no forward.",
-            "Phase 1 calls the model with the inputs, to see its outputs.",
-            "Write `forward`, or `ydrop_forward` in a LightningModule whose forward does something else.",
-        ) from error
-    except RuntimeError as error:
-        if not needs_graph(error):
-            raise
-    with suppress(RuntimeError):
-        return _look_with(subject, path, batch, plan, True)
-    return _look_with(subject, path, batch, replace(plan, constant_parameters=False), True)
-
-
-def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, records: bool) -> _Look:
-    # Copies of the rows, since a forward may write to its inputs.
-    rows = batch.take(torch.arange(batch.size))
-    request = bare_request(subject, rows, path, torch.Generator(), plan=plan, learning=True)
-    surroundings = Surroundings(subject.model.modules(), subject.layers)
-    with (
-        request.borrowed(constant_parameters=True),
-        surroundings.watched(),
-        seeing_checkpoints(subject.model) as checkpointed,
-        recording(subject.layers, frozenset()) as tape,
-        torch.set_grad_enabled(records),
-    ):
-        output = request.output(request.inputs, request.carried)
-        request.objective.check(output, batch.target)
-        recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
-    num_units: dict[str, int] = {}
-    left: dict[str, str] = {}
-    rows_in = max(2, batch.size)
-    for name, calls in tape.items():
-        layer = subject.layers[name]
-        assert isinstance(layer, ConductanceDropout)
-        if any(layer.is_unbatched(call) for call in calls):
-            left[name] = (
-                f"torch takes {describe(calls[0])} for a single sample, of which {layer.replaced[0]!r} drops whole rows"
-            )
-            continue
-        num_units[name] = count_units(name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=path.batch_dim)
-        layer.prepare(num_units[name], calls[0].device)
-    output = output.detach()
-    plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
-    return _Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed))
-
-
-def _compare_rows(look: _Look, path: PathSettings) -> None:
+def _compare_rows(look: Look, path: PathSettings) -> None:
     """Pass half of the batch through the model, the last sample first, and compare with what it gave within the batch.
 
     Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its
@@ -215,10 +96,10 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
     if size < 2:
         return
     rows = torch.arange(size - 1, (size - 1) // 2, -1)
-    alone = _output_of(look, rows)
+    alone = output_of(look, rows)
     within = look.output[rows.to(look.output.device)]
     if _differs(alone, within) and not _normalises_by_batch(look.request.model):
-        again = _output_of(look, torch.arange(size), draws=1)
+        again = output_of(look, torch.arange(size), draws=1)
         if _differs(again, look.output):
             return  # by chance, in evaluation too: a comparison says nothing
         other = 1 - path.batch_dim if path.batch_dim < 2 else 0
@@ -231,17 +112,6 @@ def _compare_rows(look: _Look, path: PathSettings) -> None:
             UserWarning,
             stacklevel=5,
         )
-
-
-def _output_of(look: _Look, rows: Tensor, draws: int = 0) -> Tensor:
-    """Pass some samples through the model, after a number of draws from the random streams."""
-    batch, request = look.batch.take(rows), look.request
-    with request.borrowed(constant_parameters=True):
-        for _ in range(draws):
-            random.random()
-            for device in {torch.device("cpu"), request.device}:
-                torch.rand((), device=device)
-        return request.output(batch.inputs, batch.carried).detach()
 
 
 def _differs(one: Tensor, other: Tensor) -> bool:
@@ -336,41 +206,6 @@ def _count_scored(
     return scored
 
 
-def _smallest_batch(subject: Subject, path: PathSettings, plan: Plan, batch: Batch) -> int:
-    """Try phase 1 on a single sample, as a last batch may have no more, and say how small a batch may be."""
-    if batch.size == 1:
-        return 1
-    one = batch.take(torch.tensor([batch.size - 1]))
-    try:
-        request = _request_of_one(subject, path, plan, one)
-        with request.borrowed(constant_parameters=True):
-            points = tuple(
-                path_points(start, item, path.n_steps)
-                for start, item in zip(request.starts, request.inputs, strict=True)
-            )
-            carried, target = (
-                tuple(torch.cat([rows] * len(points[0])) for rows in tensors)
-                for tensors in (request.carried, () if request.target is None else (request.target,))
-            )
-            request.value(points, carried, target[0] if target else None)
-    except Exception as error:
-        warnings.warn(
-            f"Phase 1 raised {type(error).__name__} for a batch of a single sample: {error} "
-            f"Batches with fewer samples than the first, which has {batch.size}, are passed over: probabilities stay "
-            "what they are. "
-            "Drop them with DataLoader(drop_last=True), or let forward take any number of rows.",
-            UserWarning,
-            stacklevel=5,
-        )
-        return batch.size
-    return 1
-
-
-def _request_of_one(subject: Subject, path: PathSettings, plan: Plan, one: Batch) -> Request:
-    """Make a request of a batch with a single sample."""
-    return request_of(subject, one, path, torch.Generator(), plan=plan, max_rows=path.n_steps + 1, learning=True)
-
-
 def _warn_of_what_misleads(model: nn.Module, scores: Mapping[str, Tensor]) -> None:
     means = {name: values.mean(0) for name, values in scores.items() if values.shape[1] > 1}
     if alike := [name for name, mean in means.items() if mean.std() == 0]:
@@ -398,7 +233,7 @@ def _warn_of_baseline(
     """Name the baseline where the model has no finite output there, so that no score will ever be finite."""
     if all(bool(values.isfinite().all()) for values in scores.values()):
         return
-    request = _request_of_one(subject, path, plan, batch.take(torch.tensor([0])))
+    request = request_of_one(subject, path, plan, batch.take(torch.tensor([0])))
     with request.borrowed(constant_parameters=True):
         at_start, at_end = (
             bool(request.value(points, request.carried, request.target).isfinite().all())
@@ -413,101 +248,3 @@ def _warn_of_baseline(
             NoEffectWarning,
             stacklevel=5,
         )
-
-
-def _in_training(look: _Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
-    """Pass the whole batch through the model in training mode, and undo that, to see what it does there alone.
-
-    A forward that takes more in training mode, such as targets, shows nothing.
-
-    Returns:
-        The plan, with the checkpoints that training sets, and the layers that run.
-
-    """
-    request, saved = look.request, SavedMemory(look.request.model)
-    rows = look.batch.take(torch.arange(look.batch.size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with (
-                request.borrowed(evaluate=False),
-                seeing_checkpoints(request.model) as checkpointed,
-                recording(request.layers) as tape,
-                saved.counted(),
-            ):
-                request.output(rows.inputs, rows.carried)
-        except Exception:
-            return plan, frozenset()
-    more = tuple(module for module in checkpointed if module not in look.checkpointed)
-    memory = affordable_rows(saved.size, _saved_in_evaluation(look), look.recorded, more)
-    return replace(plan, checkpointed=more, memory=memory), frozenset(tape)
-
-
-def _saved_in_evaluation(look: _Look) -> int:
-    """Count what a pass of the whole batch in evaluation mode would keep, by one of a few rows."""
-    request, saved = look.request, SavedMemory(look.request.model)
-    few = min(2, look.batch.size)
-    rows = look.batch.take(torch.arange(few))
-    with request.borrowed(constant_parameters=True), recording(request.layers), saved.counted():
-        request.output(rows.inputs, rows.carried)
-    return saved.size * look.batch.size // few
-
-
-def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Mapping[str, int]) -> None:
-    """Say once which layers stay vanilla dropout, and why."""
-    missed = [name for name in layers if name not in num_units and name not in findings.left]
-    if in_training := [name for name in missed if name in findings.in_training_alone]:
-        warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_IN_TRAINING_ALONE}",
-            NoEffectWarning,
-            stacklevel=4,
-        )
-    if not_called := [name for name in missed if name not in findings.in_training_alone]:
-        warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call them. "
-            "Only layers that forward calls are driven; these stay vanilla dropout. "
-            "Call them in forward, or make them nn.Dropout.",
-            NoEffectWarning,
-            stacklevel=4,
-        )
-    for name, reason in findings.left.items():
-        warnings.warn(
-            f"Y-Drop does not drive {name!r}: {reason}. It stays what it is. "
-            "Give it a batch of samples, or leave it out of the conversion with `exclude`.",
-            NoEffectWarning,
-            stacklevel=4,
-        )
-
-
-_IN_TRAINING_ALONE = (
-    "the model's forward calls them in training mode alone, and phase 1 runs in evaluation mode. "
-    "These layers stay vanilla dropout. "
-    "Call them in evaluation mode too, where they return their input: without `if self.training`."
-)
-
-
-def check_scored(
-    model: nn.Module, layers: Mapping[str, nn.Module], findings: Findings, num_units: Mapping[str, int]
-) -> None:
-    """Refuse a model of which no layer is scored on any rank.
-
-    Raises:
-        ConfigurationError: If it is so.
-
-    """
-    if num_units:
-        return
-    in_training = findings.in_training_alone
-    raise ConfigurationError(
-        f"Phase 1 of {type(model).__name__} scores none of {', '.join(map(repr, layers))}.",
-        "Y-Drop drives layers that forward calls"
-        + (
-            f" in evaluation mode, in which phase 1 runs. It calls {', '.join(map(repr, sorted(in_training)))} in "
-            "training mode alone."
-            if in_training
-            else "."
-        ),
-        "Call them in evaluation mode too, where they return their input: without `if self.training`."
-        if in_training
-        else "Call them in forward, or write `ydrop_forward` in the LightningModule.",
-    )

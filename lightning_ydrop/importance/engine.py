@@ -16,19 +16,19 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.importance.arrangement import is_empty
 from lightning_ydrop.importance.baseline import Baseline
-from lightning_ydrop.importance.dry_run import Findings, check_scored, dry_run, warn_of_layers_left, without_samples
+from lightning_ydrop.importance.dry_run import dry_run
+from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
 from lightning_ydrop.importance.measures import Conductance, Measure
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
 from lightning_ydrop.importance.request import request_from
+from lightning_ydrop.importance.selection import check_widths, driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
-from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
-from lightning_ydrop.layers.kinds import dropout_like_modules
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.state import device_of, named_modules
+from lightning_ydrop.models.modules import device_of
 from lightning_ydrop.models.wrappers import unwrapped
 
 _NUMBERS = itertools.count(1)
@@ -146,7 +146,7 @@ class YDrop:
         self.model, self.forward = unwrapped(model, forward)
         self.layers = driven_layers(self.model)
         if path.interpolate_at is not None:
-            find_module(owner, self.model, path.interpolate_at)
+            find_module(type(self).__name__, self.model, path.interpolate_at)
         # The layers know the engine that drives them by its number: the last one that was made for them.
         self._number = next(_NUMBERS)
         for layer in self.layers.values():
@@ -366,39 +366,3 @@ class YDrop:
         # Hashed, since torch's CPU generator looks at no more than 32 bits of a seed.
         digest = hashlib.blake2b(f"{self.settings.seed} {self._steps_taken} {purpose}".encode(), digest_size=4).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-
-def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> None:
-    """Refuse layers that have another number of units than in an earlier batch.
-
-    Raises:
-        ConfigurationError: If one has.
-
-    """
-    for name, values in scores.items():
-        before, now = num_units.get(name, values.shape[1]), values.shape[1]
-        if now != before:
-            raise ConfigurationError(
-                f"The layer {name!r} had {before} units in an earlier batch, and has {now} in this one.",
-                "Units are features or channels, of which all batches have as many; positions are no units.",
-                "Choose the layer's `unit_dim`, or leave it out: as nn.Dropout it stays what it is.",
-            )
-
-
-def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
-    """Find the layers that Y-Drop drives, by name.
-
-    Raises:
-        ConfigurationError: If there are none.
-
-    """
-    found = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
-    if not found:
-        there = dropout_like_modules(model)
-        raise ConfigurationError(
-            f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
-            f"{', '.join(there) if there else 'none'}.",
-            "Y-Drop drives ConductanceDropout layers.",
-            "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
-        )
-    return found

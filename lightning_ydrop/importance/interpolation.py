@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.importance.arrangement import Batch
-from lightning_ydrop.models.state import named_modules
+from lightning_ydrop.models.modules import named_modules
 
 
 def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:

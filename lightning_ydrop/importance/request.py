@@ -1,9 +1,8 @@
 """All that one phase 1 works on."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,96 +10,19 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Batch, Role, arrange
+from lightning_ydrop.importance.arrangement import Batch, arrange
 from lightning_ydrop.importance.baseline import Tensors, start_points
 from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import rank
 from lightning_ydrop.importance.recording import borrowed
-from lightning_ydrop.models.calls import Inputs, Target, read_rows, signature_of
+from lightning_ydrop.importance.subject import Plan, Subject
+from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.models.checkpointing import checkpoint_outputs
-from lightning_ydrop.models.holdings import modules_held
-from lightning_ydrop.models.state import Observations
+from lightning_ydrop.models.snapshot import Observations
 
 Forward = Callable[[Tensors, Tensors], Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model whose units are scored.
-
-    Attributes:
-        model: The model.
-        forward: What is called, the model or a function that calls it.
-        signature: How `forward` is called. To find it takes longer than a small network's forward pass.
-        layers: The layers to score, by name.
-        unit_dims: For each of them the dimension of the units in its output.
-        objective: F, with all that it holds on the training device.
-        guarded: The model, and whatever else a call runs or may change.
-        observations: What passes were seen to change; None guards everything.
-
-    """
-
-    model: nn.Module
-    forward: Callable[..., Any]
-    signature: inspect.Signature
-    layers: Mapping[str, nn.Module]
-    unit_dims: Mapping[str, int]
-    objective: Objective
-    guarded: tuple[object, ...]
-    observations: Observations | None = None
-
-
-def needs_graph(error: Exception) -> bool:
-    """Tell whether a forward failed since no gradient was recorded where it takes one, as of its parameters."""
-    return (
-        isinstance(error, RuntimeError)
-        and "grad" in str(error).lower()
-        and not isinstance(error, torch.OutOfMemoryError)
-    )
-
-
-def subject_of(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    layers: Mapping[str, nn.Module],
-    unit_dims: Mapping[str, int],
-    objective: Objective,
-    observations: Observations | None = None,
-) -> Subject:
-    """Find what is to be known of a model before it is called."""
-    beside = [] if forward is model else modules_held(forward)
-    guarded = (model, *(each for each in beside if each is not model), *objective.modules())
-    signature = signature_of(model, forward)
-    return Subject(model, forward, signature, layers, unit_dims, objective, guarded, observations)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the dry run has decided for all batches. The default is that of a single measurement.
-
-    Attributes:
-        roles: Of the tensors among the arguments.
-        num_units: Of each layer that is scored, by name.
-        overwritten: Layers, by name, whose outputs in-place operations write over.
-        constant_parameters: Whether no gradient is recorded for parameters, which not every forward can do without.
-        checkpointed: Modules to be run in activation checkpoints, which the model sets in training mode alone.
-        memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
-            memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
-        smallest_batch: Batches with fewer samples are passed over.
-        output: The output of a whole batch without its values, on the meta device.
-
-    """
-
-    roles: tuple[Role, ...] | None = None
-    num_units: Mapping[str, int] = field(default_factory=dict)
-    overwritten: frozenset[str] = frozenset()
-    constant_parameters: bool = True
-    checkpointed: tuple[nn.Module, ...] = ()
-    memory: float = 1.0
-    smallest_batch: int = 1
-    output: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +65,7 @@ class Request:
     forward: Forward
     batch_dim: int = 0
     max_rows: int | None = None
-    plan: Plan = Plan()
+    plan: Plan = Plan()  # noqa: RUF009, which is frozen
     guarded: tuple[object, ...] = ()
     observations: Observations | None = None
     learning: bool = False

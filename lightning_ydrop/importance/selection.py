@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.layers.kinds import dropout_like_modules
 from lightning_ydrop.layers.surroundings import has_features_last
 from lightning_ydrop.models.calls import dim_of_rows
-from lightning_ydrop.models.state import named_modules
+from lightning_ydrop.models.modules import named_modules
 
 LayerChoice = str | type[nn.Module]
 
@@ -163,3 +164,39 @@ def count_units(
             "Make a layer for each place where it is called, or leave this one out: as nn.Dropout it stays what it is.",
         )
     return widths[0]
+
+
+def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
+    """Find the layers that Y-Drop drives, by name.
+
+    Raises:
+        ConfigurationError: If there are none.
+
+    """
+    found = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
+    if not found:
+        there = dropout_like_modules(model)
+        raise ConfigurationError(
+            f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
+            f"{', '.join(there) if there else 'none'}.",
+            "Y-Drop drives ConductanceDropout layers.",
+            "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
+        )
+    return found
+
+
+def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> None:
+    """Refuse layers that have another number of units than in an earlier batch.
+
+    Raises:
+        ConfigurationError: If one has.
+
+    """
+    for name, values in scores.items():
+        before, now = num_units.get(name, values.shape[1]), values.shape[1]
+        if now != before:
+            raise ConfigurationError(
+                f"The layer {name!r} had {before} units in an earlier batch, and has {now} in this one.",
+                "Units are features or channels, of which all batches have as many; positions are no units.",
+                "Choose the layer's `unit_dim`, or leave it out: as nn.Dropout it stays what it is.",
+            )

@@ -1,5 +1,6 @@
 """Behind what each layer stands when the model runs, and whether its units can be what it says."""
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.surroundings import CHANNELS_SECOND, FEATURES_LAST, has_features_last
+
+LOGGER = logging.getLogger(__name__)
 
 # What tells where features are, in the order in which they run.
 TELLING = tuple(kind for kind in FEATURES_LAST + CHANNELS_SECOND if kind is not nn.Flatten)
@@ -86,11 +89,13 @@ def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surrou
                 break
         standing = {id(call.behind): type(call.behind).__name__ for call in calls}
         if len(standing) > 1:
-            warnings.warn(
+            text = (
                 f"The layer {name!r} is one instance that stands behind {len(standing)} layers "
                 f"({', '.join(standing.values())}): these share one vector of rates, by the sum of their scores, "
                 "though unit 0 of one is not unit 0 of the next. "
-                "Make a dropout layer for each place.",
-                UserWarning,
-                stacklevel=5,
+                "Make a dropout layer for each place."
             )
+            if layer.replaced:  # nobody has put it there for Y-Drop
+                LOGGER.warning(text)
+            else:
+                warnings.warn(text, UserWarning, stacklevel=5)

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.state import all_modules
+from lightning_ydrop.models.modules import all_modules
 
 
 def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:

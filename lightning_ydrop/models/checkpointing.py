@@ -11,7 +11,7 @@ import torch
 import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
-from lightning_ydrop.models.state import all_modules
+from lightning_ydrop.models.modules import all_modules
 
 
 def may_checkpoint(model: nn.Module) -> bool:

@@ -9,7 +9,8 @@ from torch import nn
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
-from lightning_ydrop.models.state import all_modules, evaluation_mode, leaving_no_trace, set_training
+from lightning_ydrop.models.modules import all_modules, evaluation_mode, set_training
+from lightning_ydrop.models.state import leaving_no_trace
 
 
 def stochastic_modules(model: nn.Module) -> list[nn.Module]:

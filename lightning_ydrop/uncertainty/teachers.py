@@ -15,7 +15,7 @@ from lightning_ydrop.checks import is_list
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.layers import ConductanceDropout, convert_dropout
-from lightning_ydrop.models.state import named_modules
+from lightning_ydrop.models.modules import named_modules
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -96,7 +96,10 @@ def callback_of(cli: LightningCLI) -> YDropCallback:
 def settings_of(cli: LightningCLI) -> dict[str, str]:
     """All that the callback was made with: by repr, since measures and the like are equal only to themselves."""
     callback = callback_of(cli)
-    kept = callback._settings | {name: getattr(callback, name) for name in ("adapter", "convert", "include", "exclude")}
+    settings = vars(callback.settings) | vars(callback.settings.path)
+    kept = {name: settings[name] for name in settings if name not in ("path", "owner")} | {
+        name: getattr(callback, name) for name in ("adapter", "convert", "include", "exclude")
+    }
     return {name: repr(value) for name, value in kept.items()} | {"schedule": repr(callback._schedule)}
 
 

@@ -45,10 +45,16 @@ class Net(LightningModule):
         self.body = perceptron(dropout=dropout)
         self.seen = MulticlassAccuracy(5)
         self.optimiser_steps = 0
-        self.forwards: list[tuple[int, bool, bool]] = []
+        forwards: list[tuple[int, bool, bool]] = []
+        # Functions, since phase 1 gives back what lists in attributes hold.
+        self.tell, self.told = forwards.append, lambda: forwards
+
+    @property
+    def forwards(self) -> list[tuple[int, bool, bool]]:
+        return self.told()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwards.append((len(x), self.training, torch.is_autocast_enabled("cpu")))
+        self.tell((len(x), self.training, torch.is_autocast_enabled("cpu")))
         logits: Tensor = self.body(x)
         self.log("rows", float(len(x)), on_step=True, on_epoch=True)
         self.log_dict({"norm": logits.detach().float().norm()}, on_step=True, on_epoch=True)
@@ -159,7 +165,8 @@ def test_phase_1_sees_the_batch_in_evaluation_with_few_rows() -> None:
     net = Net()
     trainer_of(YDropCallback(annealing_epochs=1), max_epochs=2).fit(net, loader())
     training = [(rows, mode) for rows, mode, _ in net.forwards]
-    rehearsal = [(16, False), (16, False)]  # all samples for the checks, then 5 steps of 3 samples and the baseline
+    # All samples and half of them, then 5 steps of 3 samples and the baseline, and last the path of a single sample.
+    rehearsal = [(16, False), (8, False), (16, False), (6, False)]
     assert training == rehearsal + [(16, True)] * BATCHES + [(16, False), (16, True)] * BATCHES
 
 

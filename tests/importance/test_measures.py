@@ -25,7 +25,7 @@ from lightning_ydrop import (
 from lightning_ydrop.importance.arrangement import arrange
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import request_of as complete_request_of
-from lightning_ydrop.importance.request import subject_of
+from lightning_ydrop.importance.subject import subject_of
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
 CAPTUMS = [

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
 from lightning_ydrop.importance.recording import borrowed, recording
-from lightning_ydrop.models.state import all_modules
+from lightning_ydrop.models.modules import all_modules
 from tests.networks import perceptron
 from tests.sameness import assert_same
 

@@ -1,0 +1,108 @@
+"""What a dry run has found out, and what it says of it."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
+from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.subject import Plan, Subject, subject_of
+from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.models.snapshot import Observations
+
+_IN_TRAINING_ALONE = (
+    "the model's forward calls them in training mode alone, and phase 1 runs in evaluation mode. "
+    "These layers stay vanilla dropout. "
+    "Call them in evaluation mode too, where they return their input: without `if self.training`."
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a dry run has found out for all batches.
+
+    Attributes:
+        subject: The model, with everything on the training device.
+        path: The settings, with the baseline on the training device.
+        plan: How to measure each batch.
+        left: Why layers are not driven that forward calls, by name.
+        in_training_alone: Layers that forward calls in training mode and not in evaluation mode.
+
+    """
+
+    subject: Subject
+    path: PathSettings
+    plan: Plan
+    left: Mapping[str, str] = field(default_factory=dict)
+    in_training_alone: frozenset[str] = frozenset()
+
+    @property
+    def device(self) -> torch.device:
+        """The training device."""
+        return device_of(self.subject.model)
+
+
+def without_samples(
+    model: nn.Module, forward: Callable[..., Any], layers: Mapping[str, ConductanceDropout], path: PathSettings
+) -> Findings:
+    """Give what is known where this rank has no samples and others have."""
+    unit_dims = {name: layer.unit_dim for name, layer in layers.items()}
+    return Findings(subject_of(model, forward, layers, unit_dims, path.objective, Observations()), path, Plan())
+
+
+def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Mapping[str, int]) -> None:
+    """Say once which layers stay vanilla dropout, and why."""
+    missed = [name for name in layers if name not in num_units and name not in findings.left]
+    if in_training := [name for name in missed if name in findings.in_training_alone]:
+        warnings.warn(
+            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_IN_TRAINING_ALONE}",
+            NoEffectWarning,
+            stacklevel=4,
+        )
+    if not_called := [name for name in missed if name not in findings.in_training_alone]:
+        warnings.warn(
+            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call them. "
+            "Only layers that forward calls are driven; these stay vanilla dropout. "
+            "Call them in forward, or make them nn.Dropout.",
+            NoEffectWarning,
+            stacklevel=4,
+        )
+    for name, reason in findings.left.items():
+        warnings.warn(
+            f"Y-Drop does not drive {name!r}: {reason}. It stays what it is. "
+            "Give it a batch of samples, or leave it out of the conversion with `exclude`.",
+            NoEffectWarning,
+            stacklevel=4,
+        )
+
+
+def check_scored(
+    model: nn.Module, layers: Mapping[str, nn.Module], findings: Findings, num_units: Mapping[str, int]
+) -> None:
+    """Refuse a model of which no layer is scored on any rank.
+
+    Raises:
+        ConfigurationError: If it is so.
+
+    """
+    if num_units:
+        return
+    in_training = findings.in_training_alone
+    raise ConfigurationError(
+        f"Phase 1 of {type(model).__name__} scores none of {', '.join(map(repr, layers))}.",
+        "Y-Drop drives layers that forward calls"
+        + (
+            f" in evaluation mode, in which phase 1 runs. It calls {', '.join(map(repr, sorted(in_training)))} in "
+            "training mode alone."
+            if in_training
+            else "."
+        ),
+        "Call them in evaluation mode too, where they return their input: without `if self.training`."
+        if in_training
+        else "Call them in forward, or write `ydrop_forward` in the LightningModule.",
+    )

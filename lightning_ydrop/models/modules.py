@@ -1,0 +1,92 @@
+"""The modules of a model, by kind and by name, and their mode."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lightning_ydrop.torch_internals import is_compiled, without_compilation
+
+
+class ModuleKind(NamedTuple):
+    """What matters here of a module's class."""
+
+    ours: bool
+    of_torch: bool
+    logs: bool
+    sharded: bool
+    overrides_train: bool
+    minds_attributes: bool
+    script: bool
+
+
+def kind_of(module: object) -> ModuleKind:
+    """Tell what matters here of a module's class."""
+    return _kind_of_class(type(module))  # type: ignore[arg-type] # mypy sees no hash in classes
+
+
+@cache
+def _kind_of_class(cls: Any) -> ModuleKind:
+    bases = {base.__name__ for base in cls.__mro__}
+    script = issubclass(cls, torch.jit.ScriptModule)
+    return ModuleKind(
+        ours=cls.__module__.startswith("lightning_ydrop.layers"),
+        of_torch=cls.__module__.startswith("torch.nn."),
+        logs="LightningModule" in bases,  # by name: `lightning` and `pytorch_lightning` have classes of their own
+        sharded="FSDPModule" in bases,
+        overrides_train=not script and (cls.train is not nn.Module.train or cls.eval is not nn.Module.eval),
+        minds_attributes=not script and cls.__setattr__ is not nn.Module.__setattr__,
+        script=script,
+    )
+
+
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """List what `model.modules()` gives, in another order and in a fraction of the time: each step looks at them."""
+    modules = {id(model): model}
+    ahead = [model]
+    while ahead:
+        for child in ahead.pop()._modules.values():
+            if child is not None and id(child) not in modules:
+                modules[id(child)] = child
+                ahead.append(child)
+    return list(modules.values())
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Tell whether a model or something in it is compiled, in place or not."""
+    return any(map(is_compiled, all_modules(model)))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Say where a model is: on the CPU where it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """List what `model.named_modules()` gives, by names without what compilation adds to them."""
+    return {without_compilation(name): module for name, module in model.named_modules()}
+
+
+@contextmanager
+def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            set_training(module, False)
+        yield
+    finally:
+        for module in training:
+            set_training(module, True)
+
+
+def set_training(module: nn.Module, training: bool) -> None:
+    """Set the flag of a module, and of none that it holds."""
+    kind = kind_of(module)
+    if kind.minds_attributes or kind.script:
+        module.training = training
+    else:
+        module.__dict__["training"] = training
