@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.functional.masking import unit_dropout, vanilla_dropout
+from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
 
 # Chance of a false alarm in each comparison, by Hoeffding's inequality.
 ALARM = 1e-9
@@ -93,3 +93,55 @@ def test_gradient_passes_where_a_unit_was_kept() -> None:
     y = unit_dropout(x, torch.full((4,), 0.5), mean)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(gradient, (y != 0) / (1 - mean))
+
+
+@pytest.mark.parametrize(("unit_dim", "batch_dim"), [(-1, 1), (0, 1), (1, 0), (0, -1), (2, -2)])
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_masks_do_not_depend_on_which_dimension_holds_samples_and_units(
+    unit_dim: int, batch_dim: int, elementwise: bool
+) -> None:
+    x = torch.ones(9, 9, 9)
+    rates = torch.linspace(0, 0.9, 9)
+    for y in (
+        vanilla_dropout(x, 0.5, unit_dim, elementwise, batch_dim),
+        unit_dropout(x, rates, torch.zeros(9), unit_dim, elementwise, batch_dim),
+    ):
+        y = y.movedim((batch_dim, unit_dim), (0, 1))
+        assert torch.equal(y, y[:, :, :1].expand_as(y)) is not elementwise
+        assert not torch.equal(y[0], y[1])
+    assert y[:, 0].eq(1).all()
+
+
+@pytest.mark.parametrize("shape", [(20, 6), (20, 6, 5), (20, 6, 5, 4), (6,)])
+def test_samples_first_is_the_default(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    for dropout in (
+        lambda *batch_dim: vanilla_dropout(x, 0.5, 1, False, *batch_dim),
+        lambda *batch_dim: unit_dropout(x, torch.full((6,), 0.5), torch.zeros(6), 1, False, *batch_dim),
+    ):
+        torch.manual_seed(1)
+        expected = dropout()
+        torch.manual_seed(1)
+        assert torch.equal(dropout(0), expected)
+
+
+@pytest.mark.filterwarnings("ignore:dropout[23]d. Received a")
+@pytest.mark.parametrize(
+    ("num_spatial_dims", "kind", "ndim", "unbatched"),
+    [
+        *((1, nn.Dropout1d, ndim, ndim == 2) for ndim in (2, 3)),
+        *((2, nn.Dropout2d, ndim, False) for ndim in (2, 3, 4, 5)),
+        *((3, nn.Dropout3d, ndim, ndim != 5) for ndim in (2, 3, 4, 5, 6)),
+    ],
+)
+def test_an_input_is_unbatched_if_torch_draws_for_dimension_0_alone(
+    num_spatial_dims: int, kind: Callable[[float], nn.Module], ndim: int, unbatched: bool
+) -> None:
+    x = torch.ones(8, 64, *[2] * (ndim - 2))
+    torch.manual_seed(1)
+    y = channel_dropout(x, 0.5, num_spatial_dims)
+    torch.manual_seed(1)
+    assert torch.equal(y, kind(0.5)(x))
+    whole = y.flatten(1)
+    assert bool((whole.amax(1) == whole.amin(1)).all()) is unbatched
+    assert is_unbatched(ndim, num_spatial_dims) is unbatched

@@ -1,13 +1,16 @@
 import copy
 import io
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError
+from lightning_ydrop import ConductanceDropout, ConfigurationError, convert_dropout
 from lightning_ydrop.layers.conductance_dropout import update_layers
 from tests.oracles import running_mean
 
@@ -277,3 +280,269 @@ def test_layers_updated_together_are_updated_each_by_itself(progress: float) -> 
         assert torch.equal(one(x), expected)
         assert one.active
     assert len({layer.mean_drop_prob[0].item() for layer in together}) == 3
+
+
+def compiled_with(layer: nn.Module) -> tuple[Any, CompileCounter]:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    return torch.compile(layer, backend=counter, fullgraph=True), counter
+
+
+def shares(layer: Any, p_of_each_step: list[float], setting: Any) -> list[float]:
+    found = []
+    for p in p_of_each_step:
+        setting.p = p
+        found.append(float((layer(torch.ones(500, 64)) == 0).float().mean()))
+    return found
+
+
+RATES = [0.1, 0.4, 0.8, 0.0, 0.6]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_scheduled_rate_is_followed(compiles: bool, prepared: bool) -> None:
+    layer = ConductanceDropout(0.3)
+    if prepared:
+        layer.prepare(64, torch.device("cpu"))
+    called, counter = compiled_with(layer) if compiles else (layer, None)
+    assert shares(called, RATES, layer) == pytest.approx(RATES, abs=0.02)  # over five standard deviations
+    if counter is not None:
+        drop = nn.Dropout(0.3)
+        torchs, torchs_counter = compiled_with(drop)
+        shares(torchs, RATES, drop)
+        assert counter.frame_count <= (1 if prepared else torchs_counter.frame_count)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_compiled_forward_can_set_the_rate(prepared: bool) -> None:
+    class Setting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = ConductanceDropout(0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.drop.p = 0.8
+            y: Tensor = self.drop(x)
+            return y
+
+    model = Setting()
+    if prepared:
+        model.drop.prepare(64, torch.device("cpu"))
+    compiled, _ = compiled_with(model)
+    assert float((compiled(torch.ones(500, 64)) == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
+    assert model.drop.p == 0.8
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1, float("nan"), "half", None, True])
+def test_a_rate_out_of_range_is_refused_whenever_it_is_set(p: Any) -> None:
+    layer = ConductanceDropout(0.3)
+    with pytest.raises(ConfigurationError, match=r"ConductanceDropout\(p="):
+        layer.p = p
+    assert layer.p == 0.3
+
+
+def test_a_rate_set_while_active_serves_when_the_layer_returns_to_it() -> None:
+    layer = driven(torch.zeros(64))
+    layer.p = 0.8
+    assert layer(torch.ones(500, 64)).ne(0).all()
+    layer.deactivate()
+    for called in (layer, compiled_with(layer)[0]):
+        assert float((called(torch.ones(500, 64)) == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
+    layer.activate(0.5)
+    assert float((layer(torch.ones(500, 64)) == 0).float().mean()) == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_rate_set_while_dropping_at_the_mean_serves_afterwards() -> None:
+    layer = driven(torch.zeros(64))
+    layer.deactivate()
+    with layer.dropping_at_mean():
+        layer.p = 0.8
+        assert layer(torch.ones(500, 64)).ne(0).all()
+    compiled, _ = compiled_with(layer)
+    assert float((compiled(torch.ones(500, 64)) == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
+
+
+def test_copies_have_rates_of_their_own() -> None:
+    layer = ConductanceDropout(0.2, -1)
+    layer.prepare(8, torch.device("cpu"))
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        twin.p = 0.6
+        assert (twin.p, layer.p) == (0.6, 0.2)
+        assert repr(twin) == "ConductanceDropout(p=0.6, unit_dim=-1, elementwise=False)"
+        assert twin._applied_drop_prob.unique().tolist() == pytest.approx([0.6])
+        assert layer._applied_drop_prob.unique().tolist() == pytest.approx([0.2])
+
+
+def test_a_rate_is_shown_as_torch_shows_it() -> None:
+    assert repr(ConductanceDropout(0)).startswith("ConductanceDropout(p=0,")
+    assert repr(ConductanceDropout(numpy.float64(0.25))).startswith("ConductanceDropout(p=0.25,")
+    assert type(ConductanceDropout(numpy.float64(0.25)).p) is float
+
+
+def replacing(drop: nn.Module) -> ConductanceDropout:
+    model = nn.Sequential(drop)
+    convert_dropout(model)
+    assert isinstance(model[0], ConductanceDropout)
+    return model[0]
+
+
+# Every number of dimensions that torch accepts, some with a warning.
+ACCEPTED = [
+    *((nn.Dropout1d, shape) for shape in ((5, 8), (5, 8, 7))),
+    *((nn.Dropout2d, shape) for shape in ((5, 8), (5, 8, 7), (5, 8, 3, 3), (5, 8, 2, 2, 2))),
+    *((nn.Dropout3d, shape) for shape in ((5,), (5, 8), (5, 8, 7), (5, 8, 3, 3), (5, 8, 2, 2, 2), (5, 8, 2, 2, 2, 2))),
+    *((nn.Dropout, shape) for shape in ((), (5,), (5, 8), (5, 8, 7), (5, 8, 3, 3))),
+]
+UNBATCHED = [(kind, shape) for kind, shape in ACCEPTED if (kind, len(shape)) in {(nn.Dropout1d, 2), (nn.Dropout3d, 4)}]
+
+
+@pytest.mark.filterwarnings("ignore:dropout[23]d. Received a")
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize(("kind", "shape"), ACCEPTED)
+def test_a_layer_draws_as_the_one_that_it_replaced_on_every_shape(
+    kind: type[nn.Module], shape: tuple[int, ...], compiles: bool
+) -> None:
+    torchs: Any = kind(0.4)
+    ours: Any = replacing(torchs)
+    if compiles:
+        torch._dynamo.reset()
+        torchs, ours = (torch.compile(layer, backend="eager", fullgraph=True) for layer in (torchs, ours))
+    x = torch.randn(shape)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = torchs(x)
+        torch.manual_seed(seed)
+        assert torch.equal(ours(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:dropout2d. Received a 1-D input")
+@pytest.mark.parametrize(("kind", "shape"), [(nn.Dropout1d, (5, 8, 2, 2)), (nn.Dropout1d, (5,)), (nn.Dropout2d, (5,))])
+def test_a_layer_refuses_the_shapes_that_the_one_it_replaced_refuses(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    for layer in (kind(), replacing(kind())):
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize(("kind", "shape"), UNBATCHED)
+def test_a_driven_layer_drops_entries_of_dimension_0_where_torch_sees_no_batch(
+    kind: type[nn.Module], shape: tuple[int, ...], compiles: bool
+) -> None:
+    layer, torchs, x = replacing(kind(0.4)), kind(0.4), torch.ones(shape)
+    layer.update(torch.full((8,), 0.9), elasticity=1.0, initial_drop_prob=0.35)
+    called = compiled_with(layer)[0] if compiles else layer
+    assert layer.is_unbatched(x)
+    torch.manual_seed(3)
+    expected = torchs(x)
+    torch.manual_seed(3)
+    assert torch.equal(called(x), expected)
+    with layer.dropping_at_mean():
+        torch.manual_seed(3)
+        assert torch.equal(layer(x), expected)
+    batched = torch.ones(1000, 8, *shape[2:], *((3,) if len(shape) == 2 else (2,)))
+    assert not layer.is_unbatched(batched)
+    assert float((called(batched) == 0).float().mean()) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_layer_that_replaced_nothing_knows_no_unbatched_inputs() -> None:
+    for layer in (ConductanceDropout(), replacing(nn.Dropout()), replacing(nn.Dropout2d())):
+        assert not any(layer.is_unbatched(torch.ones([2] * ndim)) for ndim in range(1, 6))
+
+
+TIME_FIRST = [
+    ((7, 50, 8), -1, 1),
+    ((7, 50, 8), 2, -2),
+    ((8, 50, 7), 0, 1),
+    ((8, 7, 50), 0, -1),
+    ((3, 8, 50, 4), 1, 2),
+]
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize(("shape", "unit_dim", "batch_dim"), TIME_FIRST)
+def test_masks_are_drawn_for_each_sample_and_unit_wherever_the_samples_are(
+    shape: tuple[int, ...], unit_dim: int, batch_dim: int, active: bool
+) -> None:
+    layer = ConductanceDropout(0.5, unit_dim, batch_dim=batch_dim)
+    rates = torch.linspace(0.2, 0.8, 8)
+    if active:
+        layer.update(rates, elasticity=1.0, initial_drop_prob=0.35)
+    y = torch.stack([layer(torch.ones(shape)).movedim((batch_dim, unit_dim), (0, 1)) for _ in range(40)])
+    kept = y.ne(0).flatten(3)  # (40, B, U, *)
+    assert torch.equal(kept.any(3), kept.all(3))
+    expected = rates if active else torch.full((8,), 0.5)
+    assert ((~kept).float().mean((0, 1, 3)) - expected).abs().max() < 0.06  # over five standard deviations of 2000
+    assert torch.allclose(y.amax((0, 1, 3) if y.ndim == 4 else (0, 1, 3, 4)), 1 / (1 - expected))
+    if not active:
+        first = torch.randn(shape).movedim((batch_dim, unit_dim), (0, 1)).contiguous()
+        torch.manual_seed(6)
+        channels = nn.Dropout1d(0.5)(first) if first.ndim == 3 else nn.Dropout2d(0.5)(first)
+        torch.manual_seed(6)
+        assert torch.equal(
+            layer(first.movedim((0, 1), (batch_dim, unit_dim))), channels.movedim((0, 1), (batch_dim, unit_dim))
+        )
+
+
+def test_with_samples_first_nothing_depends_on_how_that_is_said() -> None:
+    x = torch.randn(6, 5, 8)
+    drawn = []
+    for batch_dim in (0, -3):
+        layer = ConductanceDropout(0.4, -1, batch_dim=batch_dim)
+        for _ in range(2):
+            torch.manual_seed(5)
+            drawn.append(layer(x))
+            layer.update(torch.linspace(0, 0.9, 8), elasticity=1.0, initial_drop_prob=0.35)
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+
+
+def test_elements_are_drawn_wherever_the_samples_are() -> None:
+    x = torch.randn(7, 6, 8)
+    layer = ConductanceDropout(0.4, -1, True, batch_dim=1)
+    torch.manual_seed(5)
+    expected = nn.Dropout(0.4)(x)
+    torch.manual_seed(5)
+    assert torch.equal(layer(x), expected)
+
+
+def test_repr_shows_where_samples_are_if_not_first() -> None:
+    assert (
+        repr(ConductanceDropout(0.2, -1, batch_dim=1))
+        == "ConductanceDropout(p=0.2, unit_dim=-1, elementwise=False, batch_dim=1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"unit_dim": 1, "batch_dim": 1},
+            "ConductanceDropout(unit_dim=1, batch_dim=1) was given. "
+            "`unit_dim` and `batch_dim` are different dimensions. "
+            "Pass, for example, unit_dim=-1, batch_dim=1 for (T, B, U).",
+        ),
+        (
+            {"batch_dim": 0.5},
+            "ConductanceDropout(batch_dim=0.5) was given. `batch_dim` is the dimension of the samples, a whole number. "
+            "Pass 0 for (B, U), or 1 for (T, B, U).",
+        ),
+        ({"batch_dim": True, "unit_dim": 2}, "ConductanceDropout(batch_dim=True)"),
+        ({"batch_dim": "time"}, "ConductanceDropout(batch_dim='time')"),
+        ({"unit_dim": -1, "batch_dim": -1}, "ConductanceDropout(unit_dim=-1, batch_dim=-1)"),
+        ({"unit_dim": 0, "batch_dim": 0}, "ConductanceDropout(unit_dim=0)"),
+        ({"unit_dim": False, "batch_dim": 1}, "ConductanceDropout(unit_dim=False)"),
+        ({"unit_dim": 0.0, "batch_dim": 1}, "ConductanceDropout(unit_dim=0.0)"),
+    ],
+)
+def test_dimensions_that_cannot_be_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ConductanceDropout(**arguments)
+    assert str(caught.value).startswith(message)
+
+
+def test_units_may_be_first_where_samples_are_not_and_dimensions_numpys() -> None:
+    layer = ConductanceDropout(0.5, numpy.int64(0), batch_dim=numpy.int32(1))  # type: ignore[arg-type]
+    assert [(type(dim), dim) for dim in (layer.unit_dim, layer.batch_dim)] == [(int, 0), (int, 1)]

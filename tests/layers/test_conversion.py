@@ -1,9 +1,13 @@
 import copy
 import io
+import sys
 import warnings
-from collections.abc import Callable
+from collections import UserDict, UserList
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType, MappingProxyType
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -802,3 +806,160 @@ def test_what_dropout_cannot_become_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"convert_dropout\(to="):
         convert_dropout(model, **wrong)
     assert repr(model) == before
+
+
+class Refusing(nn.ModuleDict):
+    """Puts what it is given into itself, then raises its error, if it has one."""
+
+    error: type[BaseException] | None = None
+
+    def register_module(self, name: str, module: nn.Module | None) -> None:
+        super().register_module(name, module)
+        if self.error is not None:
+            raise self.error(name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("to", [ConductanceDropout, Jumpout])
+def test_a_replacement_that_raises_leaves_the_model_as_it_was(error: type[BaseException], to: Any) -> None:
+    repeated = nn.Dropout(0.2)
+    refusing = Refusing({"relu": nn.ReLU(), "drop": nn.Dropout()})
+    model = nn.Sequential(nn.ReLU(), repeated, nn.ModuleList([repeated]), refusing, nn.Dropout(0.3))
+
+    def named() -> dict[str, nn.Module]:
+        return dict(model.named_modules(remove_duplicate=False))
+
+    original = named()
+    refusing.error = error
+    with pytest.raises(error):
+        convert_dropout(model, to=to)
+    assert named() == original
+    refusing.error = None
+    assert len(convert_dropout(model, to=to).converted) == 4
+    converted = named()
+    model.eval()
+    refusing.error = error
+    with pytest.raises(error):
+        restore_dropout(model)
+    assert named() == converted
+    assert all(module.training for name, module in original.items() if type(module) is nn.Dropout)
+
+
+class Elsewhere(Sequence[str]):
+    """A sequence that is no list, as of OmegaConf."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Placed(Mapping[str, Any]):
+    """A mapping that is no dictionary."""
+
+    def __init__(self, **items: Any) -> None:
+        self.items_of = items
+
+    def __getitem__(self, name: str) -> Any:
+        return self.items_of[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_of)
+
+    def __len__(self) -> int:
+        return len(self.items_of)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, UserList, lambda items: Elsewhere(*items)])
+def test_patterns_come_in_any_sequence(kind: Callable[[list[str]], Any]) -> None:
+    assert list(convert_dropout(conv_net(), include=kind(["1", "5"])).converted) == ["1", "5"]
+    assert list(convert_dropout(conv_net(), exclude=kind(["1", "5"])).converted) == ["10"]
+
+
+@pytest.mark.parametrize("kind", [dict, MappingProxyType, UserDict, lambda items: Placed(**items)])
+@pytest.mark.parametrize("dim", [-2, numpy.int64(-2), numpy.int8(-2)])
+def test_unit_dims_come_in_any_mapping_and_as_numpys_integers(kind: Callable[[dict[str, Any]], Any], dim: int) -> None:
+    model = conv_net()
+    convert_dropout(model, unit_dim=kind({"5": dim}))
+    assert dims_of(model)["5"] == (-2, True)
+    assert type(layers_of(model)["5"].unit_dim) is int
+
+
+@pytest.mark.parametrize("patterns", [3, b"1", {"1"}, {"1": 1}, ["1", 3], Elsewhere("1", None)])
+def test_what_are_no_patterns_is_refused(patterns: Any) -> None:
+    for name in ("include", "exclude"):
+        with pytest.raises(ConfigurationError, match=rf"convert_dropout\({name}="):
+            convert_dropout(conv_net(), **{name: patterns})
+
+
+def test_a_name_is_a_pattern_even_where_it_has_the_signs_of_one() -> None:
+    model = nn.ModuleDict({"a[0]": nn.Dropout(), "a0": nn.Dropout()})
+    assert list(convert_dropout(model, include="a[0]").converted) == ["a0"]
+    with pytest.raises(ConfigurationError, match="The pattern"):
+        convert_dropout(nn.ModuleDict({"a[0]": nn.Dropout()}), include="a[0]")
+
+
+def flat(count: int) -> nn.Module:
+    return nn.Sequential(*(module for _ in range(count) for module in (nn.ReLU(), nn.Dropout())))
+
+
+def nested(count: int) -> nn.Module:
+    block = [nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Sequential(nn.Dropout())) for _ in range(count)]
+    return nn.Sequential(*block)
+
+
+def deep(count: int) -> nn.Module:
+    model = nn.Sequential(nn.Dropout())
+    for _ in range(50):
+        model = nn.Sequential(model, *(nn.Dropout() for _ in range(count // 50)))
+    return model
+
+
+def shared(count: int) -> nn.Module:
+    drop = nn.Dropout()
+    return nn.Sequential(*(nn.Sequential(nn.ReLU(), drop) for _ in range(count)))
+
+
+def told(model: nn.Module) -> dict[str, Any]:
+    names = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
+    return {"unit_dim": dict.fromkeys(names, 1), "include": names}
+
+
+def steps_of(work: Callable[..., object], *args: Any, **kwargs: Any) -> int:
+    """Count the steps of the interpreter. They say how long it takes, whatever else the machine does."""
+    count = 0
+
+    def count_up(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return count_up
+
+    before = sys.gettrace()
+    sys.settrace(count_up)
+    try:
+        work(*args, **kwargs)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "arguments", [lambda model: {}, lambda model: {"to": Jumpout}, told], ids=["", "jumpout", "told"]
+)
+@pytest.mark.parametrize("build", [flat, nested, deep, shared])
+def test_time_is_linear_in_the_number_of_layers(
+    build: Callable[[int], nn.Module], arguments: Callable[[nn.Module], dict[str, Any]]
+) -> None:
+    steps: dict[str, list[int]] = {"convert": [], "restore": []}
+    for count in (100, 200):
+        model = build(count)
+        given = arguments(model)
+        steps["convert"].append(steps_of(convert_dropout, model, **given))
+        steps["restore"].append(steps_of(restore_dropout, model))
+    for fewer, more in steps.values():
+        assert more < 2.2 * fewer

@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -52,3 +53,17 @@ def test_a_network_with_it_is_one_graph_and_serves_every_precision() -> None:
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_attributes_set_later_serve_and_are_checked() -> None:
+    layer = Jumpout(0.0, 0.0, 0.0)
+    layer.p_min = layer.p_max = 0.5
+    assert (layer(torch.ones(50, 50)) == 0).any()
+    layer.p_min = 0.9
+    with pytest.raises(ConfigurationError, match=r"Jumpout\(p_min=0\.9, p_max=0\.5\)"):
+        layer(torch.ones(2, 3))
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    layer = Jumpout(numpy.float64(0.1), numpy.float64(0.2), numpy.float64(0.3), scale_exponent=numpy.float64(1))
+    assert {type(value) for value in (layer.p_min, layer.sigma, layer.p_max, layer.scale_exponent)} == {float}
