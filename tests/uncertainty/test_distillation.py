@@ -518,8 +518,13 @@ def test_whether_masks_are_shared_is_found_out_in_the_first_step(teacher: Small)
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.linear(x, self.drop(self.weight))
 
-    for network, passes in ((teacher, [6, 12, 18, 18]), (DropConnect(), [6, 12, *[6] * 8])):
-        distillation = DropoutDistillation(network, num_masks=3)
+    for network, num_masks, passes in (
+        (teacher, 3, [6, 12, 18, 18]),
+        (DropConnect(), 3, [6, 12, *[6] * 8]),
+        (teacher, 2, [6] * 6),
+        (DropConnect(), 2, [6] * 6),
+    ):
+        distillation = DropoutDistillation(network, num_masks=num_masks)
         rows: list[int] = []
         distillation.teacher.register_forward_pre_hook(lambda module, args, rows=rows: rows.append(len(args[0])))
         for _ in range(3):

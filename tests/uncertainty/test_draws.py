@@ -119,6 +119,9 @@ SHARED: dict[str, Callable[[], Net]] = {
     "units of all samples, time first": lambda: Net(
         lambda net, x: net.drop(x.transpose(0, 1)).transpose(0, 1), drop=driven()
     ),
+    "channels of all samples, rows in the third place": lambda: Net(
+        lambda net, x: net.drop(x.movedim(0, -1).unsqueeze(-1))[..., 0].movedim(-1, 0), drop=nn.Dropout2d()
+    ),
     "noise beside the dropout": lambda: Net(lambda net, x: net.drop(x) + torch.randn(16, 3), drop=nn.Dropout()),
 }
 
