@@ -1,6 +1,7 @@
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from lightning_ydrop import Buckets, ConductanceDropout, ConfigurationError, HalfNormalRate, YDrop, YDropCallback
 from lightning_ydrop.errors import describe
 from lightning_ydrop.layers.kinds import dropout_like_modules
+from tests.containers import DictConfig, ListConfig
 from tests.networks import perceptron
 
 RATE = {"mean": 0.1, "std": 0.05, "max": 0.5}
@@ -92,6 +94,35 @@ def test_a_model_without_layers_is_shown_what_drops_in_it() -> None:
 def test_errors_cross_processes() -> None:
     error = ConfigurationError("a was given.", "b is allowed.", "Pass b.")
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a was given. b is allowed. Pass b."
+
+
+def test_containers_of_any_library_are_described_by_what_they_hold() -> None:
+    assert describe(ListConfig([1, "a"])) == "ListConfig(1, 'a')"
+    assert describe(DictConfig({"a": ListConfig([])})) == "DictConfig('a': ListConfig())"
+    assert describe(range(0, 9, 3)) == "range(0, 9, 3)"
+    assert describe(np.float64(0.5)) == repr(np.float64(0.5))
+    assert describe(np.True_) == repr(np.True_)
+    assert describe(np.zeros((2, 3))) == "ndarray(shape=(2, 3), dtype=float64)"
+    assert describe(b"abc") == "bytes"
+
+
+def test_no_more_than_the_first_items_are_read_for_a_message() -> None:
+    class Batches(ListConfig):
+        def __getitem__(self, index: Any) -> Any:
+            assert index < 8
+            return super().__getitem__(index)
+
+    assert describe(Batches(list(range(100)))) == "Batches(0, 1, 2, 3, 4, 5, 6, 7, ... 92 more)"
+    assert describe(list(range(9))) == "list(0, 1, 2, 3, 4, 5, 6, 7, ... 1 more)"
+    assert describe(list(range(8))) == "list(0, 1, 2, 3, 4, 5, 6, 7)"
+
+
+def test_settings_of_numpy_are_kept_as_plain_numbers() -> None:
+    rate = HalfNormalRate(np.float32(0.25), np.int64(0), np.float64(0.5))  # type: ignore[arg-type]
+    assert repr(rate) == "HalfNormalRate(mean=0.25, std=0, max=0.5)"
+    buckets = Buckets(rate, HalfNormalRate(0.5, 0.0, 0.5), np.float32(0.5))  # type: ignore[arg-type]
+    assert repr(buckets.strong_fraction) == "0.5"
+    assert pickle.loads(pickle.dumps(buckets)) == buckets
 
 
 def test_values_are_described_without_their_numbers() -> None:

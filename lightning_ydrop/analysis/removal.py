@@ -1,4 +1,4 @@
-"""How well a trained network does without some of its units."""
+"""The accuracy of a trained network without some of its units."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,8 +11,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from lightning_ydrop.analysis.spread import mean_conductance
-from lightning_ydrop.checks import check_choice, check_count, check_fraction
+from lightning_ydrop.checks import check_choice, check_count, check_fraction, is_list
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.removal import removal_threshold
 from lightning_ydrop.importance.attribution import check_layout
 from lightning_ydrop.importance.recording import Tape, borrowed, recording
 from lightning_ydrop.importance.selection import LayerChoice, check_called, count_units, select_layers, unit_dims_of
@@ -31,7 +32,7 @@ class RemovalCurve:
     """Accuracy while units are removed.
 
     Attributes:
-        fractions: Of the units of every layer that are removed.
+        fractions: The fractions of the units of every layer that are removed, ascending from 0.
         accuracy: In [0, 1], shape (repeats, fractions), in float64 on the CPU.
 
     """
@@ -41,18 +42,25 @@ class RemovalCurve:
 
     @property
     def mean(self) -> Tensor:
-        """Over repeats, shape (fractions,)."""
+        """Mean accuracy over repeats, shape (fractions,)."""
         return self.accuracy.mean(0)
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation over repeats, shape (fractions,): 0 where there is but one."""
+        """Standard deviation over repeats, shape (fractions,): 0 for a single one."""
         return self.accuracy.std(0) if len(self.accuracy) > 1 else torch.zeros(len(self.fractions))
 
     def threshold(self, loss: float = 0.01) -> float:
-        """Give the largest fraction up to which accuracy falls by no more than this."""
-        lost = self.mean[0] - self.mean > loss + 1e-9  # for what differences of fractions of samples are rounded by
-        return self.fractions[int(lost.int().argmax()) - 1 if lost.any() else -1]
+        """Give the largest fraction up to which mean accuracy falls by at most `loss`, see `functional`.
+
+        Args:
+            loss: By how much it may fall, in [0, 1].
+
+        Raises:
+            ConfigurationError: If `loss` is outside [0, 1].
+
+        """
+        return removal_threshold(self.mean, self.fractions, loss)
 
 
 @torch.inference_mode(False)
@@ -72,32 +80,33 @@ def removal_curve(
 ) -> RemovalCurve:
     """Measure accuracy while more and more units of every layer are removed (Fig. 3, arXiv 2409.09088).
 
-    A unit is removed by setting the layer's output for it to 0; normalisation behind the layer still makes a constant
-    of that. The model is used in evaluation mode, and given back as it was. The accuracy is that of the data of this
-    process: nothing is exchanged with others.
+    To remove a unit, the layer's output for it is set to 0. Normalisation after the layer still turns that into a
+    constant. The model is used in evaluation mode, and given back as it was. Accuracy is measured on the data of this
+    process. Nothing is exchanged with other processes.
 
     Args:
-        model: A model that classifies: its output is, or has, logits (B, C).
-        data: Batches with class indices (B,), such as a DataLoader gives; for order "conductance" more than once.
-        order: Which units go first: those drawn at "random", those of the highest mean "conductance" over `data`, or
-            those of the highest scores in a mapping from a layer's name to scores (U,). Weakest first is that of the
-            negative scores.
-        layers: The layers that lose units, as for `layer_conductance`: every `ConductanceDropout` by default. A layer
-            that puts out the logits is better not among them.
-        fractions: Of the units of every layer that are removed, rounded to whole units: in [0, 1], ascending from 0.
-        repeats: How often units are drawn; other orders are of one kind.
-        seed: Of the draws.
-        adapter: How batches are read, where the model has no method `ydrop_inputs`.
-        forward: As for `layer_conductance`; the model's method `ydrop_forward`, where it has one, by default.
+        model: A classifier: its output is, or has, logits (B, C).
+        data: Batches with class indices (B,), such as those of a DataLoader. The order "conductance" reads them twice.
+        order: The units that go first: "random" ones, those with the highest mean "conductance" over `data`, or those
+            with the highest scores in a mapping from a layer's name to scores (U,). Negate the scores to remove the
+            weakest first.
+        layers: The layers that lose units, as for `layer_conductance`. By default every `ConductanceDropout`. Leave out
+            the layer that returns the logits.
+        fractions: The fractions of the units of every layer that are removed, in [0, 1], ascending from 0. They are
+            rounded to whole units.
+        repeats: How often units are drawn, at least 1. Orders other than "random" have a single repeat.
+        seed: Seed of the draws, at least 0.
+        adapter: It reads batches, unless the model has a method `ydrop_inputs`.
+        forward: As for `layer_conductance`. By default the model's method `ydrop_forward`, if it has one.
         unit_dim: As for `layer_conductance`.
-        **measuring: Other arguments of `mean_conductance`, where `order` is "conductance".
+        **measuring: Other arguments of `mean_conductance`, for the order "conductance".
 
     Returns:
         The accuracy for each repeat and fraction.
 
     Raises:
-        ConfigurationError: If an argument does not fit to the model, its forward does not call a layer, or outputs and
-            targets have no accuracy.
+        ConfigurationError: If an argument does not fit the model, its forward does not call a layer, or accuracy is
+            not defined for its outputs and the targets.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -111,15 +120,21 @@ def removal_curve(
     if measuring and order != "conductance":
         raise ConfigurationError(
             f"removal_curve(order={describe(order)}, {', '.join(measuring)}=...) was given.",
-            "Other arguments are those of `mean_conductance`, and serve the order by conductance.",
+            "Other arguments are those of `mean_conductance`, and need the order by conductance.",
             "Leave them out, or pass order='conductance'.",
         )
-    check_count("removal_curve", "repeats", repeats, minimum=1, example=25)
-    for fraction in fractions:
-        check_fraction("removal_curve", "fractions", fraction, example=0.5)
+    repeats = check_count("removal_curve", "repeats", repeats, minimum=1, example=25)
+    seed = check_count("removal_curve", "seed", seed, minimum=0, example=0)
+    if not is_list(fractions):
+        raise ConfigurationError(
+            f"removal_curve(fractions={describe(fractions)}) was given.",
+            "`fractions` is a list of numbers.",
+            "Pass, for example, fractions=(0, 0.2, 0.4, 0.6, 0.8).",
+        )
+    fractions = tuple(check_fraction("removal_curve", "fractions", each, example=0.5) for each in fractions)
     if not fractions or fractions[0] != 0 or list(fractions) != sorted(fractions):
         raise ConfigurationError(
-            f"removal_curve(fractions={describe(tuple(fractions))}) was given.",
+            f"removal_curve(fractions={describe(fractions)}) was given.",
             "`fractions` ascend from 0, where nothing is removed.",
             "Pass, for example, fractions=(0, 0.2, 0.4, 0.6, 0.8).",
         )
@@ -129,50 +144,54 @@ def removal_curve(
         order = mean_conductance(
             model, data, layers=layers, adapter=adapter, forward=forward, unit_dim=unit_dim, **measuring
         )
-    chosen = select_layers("removal_curve", model, layers)
-    dims = unit_dims_of(chosen, unit_dim)
-    called = forward or own_method(model, "ydrop_forward") or model
-    device, signature = device_of(model), signature_of(model, called)
+    selected = select_layers("removal_curve", model, layers)
+    unit_dims = unit_dims_of(selected, unit_dim)
+    forward = forward or own_method(model, "ydrop_forward") or model
+    device, signature = device_of(model), signature_of(model, forward)
     ranks: dict[str, Tensor] = {}
-    correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
+    num_correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
     num_samples = 0
-    with borrowed(model, device), torch.no_grad(), logging_muted(model), _removing(chosen, dims) as kept:
+    with borrowed(model, device), torch.no_grad(), logging_muted(model), _removing(selected, unit_dims) as kept_units:
         for batch in data:
             inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)
             if not ranks:
-                with recording(chosen) as tape:
-                    output = read_output(called(*positional, **keywords))
-                num_units = _num_units(chosen, dims, tape, rows=len(output))
+                with recording(selected) as tape:
+                    output = read_output(forward(*positional, **keywords))
+                num_units = _num_units(selected, unit_dims, tape, num_rows=len(output))
                 ranks = _ranks(order, num_units, repeats, seed, device)
-            for repeat, place in itertools.product(*map(range, correct.shape)):
+            for repeat, place in itertools.product(*map(range, num_correct.shape)):
                 for name, rank in ranks.items():
-                    kept[name] = rank[repeat] >= round(fractions[place] * num_units[name])
-                logits = read_output(called(*positional, **keywords))
-                correct[repeat, place] += _num_correct(logits, target).cpu()
-            kept.clear()
+                    kept_units[name] = rank[repeat] >= round(fractions[place] * num_units[name])
+                logits = read_output(forward(*positional, **keywords))
+                num_correct[repeat, place] += _num_correct(logits, target).cpu()
+            kept_units.clear()
             num_samples += len(logits)
     if num_samples == 0:
         raise ConfigurationError(
             f"removal_curve(data={describe(data)}) gave no batch.",
-            "Accuracy is measured on batches of inputs and targets, which order='conductance' reads before that too.",
+            "Accuracy is measured on batches of inputs and targets. With order='conductance' they are read twice.",
             "Pass a DataLoader, or a list of batches.",
         )
-    return RemovalCurve(tuple(fractions), correct / num_samples)
+    return RemovalCurve(fractions, num_correct / num_samples)
 
 
-def _num_units(chosen: Mapping[str, nn.Module], dims: Mapping[str, int], tape: Tape, *, rows: int) -> dict[str, int]:
-    check_called("removal_curve", chosen, tape)
-    return {name: count_units(name, layer, tape[name], dims[name], rows=rows) for name, layer in chosen.items()}
+def _num_units(
+    layers: Mapping[str, nn.Module], unit_dims: Mapping[str, int], tape: Tape, *, num_rows: int
+) -> dict[str, int]:
+    check_called("removal_curve", layers, tape)
+    return {
+        name: count_units(name, layer, tape[name], unit_dims[name], rows=num_rows) for name, layer in layers.items()
+    }
 
 
 def _num_correct(logits: Tensor, target: Target) -> Tensor:
-    fits = target is not None and not target.is_floating_point() and target.shape == logits.shape[:1]
-    if target is None or not fits or logits.ndim != 2 or logits.shape[1] < 2:
+    is_class_index = target is not None and not target.is_floating_point() and target.shape == logits.shape[:1]
+    if target is None or not is_class_index or logits.ndim != 2 or logits.shape[1] < 2:
         raise ConfigurationError(
             f"removal_curve read the target {describe(target)} from a batch, for the output {describe(logits)}.",
-            "Accuracy is that of logits (B, C) of at least two classes, for a class index (B,) for each sample.",
-            "Pass data with such targets, an adapter that finds them, or forward=... that gives such logits.",
+            "Accuracy needs logits (B, C) of at least two classes, and a class index (B,) for each sample.",
+            "Pass data with such targets, an adapter that reads them, or forward=... that returns such logits.",
         )
     return logits.argmax(1).eq(target).sum()
 
@@ -184,18 +203,17 @@ def _ranks(
     seed: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Give to each unit of each layer its place in the order of removal, from 0: (repeats, U)."""
+    """Give each unit of each layer its place in the order of removal, from 0: shape (repeats, U)."""
     if order == "random":
         generator = torch.Generator().manual_seed(seed)
         scores = {
             name: torch.rand(repeats, size, generator=generator, device="cpu") for name, size in num_units.items()
         }
     else:
-        wrong = [name for name, size in num_units.items() if name not in order or order[name].shape != (size,)]
-        if wrong:
+        if any(name not in order or order[name].shape != (size,) for name, size in num_units.items()):
             raise ConfigurationError(
                 f"removal_curve(order={describe(order)}) was given.",
-                f"Scores to order units by have the shape (U,) for each layer: {num_units}.",
+                f"The scores of each layer have the shape (U,). The numbers of units are {num_units}.",
                 "Average them over samples, and choose the same `layers`.",
             )
         scores = {name: order[name].unsqueeze(0) for name in num_units}
@@ -208,27 +226,27 @@ def _ranks(
 
 @contextmanager
 def _removing(layers: Mapping[str, nn.Module], unit_dims: Mapping[str, int]) -> Iterator[dict[str, Tensor]]:
-    """Let layers put out 0 for units.
+    """Let layers return 0 for removed units.
 
     Yields:
-        What is to be filled in: by the name of the layer which units are kept, as booleans (U,). A layer that is not
-        named keeps all.
+        A mapping to be filled in: for the name of a layer, the units that it keeps, as booleans (U,). A layer without
+        an entry keeps all.
 
     """
-    kept: dict[str, Tensor] = {}
+    kept_units: dict[str, Tensor] = {}
 
     def remover(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def remove(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            if name not in kept:
+            if name not in kept_units:
                 return output
-            # Not a product: what is removed could be infinite.
-            return output.movedim(unit_dims[name], -1).where(kept[name], 0).movedim(-1, unit_dims[name])
+            # Not a product: a removed value could be infinite.
+            return output.movedim(unit_dims[name], -1).where(kept_units[name], 0).movedim(-1, unit_dims[name])
 
         return remove
 
     handles = [layer.register_forward_hook(remover(name)) for name, layer in layers.items()]
     try:
-        yield kept
+        yield kept_units
     finally:
         for handle in handles:
             handle.remove()

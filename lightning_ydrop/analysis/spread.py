@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_ydrop.checks import check_count, check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.functional.attribution import gini, top_share
+from lightning_ydrop.functional.attribution import conductance_spread
 from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
 from lightning_ydrop.importance.selection import LayerChoice
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
@@ -21,17 +21,18 @@ from lightning_ydrop.models.modules import device_of
 class ConductanceSpread(Metric):
     """The mean conductance of each unit over a data set, and how it is spread over them (Fig. 2, arXiv 2409.09088).
 
-    It adds up over batches and over ranks, as torchmetrics do. `compute` gives a dictionary of
+    It adds up over batches and over ranks, as metrics of torchmetrics do. `compute` gives a dictionary, see
+    `functional.conductance_spread`:
 
-    - "mean": each unit's mean conductance, shape (U,), of a single unit a scalar, as torchmetrics have it,
-    - "top_share": the share of the positive ones' sum that the units at the top hold,
-    - "gini": their Gini coefficient, 0 where all units are alike and nearly 1 where one has it all,
-    - "total": the sum of all, which for a layer that every path crosses is the mean change of F from the baseline.
+    - "mean": the mean conductance of each unit, shape (U,). For a single unit it is a scalar, as usual in torchmetrics.
+    - "top_share": the part of the sum of positive means that the units at the top hold.
+    - "gini": the Gini coefficient of the means, 0 where all units are alike and nearly 1 where one has it all.
+    - "total": the sum of the means. At a layer that every path crosses it is the mean change of F from the baseline.
 
     Args:
-        num_units: U, the number of the layer's units.
-        top_fraction: The share of units at the top, in (0, 1].
-        **kwargs: What torchmetrics.Metric takes.
+        num_units: U, the number of the layer's units, at least 1.
+        top_fraction: The fraction of units at the top, in (0, 1].
+        **kwargs: Arguments of torchmetrics.Metric.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -50,24 +51,22 @@ class ConductanceSpread(Metric):
 
     def __init__(self, num_units: int, top_fraction: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_count("ConductanceSpread", "num_units", num_units, minimum=1, example=1024)
-        check_fraction("ConductanceSpread", "top_fraction", top_fraction, example=0.2)
-        if top_fraction == 0:
+        self.num_units = check_count("ConductanceSpread", "num_units", num_units, minimum=1, example=1024)
+        self.top_fraction = check_fraction("ConductanceSpread", "top_fraction", top_fraction, example=0.2)
+        if self.top_fraction == 0:
             raise ConfigurationError(
                 "ConductanceSpread(top_fraction=0) was given.",
-                "The share of units at the top is above 0.",
+                "The fraction of units at the top is above 0.",
                 "Pass, for example, top_fraction=0.2.",
             )
-        self.num_units = num_units
-        self.top_fraction = top_fraction
-        self.add_state("sums", torch.zeros(num_units), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(self.num_units), dist_reduce_fx="sum")
         self.add_state("num_samples", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, conductance: Tensor) -> None:
         """Add samples.
 
         Args:
-            conductance: One layer's of `layer_conductance`, shape (B, U).
+            conductance: That of one layer, from `layer_conductance`, shape (B, U).
 
         Raises:
             ConfigurationError: If it has another shape.
@@ -77,20 +76,14 @@ class ConductanceSpread(Metric):
             raise ConfigurationError(
                 f"ConductanceSpread(num_units={self.num_units}) was given {describe(conductance)}.",
                 "It takes the conductance (B, U) of one layer.",
-                "Make one for each layer, of as many units, and update it with layer_conductance(...)[name].",
+                "Make one for each layer, with its number of units, and update it with layer_conductance(...)[name].",
             )
         self.sums += conductance.sum(0)
         self.num_samples += len(conductance)
 
     def compute(self) -> dict[str, Tensor]:
         """Give "mean" (U,), "top_share", "gini" and "total"."""
-        mean = self.sums / self.num_samples
-        return {
-            "mean": mean,
-            "top_share": top_share(mean, self.top_fraction),
-            "gini": gini(mean),
-            "total": mean.sum(),
-        }
+        return conductance_spread(self.sums, self.num_samples, self.top_fraction)
 
 
 def mean_conductance(
@@ -105,22 +98,22 @@ def mean_conductance(
 ) -> dict[str, Tensor]:
     """Average the conductance of each unit over a data set.
 
-    It is that of the data of this process: nothing is exchanged with others, whether there are any or not.
+    The average is over the data of this process. Nothing is exchanged with other processes.
 
     Args:
         model: Any torch model.
-        data: Batches, such as a DataLoader gives. They are moved to the model's device.
+        data: Batches, such as those of a DataLoader. They are moved to the model's device.
         layers: As for `layer_conductance`.
-        adapter: How batches are read, where the model has no method `ydrop_inputs`.
-        forward: As for `layer_conductance`; the model's method `ydrop_forward`, where it has one, by default.
-        max_rows: As for `layer_conductance`: by default no more than the batch has.
+        adapter: It reads batches, unless the model has a method `ydrop_inputs`.
+        forward: As for `layer_conductance`. By default the model's method `ydrop_forward`, if it has one.
+        max_rows: As for `layer_conductance`. By default no more than the batch has.
         **measuring: Other arguments of `layer_conductance`.
 
     Returns:
-        For each layer, by name, its units' means, shape (U,).
+        For each layer, by name, the means of its units, shape (U,).
 
     Raises:
-        ConfigurationError: If an argument does not fit to the model, or there are no data.
+        ConfigurationError: If an argument does not fit the model, or there are no data.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -146,12 +139,12 @@ def mean_conductance(
 
 
 def update_spreads(spreads: dict[str, ConductanceSpread], conductance: Mapping[str, Tensor], **kwargs: Any) -> None:
-    """Add samples to the metric of each layer, which is made when the layer comes for the first time.
+    """Add samples to the metric of each layer. A layer that has none yet gets one.
 
     Args:
-        spreads: The metrics by name, to be added to.
-        conductance: What `layer_conductance` gave.
-        **kwargs: What a new metric takes beside the number of units.
+        spreads: The metrics by name. They are updated, and new ones are added.
+        conductance: The result of `layer_conductance`.
+        **kwargs: Arguments of a new metric, except the number of units.
 
     """
     for name, values in conductance.items():

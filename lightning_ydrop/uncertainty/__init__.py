@@ -1,4 +1,4 @@
-"""What a network with dropout says on average over its masks, and how to train a student to say it in one pass."""
+"""Monte Carlo averages over dropout masks, and distillation into a student that predicts them in one pass."""
 
 from lightning_ydrop.uncertainty.distillation import DropoutDistillation
 from lightning_ydrop.uncertainty.monte_carlo import MonteCarlo, MonteCarloDivergence, monte_carlo

@@ -86,7 +86,7 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Operations that take functions have no tags. What these functions draw is not seen.
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) and not _is_off(func, args, kwargs or {}):
             drawn = result[0] if isinstance(result, (tuple, list)) else result
-            if isinstance(drawn, Tensor) and drawn.numel() > 0:
+            if isinstance(drawn, Tensor):
                 self.draws.append(Draw(func.name(), _drawn_shape(func, drawn)))
         return result
 

@@ -2,6 +2,7 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from lightning_ydrop import ConductanceDropout, ConfigurationError, KeyAdapter, layer_conductance
 from lightning_ydrop.analysis import RemovalCurve, mean_conductance, removal_curve
 from tests.analysis.test_spread import Own
+from tests.containers import DictConfig, ListConfig
 from tests.sameness import assert_same
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -78,6 +80,18 @@ def test_random_units_differ_between_repeats_and_grow_from_share_to_share(traine
     assert curve.mean[0].item() == pytest.approx(accuracy_without(model, x, y, {}))
     everything = {2: torch.arange(16), 5: torch.arange(12)}
     assert curve.mean[-1].item() == pytest.approx(accuracy_without(model, x, y, everything))
+
+
+@pytest.mark.parametrize("listed", [list, tuple, ListConfig, np.array])
+def test_settings_of_numpy_and_omegaconf_are_kept_as_plain_ones(trained: Any, listed: Any) -> None:
+    model, data = trained
+    settings: dict[str, Any] = {"repeats": np.int64(2), "seed": np.int64(3), "fractions": listed([0.0, 0.25, 0.5])}
+    curve = removal_curve(model, data, **settings)
+    assert repr(curve.fractions) == "(0.0, 0.25, 0.5)"
+    assert torch.equal(curve.accuracy, removal_curve(model, data, fractions=(0, 0.25, 0.5), repeats=2, seed=3).accuracy)
+    scores = {"2": torch.arange(16.0)}
+    by_scores = removal_curve(model, data, DictConfig(scores), layers="2", fractions=(0, 0.25))
+    assert torch.equal(by_scores.accuracy, removal_curve(model, data, scores, layers="2", fractions=(0, 0.25)).accuracy)
 
 
 def test_channels_are_removed_as_units() -> None:
@@ -191,6 +205,11 @@ MODEL[0].register_module("unused", nn.Linear(2, 2))
     ("arguments", "message"),
     [
         ({"repeats": 0}, "repeats=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"fractions": 0.5}, r"removal_curve\(fractions=0.5\)"),
+        ({"fractions": "0, 0.5"}, r"removal_curve\(fractions='0, 0.5'\)"),
+        ({"fractions": ListConfig([0.0, True])}, "fractions=True"),
         ({"fractions": (0.5, 1.0)}, "ascend from 0"),
         ({"fractions": (0.0, 0.5, 0.2)}, "ascend from 0"),
         ({"fractions": ()}, "ascend from 0"),

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -77,6 +78,13 @@ def test_conductance_of_another_shape_is_refused(values: torch.Tensor) -> None:
 def test_what_is_out_of_range_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="ConductanceSpread"):
         ConductanceSpread(**arguments)  # type: ignore[arg-type]
+
+
+def test_settings_of_numpy_are_kept_as_plain_ones() -> None:
+    spread = ConductanceSpread(np.int64(5), np.float32(0.5))  # type: ignore[arg-type]
+    assert (repr(spread.num_units), repr(spread.top_fraction)) == ("5", "0.5")
+    spread.update(torch.rand(2, 5))
+    assert spread.compute()["mean"].shape == (5,)
 
 
 def test_a_data_set_is_averaged_over_samples_not_batches() -> None:

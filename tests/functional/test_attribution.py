@@ -1,10 +1,22 @@
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from lightning_ydrop.functional.attribution import QUADRATURES, Quadrature, path_conductance, sum_to_units, top_share
+from lightning_ydrop import ConfigurationError
+from lightning_ydrop.functional.attribution import (
+    QUADRATURES,
+    Quadrature,
+    conductance_spread,
+    gini,
+    path_conductance,
+    sum_to_units,
+    top_share,
+)
 
 
 def test_one_sample_by_hand() -> None:
@@ -55,3 +67,31 @@ def test_top_share_counts_positive_scores_alone() -> None:
     assert top_share(torch.ones(10), 0.2).item() == pytest.approx(0.2)
     assert top_share(torch.tensor([5.0]), 0.2).item() == 1
     assert math.isnan(top_share(torch.tensor([-1.0, 0.0])).item())
+
+
+def test_the_spread_is_that_of_the_means() -> None:
+    conductance = torch.randn(30, 8)
+    spread = conductance_spread(conductance.sum(0), len(conductance), top_fraction=0.5)
+    mean = conductance.mean(0)
+    assert spread.keys() == {"mean", "top_share", "gini", "total"}
+    assert torch.allclose(spread["mean"], mean, atol=1e-6)
+    assert torch.allclose(spread["total"], mean.sum(), atol=1e-6)
+    assert torch.allclose(spread["top_share"], top_share(mean, 0.5))
+    assert torch.allclose(spread["gini"], gini(mean))
+    counted = conductance_spread(conductance.sum(0), torch.tensor(30), np.float64(0.5))
+    assert all(torch.equal(counted[name], spread[name]) for name in spread)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: path_conductance(torch.ones(3, 1), torch.ones(3, 1), 0), r"path_conductance\(num_samples=0\)"),
+        (lambda: path_conductance(torch.ones(3, 1), torch.ones(3, 1), 1, "middle"), "quadrature='middle'"),  # type: ignore[arg-type]
+        (lambda: sum_to_units(torch.ones(2, 3, 4), 0), r"sum_to_units\(unit_dim=0\)"),
+        (lambda: top_share(torch.ones(3), 1.5), r"top_share\(fraction=1.5\)"),
+        (lambda: conductance_spread(torch.ones(3), 1, -0.1), "fraction=-0.1"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call()

@@ -1,5 +1,10 @@
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 
+from lightning_ydrop import ConfigurationError
 from lightning_ydrop.functional.path import path_points
 
 
@@ -19,3 +24,10 @@ def test_shared_start_costs_one_row() -> None:
     inputs = torch.randn(5, 3)
     assert len(path_points(torch.zeros(1, 3), inputs, 4)) == 4 * 5 + 1
     assert len(path_points(torch.zeros(5, 3), inputs, 4)) == 5 * 5
+
+
+@pytest.mark.parametrize("n_steps", [0, 2.0, None, True])
+def test_steps_are_counted(n_steps: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"path_points\(n_steps="):
+        path_points(torch.zeros(1, 3), torch.ones(2, 3), n_steps)
+    assert len(path_points(torch.zeros(1, 3), torch.ones(2, 3), np.int64(4))) == 9  # type: ignore[arg-type]

@@ -1,12 +1,15 @@
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_ydrop import Buckets, HalfNormalRate
+from lightning_ydrop import Buckets, ConfigurationError, HalfNormalRate
 from lightning_ydrop.functional.rates import bucket_probabilities, draw_rates, strong_count
 
 DRAWS = 10_000
@@ -82,3 +85,25 @@ def test_layers_are_ranked_each_by_itself() -> None:
         alone = bucket_probabilities(scores[layer], low[layer], high[layer], 0.3)
         assert torch.equal(together[layer], alone)
         assert (alone == high[layer]).sum() == 3
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy_count: Any = np.int64(3)
+    assert len(draw_rates(HalfNormalRate(0.1, 0.2, 0.9), numpy_count, torch.Generator())) == 3
+    assert strong_count(np.int64(10), np.float64(0.5)) == 5  # type: ignore[arg-type]
+    probabilities = bucket_probabilities(torch.arange(4.0), np.float32(0.25), np.float32(0.75), np.float32(0.5))  # type: ignore[arg-type]
+    assert probabilities.tolist() == [0.25, 0.25, 0.75, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: draw_rates(Buckets().low, -1, torch.Generator()), r"draw_rates\(count=-1\)"),
+        (lambda: strong_count(-1, 0.5), r"strong_count\(num_units=-1\)"),
+        (lambda: strong_count(10, 1.5), r"strong_count\(strong_fraction=1.5\)"),
+        (lambda: bucket_probabilities(torch.ones(3), 0.1, 0.6, 1.5), "strong_fraction=1.5"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call()

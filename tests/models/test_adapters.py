@@ -2,12 +2,14 @@ from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_ydrop import Adapter, ConfigurationError, IndexAdapter, KeyAdapter
 from lightning_ydrop.models.adapters import AutomaticAdapter, check_adapter
+from tests.containers import DictConfig, ListConfig
 
 X, Y, Z = torch.randn(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4)
 Pair = namedtuple("Pair", ["first", "second"])
@@ -94,6 +96,33 @@ def test_keys_are_taken() -> None:
     assert KeyAdapter("inputs", "target").read(Batch(Y, Z, X)) == (X, Y)
 
 
+@pytest.mark.parametrize("listed", [list, tuple, ListConfig])
+def test_places_come_in_lists_of_any_kind_and_are_kept_as_plain_ones(listed: Any) -> None:
+    positions = IndexAdapter(inputs=listed([np.int64(1), 2]), target=np.int32(0))  # type: ignore[arg-type]
+    assert positions.read([Y, X, Z]) == ((X, Z), Y)
+    assert repr(positions) == "IndexAdapter(inputs=[1, 2], target=0)"
+    keys = KeyAdapter(listed([np.str_("a"), "b"]), np.str_("c"), keywords=np.True_)  # type: ignore[arg-type]
+    assert keys.read({"a": X, "b": Z, "c": Y}) == ({"a": X, "b": Z}, Y)
+    assert repr(keys) == "KeyAdapter(inputs=['a', 'b'], target='c', keywords=True)"
+    # repr shows a subclass of str and bool as its base in some versions of NumPy.
+    assert {type(each) for each in (*positions.inputs, positions.target)} == {int}  # type: ignore[misc]
+    assert {type(each) for each in (*keys.inputs, keys.target)} == {str}
+    assert type(keys.keywords) is bool
+
+
+def test_a_single_number_of_numpy_is_a_position() -> None:
+    adapter = IndexAdapter(np.int64(1), None)  # type: ignore[arg-type]
+    assert adapter.read((X, Y)) == (Y, None)
+    assert repr(adapter) == "IndexAdapter(inputs=1, target=None)"
+    assert IndexAdapter(np.array([1, 0])).read((X, Y)) == ((Y, X), Y)  # type: ignore[arg-type]
+
+
+def test_a_batch_may_be_any_mapping() -> None:
+    batch = DictConfig({"x": X, "y": Y})
+    assert AutomaticAdapter().read(batch) == (X, Y)
+    assert KeyAdapter("x", "y").read(batch) == (X, Y)
+
+
 @pytest.mark.parametrize(
     ("adapter", "batch", "message"),
     [
@@ -116,6 +145,12 @@ def test_places_that_are_not_there_are_named(adapter: Adapter, batch: Any, messa
         lambda: IndexAdapter(inputs="image"),  # type: ignore[arg-type]
         lambda: IndexAdapter(inputs=[]),
         lambda: IndexAdapter(inputs=True),
+        lambda: IndexAdapter(inputs=np.True_),  # type: ignore[arg-type]
+        lambda: IndexAdapter(inputs=np.float64(1.0)),  # type: ignore[arg-type]
+        lambda: IndexAdapter(inputs=ListConfig([])),
+        lambda: IndexAdapter(inputs=ListConfig([0, "a"])),
+        lambda: KeyAdapter(inputs=ListConfig(["a", None])),
+        lambda: KeyAdapter(inputs=DictConfig({"a": 1})),  # type: ignore[arg-type]
         lambda: IndexAdapter(target="label"),  # type: ignore[arg-type]
         lambda: KeyAdapter(inputs=0),  # type: ignore[arg-type]
         lambda: KeyAdapter(inputs=["a", 1]),  # type: ignore[list-item]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -25,6 +26,7 @@ from lightning_ydrop import (
 from lightning_ydrop.analysis import prune_units
 from lightning_ydrop.models.adapters import AutomaticAdapter
 from lightning_ydrop.uncertainty import MonteCarloDivergence, monte_carlo
+from tests.containers import ListConfig
 from tests.sameness import assert_same
 from tests.uncertainty.networks import Points, Small
 
@@ -507,6 +509,51 @@ class Transposed(nn.Module):
         return x.transpose(1, 2)
 
 
+def test_whether_masks_are_shared_is_found_out_in_the_first_step(teacher: Small) -> None:
+    class DropConnect(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.drop = nn.Parameter(torch.randn(3, 4)), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.drop(self.weight))
+
+    for network, num_masks, passes in (
+        (teacher, 3, [6, 12, 18, 18]),
+        (DropConnect(), 3, [6, 12, *[6] * 8]),
+        (teacher, 2, [6] * 6),
+        (DropConnect(), 2, [6] * 6),
+    ):
+        distillation = DropoutDistillation(network, num_masks=num_masks)
+        rows: list[int] = []
+        distillation.teacher.register_forward_pre_hook(lambda module, args, rows=rows: rows.append(len(args[0])))
+        for _ in range(3):
+            loss_of(distillation, torch.randn(6, 4))
+        assert rows == passes
+
+
+def test_one_mask_takes_one_pass_and_nothing_is_compared(teacher: Small) -> None:
+    distillation = DropoutDistillation(teacher)
+    rows: list[int] = []
+    distillation.teacher.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    with patch("lightning_ydrop.uncertainty.monte_carlo.noting_draws", side_effect=AssertionError):
+        loss_of(distillation, torch.randn(6, 4))
+    assert rows == [6]
+
+
+def test_settings_of_numpy_are_kept_as_plain_ones(teacher: Small) -> None:
+    settings: dict[str, Any] = {
+        "num_masks": np.int64(2),
+        "temperature": np.float32(2.0),
+        "class_dim": np.int64(1),
+        "max_rows": np.int32(64),
+    }
+    distillation = DropoutDistillation(teacher, **settings)
+    plain = {name: getattr(distillation, name) for name in settings}
+    assert repr(plain) == "{'num_masks': 2, 'temperature': 2.0, 'class_dim': 1, 'max_rows': 64}"
+    loss_of(distillation, torch.randn(5, 4)).backward()
+
+
 def test_no_more_rows_than_allowed_pass_the_teacher_at_once(teacher: Small) -> None:
     distillation = DropoutDistillation(teacher, num_masks=5, max_rows=13)
     rows: list[int] = []
@@ -662,6 +709,7 @@ model:
         ({"temperature": math.inf}, "temperature=inf"),
         ({"adapter": None}, "adapter=None"),
         ({"max_rows": 0}, "max_rows=0"),
+        ({"class_dim": 0}, r"DropoutDistillation\(class_dim=0\)"),
         ({"optimizer": 0.1}, "optimizer=0.1"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer=SGD"),
         ({"student": nn.Linear(4, 3).requires_grad_(False)}, "nothing is to be trained"),
@@ -698,7 +746,8 @@ def test_a_list_is_the_argument_that_a_tuple_was(tmp_path: Path) -> None:
 
     keeping = ModelCheckpoint(tmp_path, save_last=True)
     trainer_of(tmp_path, max_epochs=1, callbacks=[keeping]).fit(Sized(size=(3, 4)), loader())
-    DropoutDistillation(Sized(size=[3, 4]), checkpoint=str(tmp_path / "last.ckpt"))
+    for same in ([3, 4], ListConfig([np.int64(3), 4]), np.array([3, 4])):
+        DropoutDistillation(Sized(size=same), checkpoint=str(tmp_path / "last.ckpt"))
     with pytest.raises(ConfigurationError, match=r"now has size=\[3, 5\]"):
         DropoutDistillation(Sized(size=[3, 5]), checkpoint=str(tmp_path / "last.ckpt"))
 

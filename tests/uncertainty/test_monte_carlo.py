@@ -5,6 +5,7 @@ from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -377,6 +378,13 @@ def test_classes_lie_where_class_dim_says() -> None:
     assert found.entropy.shape == (4, 5)
 
 
+def test_settings_of_numpy_are_kept_as_plain_ones() -> None:
+    settings: dict[str, Any] = {"class_dim": np.int64(-1), "max_rows": np.int64(8)}
+    average = monte_carlo(network(), torch.ones(4, 3), np.int64(5), **settings)  # type: ignore[arg-type]
+    assert type(average.num_samples) is int
+    assert average.probabilities.shape == (4, 3)
+
+
 def test_in_half_precision_probabilities_are_exact() -> None:
     model, x = network(16, 0.3), torch.randn(64, 3)
     found = monte_carlo(model.bfloat16(), x.bfloat16(), 20).probabilities
@@ -455,7 +463,7 @@ class OneLayer(nn.Module):
         (network(), torch.ones(0, 3), {}, "at least one sample"),
         (nn.Sequential(nn.Dropout(), nn.Linear(3, 1)), torch.ones(2, 3), {}, "two classes or more"),
         (nn.Sequential(nn.Dropout(), nn.Flatten(0)), torch.ones(2, 3), {}, r"shape=\(6,\).*for 2 rows"),
-        (network(), torch.ones(1, 3), {"class_dim": 0}, "class_dim=0"),
+        *((network(), torch.ones(1, 3), {"class_dim": dim}, f"class_dim={dim!r}") for dim in (0, 1.5, "last")),
         (network(), (torch.ones(1, 3), torch.ones(1, 3)), {}, "forward takes"),
     ],
 )
