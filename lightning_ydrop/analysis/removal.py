@@ -20,8 +20,8 @@ from lightning_ydrop.importance.selection import LayerChoice, check_called, coun
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
+from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.modules import device_of
-from lightning_ydrop.models.state import logging_muted
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -151,7 +151,12 @@ def removal_curve(
     ranks: dict[str, Tensor] = {}
     num_correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
     num_samples = 0
-    with borrowed(model, device), torch.no_grad(), logging_muted(model), _removing(selected, unit_dims) as kept_units:
+    beside = [] if forward is model else modules_held(forward)
+    with (
+        borrowed(model, device, beside=beside),
+        torch.no_grad(),
+        _removing(selected, unit_dims) as kept_units,
+    ):
         for batch in data:
             inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)

@@ -1,16 +1,13 @@
 """What it takes to call a LightningModule, outside its own steps, on a batch of its loaders."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.modules import all_modules
 
 
 def own_method(model: nn.Module, name: str) -> Callable[..., Any] | None:
@@ -63,25 +60,3 @@ def read_batch(model: nn.Module, adapter: Adapter, batch: Any) -> tuple[Inputs, 
         )
     inputs, target = pair
     return inputs, target
-
-
-@contextmanager
-def logging_muted(model: nn.Module) -> Iterator[None]:
-    """Keep what a model logs in its forward pass out of the logs: to be measured is no step of its own."""
-    modules = [module for module in all_modules(model) if isinstance(module, LightningModule)]
-    # Set on the instance, where it stands before the method of the class. `log_dict` comes here too.
-    own = [module.__dict__.get("log") for module in modules]
-    try:
-        for module in modules:
-            module.__dict__["log"] = _ignore
-        yield
-    finally:
-        for module, log in zip(modules, own, strict=True):
-            if log is None:
-                del module.__dict__["log"]
-            else:
-                module.__dict__["log"] = log
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Take what would have been logged."""

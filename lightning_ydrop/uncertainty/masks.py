@@ -19,11 +19,15 @@ def stochastic_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
+def dropping(model: nn.Module, beside: Sequence[object] = ()) -> Iterator[list[nn.Module]]:
     """Put everything in a model except what drops into evaluation mode, without gradients, and undo that at the end.
 
     A ConductanceDropout that has been driven drops at the running mean of its probabilities. Forward passes inside
     leave no trace in the model: see `leaving_no_trace`.
+
+    Args:
+        model: The model.
+        beside: Whatever else the passes run or may change. In these modules nothing drops.
 
     Yields:
         The modules that drop.
@@ -32,7 +36,7 @@ def dropping(model: nn.Module) -> Iterator[list[nn.Module]]:
     modules = all_modules(model)
     dropped = [module for module in modules if drops(module)]
     with ExitStack() as stack:
-        stack.enter_context(leaving_no_trace([model]))
+        stack.enter_context(leaving_no_trace([model, *beside]))
         stack.enter_context(torch.no_grad())
         for module in dropped:
             if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:

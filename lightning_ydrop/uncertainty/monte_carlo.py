@@ -17,6 +17,7 @@ from lightning_ydrop.functional.uncertainty import monte_carlo_divergence, predi
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
+from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping, stochastic_modules
 
@@ -132,7 +133,8 @@ def mean_probabilities(
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
     draws_of_one_mask: list[Draw] | None = None
     total: Tensor | None = None
-    with dropping(model) as modules:
+    beside = [] if forward is model else modules_held(forward)
+    with dropping(model, (*beside, positional, keywords)) as modules:
         if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
         if num_masks == 2 and not sharing.is_known:
