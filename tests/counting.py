@@ -51,3 +51,13 @@ class Counting(nn.Module):
         self.tell_rows(len(x))
         output: Tensor = self.model(x)
         return Passing.apply(output, self.tell_backward) if output.requires_grad else output
+
+
+def recorder() -> Any:
+    """Give a function that keeps what it is called with in its attribute `seen`: no part of a model's state."""
+
+    def tell(each: Any) -> None:
+        tell.seen.append(each)  # type: ignore[attr-defined]
+
+    tell.seen = []  # type: ignore[attr-defined]
+    return tell

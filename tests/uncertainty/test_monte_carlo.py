@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 from lightning_ydrop import ConductanceDropout, ConfigurationError, Jumpout, monte_carlo
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 from lightning_ydrop.uncertainty.masks import dropout_off
+from tests.counting import recorder
 from tests.sameness import assert_same
 
 # Chance of a false alarm in each comparison, by Hoeffding's inequality.
@@ -352,16 +353,16 @@ def test_inputs_may_be_nested_and_another_method_called() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.drop = nn.Dropout(0.5)
-            self.rows: list[tuple[int, int]] = []
+            self.tell = recorder()
 
         def predict(self, batch: Batch, options: list[Tensor]) -> Tensor:
-            self.rows.append((len(batch["x"]), len(options[0])))
+            self.tell((len(batch["x"]), len(options[0])))
             return self.drop(batch["x"]) + options[0].sum()
 
     model, batch = Model(), Batch(x=torch.ones(4, 3))
     shared = torch.ones(7)  # of no sample
     found = monte_carlo(model, (batch, [shared]), 5, forward=model.predict)
-    assert model.rows == [(4, 7), (16, 7)]
+    assert model.tell.seen == [(4, 7), (16, 7)]
     assert found.probabilities.shape == (4, 3)
     assert not torch.equal(found.probabilities[0], found.probabilities[1])
 
