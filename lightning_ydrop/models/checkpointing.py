@@ -12,6 +12,7 @@ import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
 from lightning_ydrop.models.modules import all_modules
+from lightning_ydrop.torch_internals import memory_of
 
 
 def may_checkpoint(model: nn.Module) -> bool:
@@ -58,7 +59,7 @@ class SavedMemory:
     """Bytes that forward passes keep for a backward pass, beside the parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._others = {_place(each) for each in model.parameters()}
+        self._others = {memory_of(each) for each in model.parameters()}
         self._places: dict[int, int] = {}
 
     @property
@@ -71,8 +72,8 @@ class SavedMemory:
         """Count what the passes inside keep."""
 
         def pack(tensor: Tensor) -> Tensor:
-            if _place(tensor) not in self._others:
-                self._places[_place(tensor)] = bytes_of(tensor)
+            if memory_of(tensor) not in self._others:
+                self._places[memory_of(tensor)] = bytes_of(tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -123,10 +124,6 @@ def _owner_of(function: Any) -> nn.Module | None:
     # A bound method, or the function of the class with its module as the first argument.
     owner = getattr(function, "__self__", first[0] if first else None)
     return owner if isinstance(owner, nn.Module) and getattr(function, "__name__", "") == "forward" else None
-
-
-def _place(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 @cache

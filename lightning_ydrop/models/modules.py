@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from lightning_ydrop.torch_internals import is_compiled, without_compilation
+from lightning_ydrop.torch_internals import is_compiled, set_flag, without_compilation
 
 
 class ModuleKind(NamedTuple):
@@ -23,12 +22,18 @@ class ModuleKind(NamedTuple):
     script: bool
 
 
+_KINDS: dict[type, ModuleKind] = {}
+
+
 def kind_of(module: object) -> ModuleKind:
     """Tell what matters here of a module's class."""
-    return _kind_of_class(type(module))  # type: ignore[arg-type] # mypy sees no hash in classes
+    cls = type(module)
+    kind = _KINDS.get(cls)
+    if kind is None:
+        kind = _KINDS[cls] = _kind_of_class(cls)
+    return kind
 
 
-@cache
 def _kind_of_class(cls: Any) -> ModuleKind:
     bases = {base.__name__ for base in cls.__mro__}
     script = issubclass(cls, torch.jit.ScriptModule)
@@ -89,4 +94,4 @@ def set_training(module: nn.Module, training: bool) -> None:
     if kind.minds_attributes or kind.script:
         module.training = training
     else:
-        module.__dict__["training"] = training
+        set_flag(module, training)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.models.modules import all_modules, kind_of
+from lightning_ydrop.models.modules import ModuleKind, all_modules, kind_of
 from lightning_ydrop.models.objects import generator_state, items_of, refill, set_generator_state, slots_of
 from lightning_ydrop.torch_internals import (
     PLAIN_TENSORS,
@@ -19,6 +19,7 @@ from lightning_ydrop.torch_internals import (
     is_untouched,
     set_attribute_of_script,
     set_attributes,
+    set_flag,
 )
 
 # Values that can't be changed in place, and what is no part of a model's state.
@@ -53,6 +54,10 @@ MACHINERY = frozenset(
 )
 # Containers with more items than this are not searched for what lies inside.
 MOST_ITEMS = 1000
+
+
+# Of classes of torch's own, how many attributes a module had in which nothing could be changed in place.
+_SEARCHED_IN_VAIN: dict[type, int] = {}
 
 
 @dataclass
@@ -98,11 +103,10 @@ class Snapshot:
         self.roots = list(roots)
         self.observations = observations
         self.learning = learning or observations is None
-        registered = {
-            id(each): each for root in self.roots if isinstance(root, nn.Module) for each in all_modules(root)
-        }
-        self.registered = list(registered.values())
-        self._sharded = any(kind_of(module).sharded for module in self.registered)
+        self.registered = _registered(self.roots)
+        self._kinds = [kind_of(module) for module in self.registered]
+        self._sharded = any(kind.sharded for kind in self._kinds)
+        self._overrides_train = any(kind.overrides_train for kind in self._kinds)
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
         self._minding: list[nn.Module] = []
         self._scripts: list[tuple[torch.jit.ScriptModule, dict[str, Any]]] = []
@@ -110,22 +114,25 @@ class Snapshot:
         self._slotted: list[tuple[Any, dict[str, Any]]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._shared: list[tuple[Tensor, Tensor, bool, int]] = []
-        self._watched: list[tuple[str, Tensor, int]] = []
+        self._watched: list[tuple[Tensor, int]] = []
         self._seen: set[int] = set()
 
     def take(self) -> None:
         """Copy what there is."""
-        ahead: list[object] = [*self.roots, *self.registered]
+        ahead: list[object] = list(self.roots)
+        for module, kind in zip(self.registered, self._kinds, strict=True):
+            self._take_module(module, kind, ahead)
         while ahead:
             value = ahead.pop()
-            cls = type(value)
-            if cls in CONSTANT or id(value) in self._seen:
+            if type(value) in CONSTANT or id(value) in self._seen:
+                continue
+            if isinstance(value, nn.Module):
+                self._take_module(value, kind_of(value), ahead)
+                ahead += value._modules.values()
                 continue
             self._seen.add(id(value))
             if isinstance(value, Tensor):
                 self._guard(value)
-            elif isinstance(value, nn.Module):
-                ahead += self._take_module(value)
             elif isinstance(value, (dict, list, set, deque, bytearray)):
                 ahead += self._take_container(value)
             elif isinstance(value, (tuple, frozenset)):
@@ -138,15 +145,22 @@ class Snapshot:
 
         Where no class overrides `train` or `eval`, that is a flag. An override that raises is passed over.
         """
-        roots = [root for root in self.roots if isinstance(root, nn.Module)]
-        if any(kind_of(module).overrides_train for module in self.registered):
+        if self._overrides_train:
             try:
-                for root in roots:
-                    root.eval()
+                for root in self.roots:
+                    if isinstance(root, nn.Module):
+                        root.eval()
+                return
             except Exception:
-                self._set_flags()
-        else:
-            self._set_flags()
+                pass
+        for module, kind in zip(self.registered, self._kinds, strict=True):
+            if module.training:
+                if kind.minds_attributes:
+                    self._minding.append(module)
+                if kind.minds_attributes or kind.script:
+                    module.training = False
+                else:
+                    set_flag(module, False)
 
     def put_back(self) -> None:
         """Let everything be as it was taken."""
@@ -168,59 +182,65 @@ class Snapshot:
             set_generator_state(generator, state)
         for tensor, copied_tensor, shares, version in self._shared:
             self._put_back_tensor(tensor, copied_tensor, shares, version)
-        for name, tensor, version in self._watched:
+        for tensor, version in self._watched:
             if tensor._version != version and self.observations is not None:
                 self.observations.written.add(id(tensor))
-                self.observations.unguarded.append(name)
+                self.observations.unguarded.append(self._name_of(tensor))
 
-    def _set_flags(self) -> None:
+    def _name_of(self, tensor: Tensor) -> str:
         for module in self.registered:
-            if module.training:
-                kind = kind_of(module)
-                if kind.minds_attributes:
-                    self._minding.append(module)
-                if kind.minds_attributes or kind.script:
-                    module.training = False
-                else:
-                    module.__dict__["training"] = False  # what it comes down to, without a search among parameters
+            for name, held in (*module._parameters.items(), *module._buffers.items()):
+                if held is tensor:
+                    return f"{type(module).__name__}.{name}"
+        return f"a tensor of shape {tuple(tensor.shape)}"
 
-    def _take_module(self, module: nn.Module) -> list[object]:
-        kind = kind_of(module)
+    def _take_module(self, module: nn.Module, kind: ModuleKind, ahead: list[object]) -> None:
+        """Give a module another dictionary of attributes, and find what is to be looked at in it."""
+        self._seen.add(id(module))
         if kind.script:
-            attributes = attributes_of_script(module)  # type: ignore[arg-type]
-            self._scripts.append((module, attributes))  # type: ignore[arg-type]
-            return [*attributes.values(), *module._modules.values()]
+            script: Any = module
+            attributes = attributes_of_script(script)
+            self._scripts.append((script, attributes))
+            ahead += attributes.values()
+            return
         held = module.__dict__
-        own = held.copy()
+        attributes = held.copy()
         for registry in REGISTRIES:
-            own[registry] = held[registry].copy()
-        if not self._sharded:  # FSDP2 puts what it gathers in the place of parameters, and knows what stands there
-            own["_parameters"] = held["_parameters"].copy()
+            attributes[registry] = held[registry].copy()
+        # FSDP2 puts what it gathers in the place of parameters, and takes its memory away again.
+        if not self._sharded and (parameters := held["_parameters"]):
+            self._look_at(parameters, always=False)
+        if not self._sharded:
+            attributes["_parameters"] = held["_parameters"].copy()
+        if buffers := held["_buffers"]:
+            self._look_at(buffers, always=not kind.of_torch)
         for hooks in BACKWARD_HOOKS:
             if held[hooks]:
-                own[hooks] = OrderedDict()
+                attributes[hooks] = OrderedDict()
         if kind.logs:
-            own["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
+            attributes["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
         self._modules.append((module, held))
-        set_attributes(module, own)
+        set_attributes(module, attributes)
+        # In our layers forward changes nothing, and most of torch's have nothing that could be changed in place.
+        if not kind.ours and _SEARCHED_IN_VAIN.get(type(module)) != len(held):
+            changeable = [
+                value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE
+            ]
+            ahead += changeable
+            if kind.of_torch and not changeable:
+                _SEARCHED_IN_VAIN[type(module)] = len(held)
+
+    def _look_at(self, tensors: dict[str, Tensor | None], always: bool) -> None:
+        """Guard parameters or buffers, or watch their versions where no pass was seen to write to them."""
         observations = self.observations
-        for registry, always in (("_parameters", False), ("_buffers", not kind.of_torch)):
-            if self._sharded and registry == "_parameters":
-                continue  # and it takes the memory of what it has gathered away
-            for name, tensor in held[registry].items():
-                if tensor is None or id(tensor) in self._seen:
-                    continue
-                self._seen.add(id(tensor))
-                if self.learning or always or observations is None or id(tensor) in observations.written:
-                    self._guard(tensor)
-                elif type(tensor) in PLAIN_TENSORS and not tensor.is_inference():
-                    self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
-        if kind.ours:  # which forward does not change
-            return []
-        return [
-            *(value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE),
-            *held["_modules"].values(),
-        ]
+        for tensor in tensors.values():
+            if tensor is None or id(tensor) in self._seen:
+                continue
+            self._seen.add(id(tensor))
+            if self.learning or always or observations is None or id(tensor) in observations.written:
+                self._guard(tensor)
+            elif type(tensor) in PLAIN_TENSORS and not tensor.is_inference():
+                self._watched.append((tensor, tensor._version))
 
     def _take_container(self, container: Any) -> Iterable[object]:
         self._containers.append(
@@ -252,7 +272,7 @@ class Snapshot:
         observations = self.observations
         version = -1 if tensor.is_inference() else tensor._version
         if not self.learning and observations is not None and id(tensor) in observations.read_raw:
-            self._watched.append((f"a {type(tensor).__name__}", tensor, version))
+            self._watched.append((tensor, version))
             return
         copied = copy_on_write(tensor)
         if copied is not None:
@@ -260,7 +280,7 @@ class Snapshot:
         elif self.learning or observations is None or id(tensor) in observations.written:
             self._shared.append((tensor, tensor.detach().clone(), False, version))
         elif version >= 0:
-            self._watched.append((f"a {type(tensor).__name__}", tensor, version))
+            self._watched.append((tensor, version))
 
     def _put_back_tensor(self, tensor: Tensor, copied: Tensor, shares: bool, version: int) -> None:
         is_same_version = version < 0 or tensor._version == version
@@ -281,6 +301,14 @@ class Snapshot:
                 tensor.copy_(copied)
             else:
                 tensor.data = copied
+
+
+def _registered(roots: Iterable[object]) -> list[nn.Module]:
+    """List the modules among some objects, and those in them, each once."""
+    modules = [root for root in roots if isinstance(root, nn.Module)]
+    if len(modules) == 1:
+        return all_modules(modules[0])
+    return list({id(each): each for module in modules for each in all_modules(module)}.values())
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

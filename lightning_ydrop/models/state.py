@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_ydrop.models.modules import all_modules, kind_of
 from lightning_ydrop.models.snapshot import Observations, Snapshot, ignore
-from lightning_ydrop.torch_internals import caches_off, global_hooks_off, tensor_hooks_off
+from lightning_ydrop.torch_internals import caches_off, global_hooks_off, has_global_hooks, tensor_hooks_off
 
 
 @contextmanager
@@ -41,11 +41,13 @@ def leaving_no_trace(
     everything = learning or observations is None
     snapshot = Snapshot(roots, observations, learning)
     with ExitStack() as stack:
-        stack.enter_context(_random_streams(observations, learning))
+        if everything or observations is None or observations.python_random or observations.numpy_random:
+            stack.enter_context(_random_streams(observations, learning))
         stack.callback(snapshot.put_back)
         snapshot.take()
         stack.enter_context(caches_off())
-        stack.enter_context(global_hooks_off())
+        if has_global_hooks():
+            stack.enter_context(global_hooks_off())
         stack.enter_context(slow_attention())
         if torch.is_anomaly_enabled():
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
