@@ -61,7 +61,7 @@ class Observations:
 
     Attributes:
         written: Tensors, by id, that a pass has written to.
-        read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
+        read_raw: Tensors, by id, whose memory something asked for without writing to it. Sharing it would cost a copy.
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
         tensor_hooks: Whether a pass registers hooks on tensors.
@@ -114,7 +114,7 @@ class Snapshot:
         self._seen: set[int] = set()
 
     def take(self) -> None:
-        """Copy what there is."""
+        """Copy what the roots hold."""
         ahead: list[object] = [*self.roots, *self.registered]
         while ahead:
             value = ahead.pop()
@@ -149,7 +149,7 @@ class Snapshot:
             self._set_flags()
 
     def put_back(self) -> None:
-        """Let everything be as it was taken."""
+        """Put everything back as it was."""
         for module in self._minding:
             if not module.training:
                 module.training = True
@@ -182,7 +182,7 @@ class Snapshot:
                 if kind.minds_attributes or kind.script:
                     module.training = False
                 else:
-                    module.__dict__["training"] = False  # what it comes down to, without a search among parameters
+                    module.__dict__["training"] = False  # what nn.Module does in the end, but faster
 
     def _take_module(self, module: nn.Module) -> list[object]:
         kind = kind_of(module)
@@ -194,7 +194,7 @@ class Snapshot:
         own = held.copy()
         for registry in REGISTRIES:
             own[registry] = held[registry].copy()
-        if not self._sharded:  # FSDP2 puts what it gathers in the place of parameters, and knows what stands there
+        if not self._sharded:  # FSDP2 replaces parameters by what it gathers, and keeps track of them itself
             own["_parameters"] = held["_parameters"].copy()
         for hooks in BACKWARD_HOOKS:
             if held[hooks]:
@@ -213,7 +213,7 @@ class Snapshot:
                     self._guard(tensor)
                 elif type(tensor) in PLAIN_TENSORS and not tensor.is_inference():
                     self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
-        if kind.ours:  # which forward does not change
+        if kind.ours:  # whose forward changes nothing
             return []
         return [
             *(value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE),
