@@ -183,7 +183,7 @@ def arrange(
             f"The inputs are {describe(inputs)}.",
             "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
             "with a row for each sample: between integers there is nothing to walk on.",
-            "Convert pixels with x.float() / 255; for tokens let paths run through their embeddings, with "
+            "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
             'interpolate_at="name.of.the.embedding".',
         )
     num_samples = candidates[0].shape[batch_dim]
