@@ -70,8 +70,8 @@ def dry_run(
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
         plan, called = in_training(look, plan)
-        return Findings(subject, path, plan, look.left, frozenset(missed & called))
-    return Findings(subject, path, plan, look.left)
+        return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called))
+    return Findings(subject, path, plan, batch.device, look.left)
 
 
 def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Target) -> Batch:

@@ -16,6 +16,7 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.importance.arrangement import is_empty
 from lightning_ydrop.importance.baseline import Baseline
+from lightning_ydrop.importance.counts import Count
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
@@ -158,8 +159,8 @@ class YDrop:
         for layer in self.layers.values():
             layer.reset()
         self.scores: dict[str, Tensor] = {}
-        self.nonfinite = torch.zeros((), dtype=torch.int64)
-        self.unusable = torch.zeros((), dtype=torch.int64)
+        self._nonfinite = Count(lambda finite: (~finite).sum())
+        self._unusable = Count(self._count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
         self._findings: Findings | None = None
@@ -173,6 +174,16 @@ class YDrop:
     def is_due(self) -> bool:
         """Whether the next step runs phase 1."""
         return self._steps_taken % self.settings.every_n_batches == 0 or not self.scores
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """How often a layer's scores were not finite and its probabilities stayed what they were."""
+        return self._nonfinite.total
+
+    @property
+    def unusable(self) -> Tensor:
+        """How many entries of the targets drawn named nothing in the output and did not count."""
+        return self._unusable.total
 
     @property
     def unguarded(self) -> list[str]:
@@ -217,7 +228,7 @@ class YDrop:
         )
         self._steps_taken += 1
         self._progress = progress
-        for names, means in averages(scores, num_units, self.nonfinite.device):
+        for names, means in averages(scores, num_units, self._findings.device):
             self._update(names, means, low, high)
 
     def skip(self, *, progress: float = 1.0) -> None:
@@ -262,7 +273,8 @@ class YDrop:
         warn_of_layers_left(findings, self.layers, num_units)
         in_order = {name: num_units[name] for name in self.layers if name in num_units}
         self._findings = replace(findings, plan=replace(findings.plan, num_units=in_order))
-        self.nonfinite, self.unusable = (each.to(findings.device) for each in (self.nonfinite, self.unusable))
+        for count in (self._nonfinite, self._unusable):
+            count.total = count.total.to(findings.device)
 
     def deactivate(self) -> None:
         """Return every layer to vanilla dropout. Running means are kept for the next step."""
@@ -309,8 +321,8 @@ class YDrop:
             )
         device = device_of(self.model)
         self._steps_taken = state["steps_taken"]
-        self.nonfinite = state["nonfinite"].to(device, copy=True)
-        self.unusable = state["unusable"].to(device, copy=True)
+        self._nonfinite.total = state["nonfinite"].to(device, copy=True)
+        self._unusable.total = state["unusable"].to(device, copy=True)
         self._progress = state["progress"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
         for name, layer in self.layers.items():
@@ -328,10 +340,8 @@ class YDrop:
         request = request_from(findings.subject, findings.path, findings.plan, inputs, target, self._generator)
         if request is None:
             return {}
-        if findings.plan.output is not None:
-            unusable = findings.subject.objective.count_unusable(findings.plan.output, request.target)
-            if unusable is not None:
-                self.unusable += unusable
+        if findings.plan.counts_unusable and request.target is not None:
+            self._unusable.add(request.target)
         return self.settings.measure.score(request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
@@ -339,7 +349,7 @@ class YDrop:
         # Not isfinite().all(1), which is five operations.
         largest = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True)
         finite = largest < math.inf
-        self.nonfinite += (~finite).sum().to(self.nonfinite.device)
+        self._nonfinite.add(finite)
         self.scores.update(zip(names, scores.unbind(), strict=True))
         rates = torch.tensor([[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32)
         low_here, high_here = rates.to(scores.device, non_blocking=True)
@@ -351,6 +361,11 @@ class YDrop:
             progress=self._progress,
             accept=finite & (largest > 0),  # zeros rank nothing
         )
+
+    def _count_unusable(self, labels: Tensor) -> Tensor:
+        assert self._findings is not None
+        count = self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
+        return torch.zeros((), dtype=torch.int64) if count is None else count
 
     def _check_driver(self) -> None:
         if taken := [name for name, layer in self.layers.items() if layer.driver != self._number]:

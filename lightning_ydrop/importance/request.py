@@ -118,7 +118,8 @@ class Request:
         rows = len((inputs or carried)[0])
         if rows == 1:
             inputs, carried = (tuple(torch.cat([each, each]) for each in rows_of) for rows_of in (inputs, carried))
-        return read_rows(self.forward(inputs, carried), max(2, rows), self.batch_dim)[:rows]
+            return read_rows(self.forward(inputs, carried), 2, self.batch_dim)[:1]
+        return read_rows(self.forward(inputs, carried), rows, self.batch_dim)
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
         """Give F of any number of rows: shape (rows,).

@@ -70,6 +70,7 @@ class Plan:
             memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
         smallest_batch: Batches with fewer samples are passed over.
         output: The output of a whole batch without its values, on the meta device.
+        counts_unusable: Whether the objective counts entries of the target that name nothing in the output.
 
     """
 
@@ -80,7 +81,8 @@ class Plan:
     checkpointed: tuple[nn.Module, ...] = ()
     memory: float = 1.0
     smallest_batch: int = 1
-    output: Tensor | None = None
+    output: Tensor = torch.empty(0, device="meta")  # noqa: RUF009, which nobody can change
+    counts_unusable: bool = False
 
 
 def needs_graph(error: Exception) -> bool:

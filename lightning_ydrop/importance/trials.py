@@ -78,6 +78,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         output = request.output(request.inputs, request.carried)
         with torch.no_grad():
             request.objective.check(output, batch.target)
+            counts = request.objective.count_unusable(output, batch.target) is not None
         recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
     num_units: dict[str, int] = {}
     left: dict[str, str] = {}
@@ -94,6 +95,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
+    plan = replace(plan, counts_unusable=counts)
     return Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed))
 
 

@@ -205,6 +205,8 @@ class Snapshot:
         set_attributes(module, own)
         observations = self.observations
         for registry, always in (("_parameters", False), ("_buffers", not kind.of_torch)):
+            if self._sharded and registry == "_parameters":
+                continue  # and it takes the memory of what it has gathered away
             for name, tensor in held[registry].items():
                 if tensor is None or id(tensor) in self._seen:
                     continue
