@@ -49,7 +49,7 @@ class Call:
     roles: tuple[Role, ...]
 
     def __call__(self, interpolated: Tensors, carried: Tensors) -> Any:
-        """Call the model with other rows, the batch first: of the floating inputs, and of what goes along with them.
+        """Call the model with other rows: of the floating inputs, and of what is carried along. The batch comes first.
 
         An exception that it raises gets a note that says what it was called with.
         """
@@ -89,7 +89,7 @@ class Call:
             row = next(rows[role.kind])
             return row.movedim(0, role.dim) if role.dim else row
 
-        # One after the other: both are flat as a rule, and the library is quick with what is.
+        # One after the other: both are usually flat, and the library is fast with flat collections.
         positional = apply_to_collection(list(self.positional), Tensor, replaced)
         return positional, apply_to_collection(dict(self.keywords), Tensor, replaced)
 
@@ -125,11 +125,11 @@ class Batch:
 
     @property
     def shares_start(self) -> bool:
-        """Whether all paths start at one and the same point, which then takes one row."""
+        """Whether all paths start at the same point, which then takes one row."""
         return not self.carried and all(len(start) == 1 for start in self.starts)
 
     def take(self, rows: Tensor) -> "Batch":
-        """Keep the samples of these numbers, int64 on the CPU, in this order."""
+        """Keep the samples with these indices, int64 on the CPU, in this order."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
             self,
@@ -181,8 +181,8 @@ def arrange(
     if not candidates:
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
-            "Phase 1 walks a straight line from the baseline to the inputs, so that there is a floating tensor with a "
-            "row for each sample among them: between integers there is nothing to walk on.",
+            "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
+            "with a row for each sample: between integers there is nothing to walk on.",
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
             'interpolate_at="name.of.the.embedding".',
         )
@@ -229,7 +229,7 @@ def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Copy what was made in inference mode, as the batches are that a Trainer validates: autograd could not keep it."""
+    """Copy a tensor made in inference mode, as a Trainer's validation batches are: autograd can't save it."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -291,7 +291,7 @@ def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> lis
     """List the tensors of a call in the order in which they stand.
 
     Raises:
-        ConfigurationError: If there are some that have no rows, which could be taken out one by one.
+        ConfigurationError: If one of them has no rows that can be taken out one by one.
 
     """
     tensors: list[Tensor] = []
@@ -300,9 +300,10 @@ def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> lis
         if isinstance(value, PackedSequence) or value.is_nested or value.layout != torch.strided:
             raise ConfigurationError(
                 f"The inputs are {describe((*positional, *keywords.values()))}, not all of them dense.",
-                "Phase 1 takes samples out of a batch, and lays points on their paths into one: of dense tensors.",
+                "Phase 1 takes samples out of a batch and makes a batch of points on their paths, so it needs dense "
+                "tensors.",
                 "Make them dense in `ydrop_inputs`, with torch.nn.utils.rnn.pad_packed_sequence or to_padded_tensor "
-                "for sequences, and what they were again in `ydrop_forward`.",
+                "for sequences, and turn them back in `ydrop_forward`.",
             )
         tensors.append(value)
         return value

@@ -87,6 +87,7 @@ class YDrop:
         ConfigurationError: If an argument is out of range, or the model has no `ConductanceDropout`.
 
     Example:
+        >>> from lightning_ydrop import ConductanceDropout
         >>> model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 2))
         >>> ydrop = YDrop(model)
         >>> ydrop.step(torch.rand(16, 4), torch.zeros(16, dtype=torch.long))

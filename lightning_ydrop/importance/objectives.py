@@ -244,7 +244,7 @@ class OutputSum(Objective):
 
 
 class NegativeLoss(Objective):
-    """The loss with its sign turned, so that units matter that bring the loss down.
+    """The loss with its sign turned: the units that reduce the loss most matter most.
 
     Args:
         loss: A loss that is not averaged, such as `nn.CrossEntropyLoss(reduction="none")`. From (output, target) it

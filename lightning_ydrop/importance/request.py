@@ -40,7 +40,8 @@ class Request:
         objective: F, from the model's output and the target.
         n_steps: Steps on the path from the baseline to each sample.
         quadrature: Where on each step the gradient is taken.
-        generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
+        generator: The only random numbers that a measure may use. On the CPU, the same on every rank and after a
+            restart.
         forward: Calls the model with rows of `inputs` and of `carried`, both with the batch first.
         batch_dim: The dimension of the rows in outputs, of the model and of layers.
         max_rows: At most so many rows should pass through the model at once: the training batch has as many.
@@ -148,7 +149,7 @@ class Request:
         return value
 
     def part(self, first: int, end: int) -> "Request":
-        """Keep some consecutive samples alone."""
+        """Keep only some consecutive samples."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
             self,
@@ -175,7 +176,7 @@ def bare_request(
         subject: The model.
         batch: The samples.
         path: How they are measured.
-        generator: The measure's source of chance.
+        generator: The measure's random numbers.
         plan: What the dry run has decided.
         max_rows: At most so many rows should pass through the model at once.
         learning: Whether passes are observed.
@@ -219,7 +220,7 @@ def request_of(
         subject: As for `bare_request`, with all that follows.
         batch: The samples.
         path: How they are measured.
-        generator: The measure's source of chance.
+        generator: The measure's random numbers.
         plan: What the dry run has decided.
         max_rows: At most so many rows should pass through the model at once.
         learning: Whether passes are observed.
@@ -256,11 +257,11 @@ def request_from(
         plan: What the dry run has decided.
         inputs: What forward takes.
         target: What F is taken with.
-        generator_for: Gives the source of chance for a purpose.
+        generator_for: Gives the random numbers for a purpose.
         learning: Whether passes are observed.
 
     Raises:
-        ConfigurationError: If inputs and target do not fit to each other or to the model.
+        ConfigurationError: If inputs and target do not fit each other or the model.
 
     """
     batch = arrange(
@@ -276,15 +277,15 @@ def request_from(
     size, n_steps = batch.size, path.n_steps
     if size < plan.smallest_batch:
         return None
-    wanted = path.num_samples
-    if wanted is None:
+    num_samples_wanted = path.num_samples
+    if num_samples_wanted is None:
         # As many as there are rows for, where the start takes one row or one for each sample.
         one_start = path.quadrature == "right" and batch.shares_start
-        wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
-    if wanted != "all" and wanted < size:
+        num_samples_wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
+    if num_samples_wanted != "all" and num_samples_wanted < size:
         generator = generator_for(f"samples of rank {rank()}")
-        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:wanted])
-    # More rows at once than training has would need more memory; where one path has more, it has to be.
+        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:num_samples_wanted])
+    # More rows at once than in training would need more memory. Only if a single path has more, it can't be helped.
     max_rows = max(size, n_steps + 1)
     if plan.memory < 1:
         max_rows = max(2, int(max_rows * plan.memory))

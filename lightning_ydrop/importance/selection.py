@@ -25,7 +25,7 @@ def select_layers(
         taken out.
 
     Raises:
-        ConfigurationError: If a name or type is not in the model; it speaks of `owner`, what the user called.
+        ConfigurationError: If a name or type is not in the model. The message names `owner`, what the user called.
 
     """
     modules = named_modules(model)
@@ -39,7 +39,7 @@ def select_layers(
             )
         return dict(driven)
     choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
-    found: set[str] = set()
+    chosen_names: set[str] = set()
     for choice in choices or [layers]:
         if isinstance(choice, str):
             matches = {choice} & modules.keys()
@@ -54,8 +54,8 @@ def select_layers(
                 f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
                 "Pass one of these names, or the type of one.",
             )
-        found |= matches
-    return {name: module for name, module in modules.items() if name in found}
+        chosen_names |= matches
+    return {name: module for name, module in modules.items() if name in chosen_names}
 
 
 def check_called(owner: str, chosen: Iterable[str], called: Container[str]) -> None:
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
     units: int
 
     def rows_first(self, output: Tensor) -> Tensor:
-        """Give a tensor of this layout with the rows in front."""
+        """Move the rows of a tensor of this layout to the front."""
         return output.movedim(self.rows, 0) if self.rows else output
 
     @property
@@ -119,8 +119,8 @@ def layout_of(layer: nn.Module, output: Tensor, unit_dim: int, *, rows: int, bat
         batch_dim: The dimension of the rows; the first one also serves.
 
     """
-    own = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
-    dim = dim_of_rows(output, rows, own or batch_dim)
+    batch_dim_of_layer = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
+    dim = dim_of_rows(output, rows, batch_dim_of_layer or batch_dim)
     if dim is None or output.ndim < 2 or not -output.ndim <= unit_dim < output.ndim or unit_dim % output.ndim == dim:
         return None
     return Layout(dim, unit_dim % output.ndim if dim else unit_dim)
@@ -143,7 +143,7 @@ def count_units(
         U.
 
     Raises:
-        ConfigurationError: If an output has no such dimensions, or they have units in different number.
+        ConfigurationError: If an output has no such dimensions, or the outputs have different numbers of units.
 
     """
     for output in outputs:
@@ -173,16 +173,16 @@ def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
         ConfigurationError: If there are none.
 
     """
-    found = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
-    if not found:
-        there = dropout_like_modules(model)
+    layers = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
+    if not layers:
+        dropout_like = dropout_like_modules(model)
         raise ConfigurationError(
             f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
-            f"{', '.join(there) if there else 'none'}.",
+            f"{', '.join(dropout_like) if dropout_like else 'none'}.",
             "Y-Drop drives ConductanceDropout layers.",
             "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
         )
-    return found
+    return layers
 
 
 def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> None:
@@ -197,6 +197,6 @@ def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> 
         if now != before:
             raise ConfigurationError(
                 f"The layer {name!r} had {before} units in an earlier batch, and has {now} in this one.",
-                "Units are features or channels, of which all batches have as many; positions are no units.",
+                "Units are features or channels, and their number is the same in all batches. Positions are no units.",
                 "Choose the layer's `unit_dim`, or leave it out: as nn.Dropout it stays what it is.",
             )

@@ -1,4 +1,4 @@
-"""Behind what each layer stands when the model runs, and whether its units can be what it says."""
+"""Which layer each dropout follows when the model runs, and whether its `unit_dim` can be right."""
 
 import logging
 import warnings
@@ -14,12 +14,12 @@ from lightning_ydrop.layers.surroundings import CHANNELS_SECOND, FEATURES_LAST, 
 
 LOGGER = logging.getLogger(__name__)
 
-# What tells where features are, in the order in which they run.
+# Layers that show in which dimension features are.
 TELLING = tuple(kind for kind in FEATURES_LAST + CHANNELS_SECOND if kind is not nn.Flatten)
 
 
 class _Standing(NamedTuple):
-    """A call of a layer: what it was given, and the last module before it that says where features are."""
+    """A call of a layer: the shape of its input, and the last module before it that shows where features are."""
 
     shape: torch.Size
     behind: nn.Module
@@ -27,11 +27,11 @@ class _Standing(NamedTuple):
 
 
 class Surroundings:
-    """What stands before each call of some layers while a model runs.
+    """Which modules run before each call of some layers.
 
     Args:
-        modules: Those of the model.
-        layers: The layers by name.
+        modules: The modules of the model.
+        layers: The layers, by name.
 
     """
 
@@ -43,7 +43,7 @@ class Surroundings:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look on while a model runs."""
+        """Watch while a model runs."""
         # Not one hook for all modules: torch.compile warns where there is any.
         watched = [module for module in self._modules if id(module) in self._names or isinstance(module, TELLING)]
         handles = [module.register_forward_hook(self._see) for module in watched]
@@ -66,12 +66,12 @@ class Surroundings:
 
 
 def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surroundings) -> None:
-    """Say where positions are taken for units, and where one layer stands for several."""
+    """Warn where positions are taken for units, and where one instance follows several layers."""
     for name, calls in surroundings.calls.items():
         layer = layers[name]
         for shape, behind, same_shape in calls:
             dims = len(shape)
-            # Behind another shape something has been moved, and nothing is known.
+            # If the shape has changed in between, dimensions may have moved: nothing is known.
             if dims < 3 or not same_shape or layer.replaced:
                 continue
             expected = dims - 1 if has_features_last(behind) else 1

@@ -11,7 +11,18 @@ from lightning_ydrop.torch_internals import is_compiled, set_flag, without_compi
 
 
 class ModuleKind(NamedTuple):
-    """What matters here of a module's class."""
+    """What this package has to know of a module's class.
+
+    Attributes:
+        ours: Whether it is a layer of this package.
+        of_torch: Whether it is one of torch's own.
+        logs: Whether it is a LightningModule.
+        sharded: Whether FSDP2 shards its parameters.
+        overrides_train: Whether it has a `train` or `eval` of its own.
+        minds_attributes: Whether it has a `__setattr__` of its own.
+        script: Whether it is TorchScript's.
+
+    """
 
     ours: bool
     of_torch: bool
@@ -49,7 +60,7 @@ def _kind_of_class(cls: Any) -> ModuleKind:
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """List what `model.modules()` gives, in another order and in a fraction of the time: each step looks at them."""
+    """List what `model.modules()` gives, in another order but much faster, because each step needs it."""
     modules = {id(model): model}
     ahead = [model]
     while ahead:
@@ -77,7 +88,7 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
+    """Flip the flag of the modules in training mode, without `.eval()` and `.train()`, which may be overridden."""
     training = [module for module in modules if module.training]
     try:
         for module in training:
@@ -89,7 +100,7 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def set_training(module: nn.Module, training: bool) -> None:
-    """Set the flag of a module, and of none that it holds."""
+    """Set the flag of a module, but not of the modules in it."""
     kind = kind_of(module)
     if kind.minds_attributes or kind.script:
         module.training = training

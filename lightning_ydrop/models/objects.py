@@ -14,12 +14,12 @@ def items_of(container: Any) -> Any:
 
 
 def refill(container: Any, items: Any) -> None:
-    """Let a container hold again what it held: of a large one, whose length is all that is known, as many items."""
+    """Put back the items that a container held. If only their number is known, remove what was added at the end."""
     if isinstance(items, int):
         if len(container) > items:
             if isinstance(container, dict):
                 for _ in range(len(container) - items):
-                    container.popitem()  # the last ones that came
+                    container.popitem()  # the ones added last
             elif not isinstance(container, set):
                 while len(container) > items:
                     container.pop()
@@ -60,7 +60,7 @@ def slots_of(cls: Any) -> tuple[str, ...]:
 
 
 def generator_state(value: object) -> Any:
-    """Give the state of a source of random numbers: of what is none, None."""
+    """Give the state of a source of random numbers, and None for any other object."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, random.Random):

@@ -66,7 +66,7 @@ class Observations:
 
     Attributes:
         written: Tensors, by id, that a pass has written to.
-        read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
+        read_raw: Tensors, by id, whose memory something asked for without writing to it. Sharing it would cost a copy.
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
         tensor_hooks: Whether a pass registers hooks on tensors.
@@ -163,7 +163,7 @@ class Snapshot:
                     set_flag(module, False)
 
     def put_back(self) -> None:
-        """Let everything be as it was taken."""
+        """Put everything back as it was."""
         for module in self._minding:
             if not module.training:
                 module.training = True
