@@ -140,7 +140,7 @@ def soft_labels() -> tuple[Any, Tensor]:
 
 
 def sequences() -> tuple[Any, Tensor]:
-    return torch.randn(6, 32, 6), torch.randint(5, (32,))
+    return torch.randn(3, 32, 6), torch.randint(5, (32,))
 
 
 def tokens() -> tuple[Any, Tensor]:
@@ -275,6 +275,15 @@ def test_training_stays_on_the_device_and_never_waits(name: str) -> None:
         assert places(engine.scores, engine.nonfinite, engine.unusable, state) == {"cuda"}
 
 
+@pytest.mark.parametrize("name", ["right", "several passes", "random", "shuffled", "lengths on the CPU"])
+def test_training_does_not_wait_where_the_device_is_the_default(name: str) -> None:
+    with fake_cuda():
+        case = ready(CASES[name])
+        with torch.device("cuda"), Watch() as watch:
+            case.step(progress=0.5)
+        assert watch.findings == []
+
+
 def test_a_dry_run_that_finds_much_to_worry_about_looks_in_the_same_places() -> None:
     with fake_cuda():
         with pytest.warns(NoEffectWarning, match="same score"):
@@ -299,6 +308,15 @@ def test_a_state_on_the_cpu_is_brought_to_the_device() -> None:
         with Watch() as watch:
             twin.step()
         assert watch.findings == []
+
+
+def test_rates_given_as_numbers_are_not_copied() -> None:
+    with fake_cuda():
+        scores = torch.rand(6, device="cuda")
+        with Watch() as watch:
+            probabilities = bucket_probabilities(scores, low=0.1, high=0.6, strong_fraction=0.5)
+        assert watch.findings == []
+        assert places(probabilities) == {"cuda"}
 
 
 def test_layers_are_updated_and_run_on_the_device() -> None:
@@ -351,12 +369,12 @@ def test_jumpout_stays_on_the_device(granularity: Granularity) -> None:
 def test_conductance_looks_at_the_target_once(max_rows: MaxRows) -> None:
     with fake_cuda():
         with torch.device("cuda"):
-            model, x, y = perceptron(), torch.randn(4, 12), torch.randint(5, (4,))
+            model, x, y = perceptron(), torch.randn(2, 12), torch.randint(5, (2,))
         with Watch() as watch:
-            scores = layer_conductance(model, x, y, n_steps=4, max_rows=max_rows)
+            scores = layer_conductance(model, x, y, n_steps=5, max_rows=max_rows)
         assert looks(watch.findings) == {"check"}
         assert len(watch.findings) == 3  # the labels that count, the lowest and the highest
-        assert {tuple(each.shape) for each in scores.values()} == {(4, 16), (4, 10)}
+        assert {tuple(each.shape) for each in scores.values()} == {(2, 16), (2, 10)}
         assert places(scores) == {"cuda"}
         with Watch() as watch:
             layer_conductance(model, x, 3, objective=OutputSum(), max_rows=max_rows)
