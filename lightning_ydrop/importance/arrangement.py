@@ -120,8 +120,8 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
-        return (self.inputs or self.carried)[0].device
+        """Where the model works on the samples."""
+        return device_of_samples(self.inputs, self.carried)
 
     @property
     def shares_start(self) -> bool:
@@ -231,6 +231,12 @@ def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
 def ordinary(tensor: Tensor) -> Tensor:
     """Copy a tensor made in inference mode, as a Trainer's validation batches are: autograd can't save it."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def device_of_samples(inputs: Tensors, carried: Tensors) -> torch.device:
+    """Say where a model works on samples: what goes along with them, such as lengths, may stay on the CPU."""
+    tensors = inputs or carried
+    return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), tensors[0].device)
 
 
 def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:

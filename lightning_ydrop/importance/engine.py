@@ -352,7 +352,10 @@ class YDrop:
         finite = largest < math.inf
         self._nonfinite.add(finite)
         self.scores.update(zip(names, scores.unbind(), strict=True))
-        rates = torch.tensor([[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32)
+        # On the CPU, whatever the default device is: made elsewhere, it would be copied there while the host waits.
+        rates = torch.tensor(
+            [[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32, device="cpu"
+        )
         low_here, high_here = rates.to(scores.device, non_blocking=True)
         update_layers(
             [self.layers[name] for name in names],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Batch, arrange
+from lightning_ydrop.importance.arrangement import Batch, arrange, device_of_samples
 from lightning_ydrop.importance.baseline import Tensors, start_points
 from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
@@ -78,8 +78,8 @@ class Request:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
-        return (self.inputs or self.carried)[0].device
+        """Where the model works on the samples."""
+        return device_of_samples(self.inputs, self.carried)
 
     @contextmanager
     def borrowed(self, *, constant_parameters: bool = False, evaluate: bool = True) -> Iterator[None]:

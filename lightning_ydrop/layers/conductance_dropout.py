@@ -303,7 +303,9 @@ def update_layers(
     kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
     former = torch.stack(kept).view(len(layers), 2, -1)
     # How far each moves towards the new probabilities: fully, by the elasticity, or not at all.
-    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32).to(drop_prob.device, non_blocking=True)
+    # Made on the CPU, whatever the default device is: the copy there would make the host wait.
+    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32, device="cpu")
+    weights = weights.to(drop_prob.device, non_blocking=True)
     if accept is not None:
         weights = weights * accept.view(-1, 1, 1)
     updated = former.lerp(drop_prob.unsqueeze(1), weights)
