@@ -1,10 +1,11 @@
 """Which layers are measured, and where their units are."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_ydrop.checks import is_list
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import dropout_like_modules
@@ -38,7 +39,7 @@ def select_layers(
                 "Pass the names or types of others, such as layers=nn.Linear.",
             )
         return dict(driven)
-    choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    choices: list[Any] = list(layers) if is_list(layers) else [layers]  # type: ignore[arg-type]
     found: set[str] = set()
     for choice in choices or [layers]:
         if isinstance(choice, str):
