@@ -109,19 +109,17 @@ class Layout(NamedTuple):
         return self.units + 1 if 0 <= self.units < self.rows else self.units
 
 
-def layout_of(layer: nn.Module, output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
+def layout_of(output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
     """Find out where an output of a layer has its rows and its units: None where it has no such dimensions.
 
     Args:
-        layer: The layer. A ConductanceDropout may have a `batch_dim` of its own.
         output: What it put out.
         unit_dim: The dimension of its units.
         rows: How many rows went into the model.
         batch_dim: The dimension of the rows; the first one also serves.
 
     """
-    own = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
-    dim = dim_of_rows(output, rows, own or batch_dim)
+    dim = dim_of_rows(output, rows, batch_dim)
     if dim is None or output.ndim < 2 or not -output.ndim <= unit_dim < output.ndim or unit_dim % output.ndim == dim:
         return None
     return Layout(dim, unit_dim % output.ndim if dim else unit_dim)
@@ -148,7 +146,7 @@ def count_units(
 
     """
     for output in outputs:
-        if layout_of(layer, output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
+        if layout_of(output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
             raise ConfigurationError(
                 f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
                 f"for {rows} rows.",
