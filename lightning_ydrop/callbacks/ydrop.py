@@ -171,6 +171,8 @@ class YDropCallback(Callback):
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
             self.engine = YDrop.from_settings(pl_module, self.settings, own_method(pl_module, "ydrop_forward"))
+        else:
+            before.take_over()  # of a fit by another callback between this one's fits
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the state of a checkpoint, which some strategies restore only now, or start anew."""

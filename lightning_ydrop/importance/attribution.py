@@ -18,6 +18,7 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import request_of
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
 from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
+from lightning_ydrop.importance.trials import rows_first
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.wrappers import unwrapped
 
@@ -126,14 +127,15 @@ def conductance_along(
         batch = replace(batch, target=torch.full((batch.size,), for_all, device=batch.device))
     subject = replace(subject, objective=subject.objective.on(batch.device))
     at_once = max(2, batch.size) if max_rows == "batch" else max_rows
-    request = request_of(subject, batch, path, torch.Generator(), max_rows=at_once)
+    plan = Plan(rows_first=rows_first(subject, path, batch))
+    request = request_of(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
     request = replace(request, objective=_Checked(request.objective, request.target))
     try:
         scores = conductance(request)
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        scores = conductance(replace(request, plan=Plan(constant_parameters=False)))
+        scores = conductance(replace(request, plan=replace(plan, constant_parameters=False)))
     check_called(path.owner, chosen, scores)
     return scores
 

@@ -88,10 +88,10 @@ def _one_pass(request: Request, tape: Tape, overwritten: set[str]) -> dict[str, 
     rows = len(points[0])
     layouts: list[Layout] = []
     for name, calls in tape.items():
-        layer, unit_dim = request.layers[name], request.unit_dims[name]
-        count_units(name, layer, calls, unit_dim, rows=rows, batch_dim=request.batch_dim)
+        layer, unit_dim, batch_dim = request.layers[name], request.unit_dims[name], request.dim_of_rows(name)
+        count_units(name, layer, calls, unit_dim, rows=rows, batch_dim=batch_dim)
         for activation in calls:
-            layout = layout_of(layer, activation, unit_dim, rows=rows, batch_dim=request.batch_dim)
+            layout = layout_of(activation, unit_dim, rows=rows, batch_dim=batch_dim)
             assert layout is not None
             layouts.append(layout)
     # Listed before the backward pass, in which activation checkpoints call their layers once more.

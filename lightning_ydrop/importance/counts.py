@@ -45,3 +45,8 @@ class Count:
             waiting, self._waiting = self._waiting, []
             device = self._total.device
             self._total += self.counting(torch.cat([each.to(device).flatten() for each in waiting]))
+
+
+def count_false(flags: Tensor) -> Tensor:
+    """Count what is False."""
+    return (~flags).sum()

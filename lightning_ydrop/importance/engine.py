@@ -1,7 +1,6 @@
 """Y-Drop for any training loop: one step of phase 1, and the probabilities that follow from it."""
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +15,8 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.importance.arrangement import is_empty
 from lightning_ydrop.importance.baseline import Baseline
-from lightning_ydrop.importance.counts import Count
+from lightning_ydrop.importance.counts import Count, count_false
+from lightning_ydrop.importance.driving import check_driver, check_state, restore, states_of, take_over
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
@@ -31,8 +31,6 @@ from lightning_ydrop.layers.conductance_dropout import activate_layers, update_l
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.modules import device_of
 from lightning_ydrop.models.wrappers import unwrapped
-
-_NUMBERS = itertools.count(1)
 
 
 class YDrop:
@@ -149,18 +147,19 @@ class YDrop:
         self.layers = driven_layers(self.model)
         if path.interpolate_at is not None:
             find_module(type(self).__name__, self.model, path.interpolate_at)
-        # The layers know the engine that drives them by its number: the last one that was made for them.
-        self._number = next(_NUMBERS)
-        for layer in self.layers.values():
-            layer.driver = self._number
+        self.take_over()
         self.reset()
+
+    def take_over(self) -> None:
+        """Drive the layers from now on, where another engine has been made for them since."""
+        self._number = take_over(self.layers)
 
     def reset(self) -> None:
         """Forget all steps: the engine and its layers are as they were made."""
         for layer in self.layers.values():
             layer.reset()
         self.scores: dict[str, Tensor] = {}
-        self._nonfinite = Count(lambda finite: (~finite).sum())
+        self._nonfinite = Count(count_false)
         self._unusable = Count(self._count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
@@ -213,7 +212,7 @@ class YDrop:
             ConfigurationError: If inputs or target do not fit to the model, or another engine drives the layers.
 
         """
-        self._check_driver()
+        check_driver(self.settings.path.owner, self.layers, self._number)
         if self._findings is None:
             self.dry_run(inputs, target)
         scores = self._score(inputs, target) if self._findings is not None and self.is_due else {}
@@ -258,10 +257,10 @@ class YDrop:
             ConfigurationError: If inputs, target or measure do not fit to the model.
 
         """
-        settings, raised = self.settings, None
+        settings, raised, is_nothing = self.settings, None, False
         findings = without_samples(self.model, self.forward, self.layers, settings.path)
-        is_nothing = is_empty(inputs, settings.path.batch_dim)
         try:
+            is_nothing = is_empty(inputs, settings.path.batch_dim)
             if not is_nothing:
                 findings = dry_run(self.model, self.forward, self.layers, settings, inputs, target, self._generator)
         except Exception as error:
@@ -290,14 +289,7 @@ class YDrop:
             "unusable": self.unusable.clone(),
             "progress": self._progress,
             "scores": {name: scores.clone() for name, scores in self.scores.items()},
-            "layers": {
-                name: {
-                    "drop_prob": layer.drop_prob.clone(),
-                    "mean_drop_prob": layer.mean_drop_prob.clone(),
-                    "active": layer.active,
-                }
-                for name, layer in self.layers.items()
-            },
+            "layers": states_of(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,30 +299,18 @@ class YDrop:
             ConfigurationError: If the state is that of other layers, or none.
 
         """
-        if not (isinstance(state, dict) and state.keys() == self.state_dict().keys()):
-            raise ConfigurationError(
-                f"{describe(state)} was given as a Y-Drop state.",
-                "A state is what `YDrop.state_dict` gave, whole.",
-                "Load one of those, or start without it.",
-            )
-        if state["layers"].keys() != self.layers.keys():
-            raise ConfigurationError(
-                f"A Y-Drop state of the layers {', '.join(map(repr, state['layers']))} was given to a model with "
-                f"{', '.join(map(repr, self.layers))}.",
-                "A state fits to the network that it was taken from.",
-                "Load it into that network, or start without it.",
-            )
+        check_state(state, self.state_dict())
         device = device_of(self.model)
         self._steps_taken = state["steps_taken"]
         self._nonfinite.total = state["nonfinite"].to(device, copy=True)
         self._unusable.total = state["unusable"].to(device, copy=True)
         self._progress = state["progress"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
-        for name, layer in self.layers.items():
-            saved = state["layers"][name]
-            layer.restore(saved["drop_prob"].to(device), saved["mean_drop_prob"].to(device))
-            if saved["active"]:
-                layer.activate(self._progress)
+        restore(self.layers, state["layers"], self._progress, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the dry run has found: a copy holds other tensors, and makes a dry run of its own."""
+        return vars(self) | {"_findings": None}
 
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
         """Draw samples of the batch and measure them: nothing, where it has too few."""
@@ -370,15 +350,6 @@ class YDrop:
         assert self._findings is not None
         count = self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
         return torch.zeros((), dtype=torch.int64) if count is None else count
-
-    def _check_driver(self) -> None:
-        if taken := [name for name, layer in self.layers.items() if layer.driver != self._number]:
-            raise ConfigurationError(
-                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, for which another "
-                "engine or callback has been made since.",
-                "A layer has one driver: of two, each would undo the probabilities of the other.",
-                "Use the one that was made last, or give each a model of its own.",
-            )
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""

@@ -171,7 +171,7 @@ class CaptumMeasure(Measure):
                 layer, unit_dim = request.layers[name], request.unit_dims[name]
                 attributed = attribution(objective, layer).attribute(request.inputs, **arguments).detach()
                 rows = request.num_samples
-                layout = layout_of(layer, attributed, unit_dim, rows=rows, batch_dim=request.batch_dim)
+                layout = layout_of(attributed, unit_dim, rows=rows, batch_dim=request.dim_of_rows(name))
                 layout = layout or Layout(0, unit_dim)
                 scores[name] = sum_to_units(layout.rows_first(attributed), layout.units_behind_rows)
         return scores

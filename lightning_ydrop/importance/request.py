@@ -18,6 +18,7 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import rank
 from lightning_ydrop.importance.recording import borrowed
 from lightning_ydrop.importance.subject import Plan, Subject
+from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.models.checkpointing import checkpoint_outputs
 from lightning_ydrop.models.snapshot import Observations
@@ -81,6 +82,13 @@ class Request:
         """Where the model works on the samples."""
         return device_of_samples(self.inputs, self.carried)
 
+    def dim_of_rows(self, name: str) -> int:
+        """Say where the rows are in what a layer puts out, or for the empty name in what the model does."""
+        if name in self.plan.rows_first:
+            return 0
+        layer = self.layers.get(name)
+        return (layer.batch_dim if isinstance(layer, ConductanceDropout) else 0) or self.batch_dim
+
     @contextmanager
     def borrowed(self, *, constant_parameters: bool = False, evaluate: bool = True) -> Iterator[None]:
         """Put all that a call runs in the state in which units are measured, and undo that at the end: see `borrowed`.
@@ -118,8 +126,8 @@ class Request:
         rows = len((inputs or carried)[0])
         if rows == 1:
             inputs, carried = (tuple(torch.cat([each, each]) for each in rows_of) for rows_of in (inputs, carried))
-            return read_rows(self.forward(inputs, carried), 2, self.batch_dim)[:1]
-        return read_rows(self.forward(inputs, carried), rows, self.batch_dim)
+            return read_rows(self.forward(inputs, carried), 2, self.dim_of_rows(""))[:1]
+        return read_rows(self.forward(inputs, carried), rows, self.dim_of_rows(""))
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
         """Give F of any number of rows: shape (rows,).

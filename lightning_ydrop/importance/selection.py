@@ -1,10 +1,11 @@
 """Which layers are measured, and where their units are."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_ydrop.checks import is_list
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import dropout_like_modules
@@ -38,7 +39,7 @@ def select_layers(
                 "Pass the names or types of others, such as layers=nn.Linear.",
             )
         return dict(driven)
-    choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    choices: list[Any] = list(layers) if is_list(layers) else [layers]  # type: ignore[arg-type]
     chosen_names: set[str] = set()
     for choice in choices or [layers]:
         if isinstance(choice, str):
@@ -108,19 +109,17 @@ class Layout(NamedTuple):
         return self.units + 1 if 0 <= self.units < self.rows else self.units
 
 
-def layout_of(layer: nn.Module, output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
+def layout_of(output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
     """Find out where an output of a layer has its rows and its units: None where it has no such dimensions.
 
     Args:
-        layer: The layer. A ConductanceDropout may have a `batch_dim` of its own.
         output: What it put out.
         unit_dim: The dimension of its units.
         rows: How many rows went into the model.
         batch_dim: The dimension of the rows; the first one also serves.
 
     """
-    batch_dim_of_layer = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
-    dim = dim_of_rows(output, rows, batch_dim_of_layer or batch_dim)
+    dim = dim_of_rows(output, rows, batch_dim)
     if dim is None or output.ndim < 2 or not -output.ndim <= unit_dim < output.ndim or unit_dim % output.ndim == dim:
         return None
     return Layout(dim, unit_dim % output.ndim if dim else unit_dim)
@@ -147,7 +146,7 @@ def count_units(
 
     """
     for output in outputs:
-        if layout_of(layer, output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
+        if layout_of(output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
             raise ConfigurationError(
                 f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
                 f"for {rows} rows.",

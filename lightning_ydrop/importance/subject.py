@@ -69,6 +69,8 @@ class Plan:
         memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
             memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
         smallest_batch: Batches with fewer samples are passed over.
+        rows_first: Layers, by name, whose outputs have their rows first although `batch_dim` is another dimension, such
+            as a layer of last states in a model of (T, B, F); the empty name stands for the model's output.
         output: The output of a whole batch without its values, on the meta device.
         counts_unusable: Whether the objective counts entries of the target that name nothing in the output.
 
@@ -81,6 +83,7 @@ class Plan:
     checkpointed: tuple[nn.Module, ...] = ()
     memory: float = 1.0
     smallest_batch: int = 1
+    rows_first: frozenset[str] = frozenset()
     output: Tensor = torch.empty(0, device="meta")  # noqa: RUF009, which nobody can change
     counts_unusable: bool = False
 

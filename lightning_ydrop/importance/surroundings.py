@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ TELLING = tuple(kind for kind in FEATURES_LAST + CHANNELS_SECOND if kind is not 
 class _Standing(NamedTuple):
     """A call of a layer: the shape of its input, and the last module before it that shows where features are."""
 
+    given: "weakref.ref[Tensor]"
     shape: torch.Size
     behind: nn.Module
     same_shape: bool
@@ -58,7 +60,10 @@ class Surroundings:
         given = args[0] if args else None
         if name is not None and self._last is not None and isinstance(given, Tensor):
             behind, shape = self._last
-            self.calls.setdefault(name, []).append(_Standing(given.shape, behind, shape == given.shape))
+            calls = self.calls.setdefault(name, [])
+            # Once more on the same features, as in multi-sample dropout: whatever has run since, it is the same place.
+            if not any(call.given() is given for call in calls):
+                calls.append(_Standing(weakref.ref(given), given.shape, behind, shape == given.shape))
         elif isinstance(module, TELLING):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if isinstance(first, Tensor):
@@ -69,7 +74,7 @@ def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surrou
     """Warn where positions are taken for units, and where one instance follows several layers."""
     for name, calls in surroundings.calls.items():
         layer = layers[name]
-        for shape, behind, same_shape in calls:
+        for _, shape, behind, same_shape in calls:
             dims = len(shape)
             # If the shape has changed in between, dimensions may have moved: nothing is known.
             if dims < 3 or not same_shape or layer.replaced:

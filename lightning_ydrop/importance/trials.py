@@ -18,6 +18,7 @@ from lightning_ydrop.importance.selection import count_units
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph
 from lightning_ydrop.importance.surroundings import Surroundings
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.models.calls import read_output
 from lightning_ydrop.models.checkpointing import (
     SavedMemory,
     affordable_rows,
@@ -48,6 +49,7 @@ def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     # Where training saves memory by checkpoints, a graph of the whole batch without them may be too large.
     records = not may_checkpoint(subject.model)
     try:
+        plan = replace(plan, rows_first=rows_first(subject, path, batch, records))
         return _look_with(subject, path, batch, plan, records)
     except NotImplementedError as error:
         raise ConfigurationError(
@@ -61,6 +63,40 @@ def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     with suppress(RuntimeError):
         return _look_with(subject, path, batch, plan, True)
     return _look_with(subject, path, batch, replace(plan, constant_parameters=False), True)
+
+
+def rows_first(subject: Subject, path: PathSettings, batch: Batch, records: bool = True) -> frozenset[str]:
+    """Name the layers that put out rows first, though `batch_dim` says another dimension, and by "" the output if so.
+
+    Where a dimension has as many entries as there are rows, that may be a coincidence. One row more tells.
+
+    Args:
+        subject: The model.
+        path: The settings.
+        batch: The samples.
+        records: Whether a graph is recorded, which some forwards need.
+
+    """
+    request = bare_request(subject, batch, path, torch.Generator(), learning=True)
+    dims = {name: request.dim_of_rows(name) for name in ("", *subject.layers)}
+    if not any(dims.values()):
+        return frozenset()
+    first: set[str] = set()
+    for count in (max(2, batch.size), max(2, batch.size) + 1):
+        rows = batch.take(torch.arange(count).remainder(batch.size))
+        with request.borrowed(), recording(subject.layers) as tape, torch.set_grad_enabled(records):
+            outputs = {"": [read_output(request.forward(rows.inputs, rows.carried))], **tape}
+        is_clear = True
+        for name, tensors in outputs.items():
+            at_dim, at_first = (
+                [each.ndim > dim and each.shape[dim] == count for each in tensors] for dim in (dims[name], 0)
+            )
+            if dims[name] and all(at_first) and not any(at_dim):
+                first.add(name)
+            is_clear = is_clear and not (dims[name] and any(at_first) and any(at_dim))
+        if is_clear:
+            break
+    return frozenset(first)
 
 
 def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, records: bool) -> Look:
@@ -91,7 +127,9 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
                 f"torch takes {describe(calls[0])} for a single sample, of which {layer.replaced[0]!r} drops whole rows"
             )
             continue
-        num_units[name] = count_units(name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=path.batch_dim)
+        num_units[name] = count_units(
+            name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=request.dim_of_rows(name)
+        )
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))

@@ -193,6 +193,7 @@ EVERYTHING: dict[str, Any] = {
     "convert": True,
     "include": ["body.*"],
     "exclude": "body.1",
+    "batch_dim": 0,
 }
 
 
@@ -228,7 +229,7 @@ def test_a_printed_configuration_is_read_back_as_it_was(
     typed, read = run(f"--config={first}", *QUIET, cli=cli), run(f"--config={second}", cli=cli)
     assert settings_of(typed) == settings_of(read)
     plain = {name: repr(value) for name, value in EVERYTHING.items() if not isinstance(value, dict)}
-    assert len(plain) == 15
+    assert len(plain) == 16
     for name in plain.keys() & settings_of(read).keys():
         assert settings_of(read)[name] == plain[name]
     for name in ("annealing_steps=1", "transition='linear'"):
