@@ -159,8 +159,8 @@ class TargetLogit(Objective):
                 labels = labels.masked_fill(labels == self.ignore_index, num_classes)
             # This loss is the logit with its sign turned, and 0 for what does not count.
             return -F.nll_loss(output, labels, ignore_index=num_classes, reduction="none")
-        # Of positions CUDA has no such loss under deterministic algorithms. `gather` itself would accept labels for only
-        # a part of them.
+        # For positions CUDA has no such loss under deterministic algorithms. `gather` would accept labels for only some
+        # of them.
         check_label_shape(output, target, self.class_dim)
         labels = target.long().unsqueeze(self.class_dim)
         # An index out of range stops a GPU for good. So every label reads the logit of the nearest class that counts,
