@@ -19,7 +19,7 @@ from lightning_ydrop.importance.driving import check_driver, check_state, restor
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
-from lightning_ydrop.importance.measures import Conductance, Measure
+from lightning_ydrop.importance.measures import Conductance, Measure, scores_by
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
@@ -312,7 +312,7 @@ class YDrop:
             unusable = findings.subject.objective.count_unusable(findings.plan.output, request.target)
             if unusable is not None:
                 self.unusable += unusable
-        return self.settings.measure.score(request)
+        return scores_by(self.settings.measure, request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
         """Rank the units of layers of one width by their scores (L, U), and give them this step's rates."""
