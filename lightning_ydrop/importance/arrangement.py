@@ -177,7 +177,8 @@ def arrange(
         keywords = apply_to_collection(dict(keywords), Tensor, ordinary)
         tensors = _tensors_of(positional, keywords)
     floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > batch_dim]
-    candidates = floating if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
+    ends = [tensor for tensor, stays in zip(floating, _staying(baseline, len(floating)), strict=True) if not stays]
+    candidates = (ends or floating) if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
     if not candidates:
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
@@ -187,7 +188,7 @@ def arrange(
             'interpolate_at="name.of.the.embedding".',
         )
     num_samples = candidates[0].shape[batch_dim]
-    if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in floating)):
+    if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in ends)):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "All floating inputs have the same number of samples, at least one, in their first dimension"
@@ -277,16 +278,24 @@ def _roles(
     tensors: Sequence[Tensor], num_samples: int, baseline: Baseline, interpolate: bool, batch_dim: int
 ) -> tuple[Role, ...]:
     """Say what each tensor is, of a first batch."""
-    stays = iter([start is None for start in baseline] if isinstance(baseline, Sequence) else [])
+    num_floating = sum(tensor.is_floating_point() and tensor.ndim > batch_dim for tensor in tensors)
+    stays = iter(_staying(baseline, num_floating))
     roles = []
     for tensor in tensors:
-        if interpolate and tensor.is_floating_point() and tensor.ndim > batch_dim:
-            roles.append(Role("carried" if next(stays, False) else "interpolated", batch_dim))
+        is_floating = interpolate and tensor.is_floating_point() and tensor.ndim > batch_dim
+        if is_floating and not next(stays):
+            roles.append(Role("interpolated", batch_dim))
         elif _has_samples(tensor, batch_dim, num_samples):
             roles.append(Role("carried", batch_dim))
         else:
             roles.append(Role("carried", 0) if _has_samples(tensor, 0, num_samples) else FIXED)
     return tuple(roles)
+
+
+def _staying(baseline: Baseline, num_floating: int) -> list[bool]:
+    """Say which of the floating tensors no path runs through: those whose baseline is None."""
+    starts = list(baseline) if isinstance(baseline, Sequence) else []
+    return [start is None for start in starts[:num_floating]] + [False] * (num_floating - len(starts))
 
 
 def _has_samples(tensor: Tensor, dim: int, num_samples: int) -> bool:

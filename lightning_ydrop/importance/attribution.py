@@ -128,14 +128,17 @@ def conductance_along(
     subject = replace(subject, objective=subject.objective.on(batch.device))
     at_once = max(2, batch.size) if max_rows == "batch" else max_rows
     plan = Plan(rows_first=rows_first(subject, path, batch))
-    request = request_of(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
-    request = replace(request, objective=_Checked(request.objective, request.target))
+
+    def measured(plan: Plan) -> dict[str, Tensor]:
+        request = request_of(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
+        return conductance(replace(request, objective=_Checked(request.objective, request.target)))
+
     try:
-        scores = conductance(request)
+        scores = measured(plan)
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        scores = conductance(replace(request, plan=replace(plan, constant_parameters=False)))
+        scores = measured(replace(plan, constant_parameters=False))
     check_called(path.owner, chosen, scores)
     return scores
 
@@ -167,3 +170,6 @@ class _Checked(Objective):
                 self.objective.check(output, self.target)
             self.is_checked = True
         return self.objective(output, target)
+
+    def __repr__(self) -> str:
+        return repr(self.objective)

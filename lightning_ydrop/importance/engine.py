@@ -20,7 +20,7 @@ from lightning_ydrop.importance.driving import check_driver, check_state, restor
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
-from lightning_ydrop.importance.measures import Conductance, Measure
+from lightning_ydrop.importance.measures import Conductance, Measure, scores_by
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
@@ -310,6 +310,7 @@ class YDrop:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what the dry run has found: a copy holds other tensors, and makes a dry run of its own."""
+        self.unusable  # noqa: B018, which counts what waits for that
         return vars(self) | {"_findings": None}
 
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
@@ -323,7 +324,7 @@ class YDrop:
             return {}
         if findings.plan.counts_unusable and request.target is not None:
             self._unusable.add(request.target)
-        return self.settings.measure.score(request)
+        return scores_by(self.settings.measure, request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
         """Rank the units of layers of one width by their scores (L, U), and give them this step's rates."""

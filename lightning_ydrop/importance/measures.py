@@ -180,6 +180,22 @@ class CaptumMeasure(Measure):
         return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
 
 
+def scores_by(measure: Measure, request: Request) -> dict[str, Tensor]:
+    """Let a measure score. What it raises itself gets a note that says what it was called with."""
+    try:
+        return measure.score(request)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        if not getattr(error, "__notes__", None):  # of what the model or the objective has raised
+            error.add_note(
+                f"lightning_ydrop called {measure!r}.score with a request of {request.num_samples} samples, "
+                f"{describe(request.inputs)}, and {request.n_steps} steps. "
+                "It returns a tensor (N, U) for each layer by name. Mend it, or choose another measure=...."
+            )
+        raise
+
+
 def _called(request: Request) -> Tape:
     """See which layers the forward pass calls, and what they put out for the samples."""
     with request.borrowed(constant_parameters=True), recording(request.layers) as tape:

@@ -42,6 +42,11 @@ class Look:
     recorded: int
     checkpointed: list[nn.Module]
 
+    def arranged_as(self, batch: Batch) -> "Look":
+        """Read the same arguments in another way."""
+        plan = replace(self.plan, roles=batch.call.roles)
+        return replace(self, batch=batch, request=replace(self.request, forward=batch.call), plan=plan)
+
 
 def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     """Pass the whole batch through the model once, as training does, and check what comes out of it and its layers."""
