@@ -78,7 +78,7 @@ class TimeFirst(nn.Module):
         return self.out(self.drop(torch.stack(states[1:])))[-1]
 
 
-class TwoInputs(nn.Module):
+class ThreeInputs(nn.Module):
     """Takes vectors, the same number of scales, and a shift that paths do not run through, all floating."""
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ CASES: dict[str, Case] = {
     "soft labels": Case(batch=soft_labels),
     "baseline on the CPU": Case(settings=lambda: {"baseline": zeros()}),
     "baseline of each sample on the CPU": Case(settings=lambda: {"baseline": torch.zeros(32, 12, device="cpu")}),
-    "baseline of each input": Case(TwoInputs, three_inputs, lambda: {"baseline": [zeros(), 1.0, None]}),
+    "baseline of each input": Case(ThreeInputs, three_inputs, lambda: {"baseline": [zeros(), 1.0, None]}),
     "residual": Case(Residual),
     "writes a buffer": Case(Counter),
     "images": Case(convolutional, images),
