@@ -14,11 +14,12 @@ class Count:
     """A whole number on a device, which is brought up to date once in a while.
 
     Args:
-        counting: Counts what it is given, a 1-D tensor, into an int64 scalar tensor, without reading a value.
+        counting: Counts what it is given, a 1-D tensor, into an int64 scalar tensor, without reading a value. None where
+            there is nothing to count.
 
     """
 
-    def __init__(self, counting: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, counting: Callable[[Tensor], Tensor | None]) -> None:
         self.counting = counting
         self._total = torch.zeros((), dtype=torch.int64)
         self._waiting: list[Tensor] = []
@@ -44,7 +45,9 @@ class Count:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             device = self._total.device
-            self._total += self.counting(torch.cat([each.to(device).flatten() for each in waiting]))
+            count = self.counting(torch.cat([each.to(device).flatten() for each in waiting]))
+            if count is not None:
+                self._total += count
 
 
 def count_false(flags: Tensor) -> Tensor:

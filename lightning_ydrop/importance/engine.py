@@ -77,9 +77,6 @@ class YDrop:
         layers: The layers driven, by name.
         scores: The score of every layer by name, which its units are ranked by: float32, shape (U,), on the device of
             its activations. All 0 where nothing was measured, as on samples whose labels do not count.
-        nonfinite: How often a layer's scores were not finite and its probabilities stayed what they were: one whole
-            number in a tensor on the training device.
-        unusable: How many entries of the targets drawn named nothing in the output and did not count: likewise.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the model has no `ConductanceDropout`.
@@ -137,12 +134,9 @@ class YDrop:
                 "Pass, for example, forward=model.predict.",
             )
         self.settings = settings
-        self.elasticity, self.buckets, self.initial_drop_prob = (
-            settings.elasticity,
-            settings.buckets,
-            settings.initial_drop_prob,
-        )
-        self.measure, self.seed, self.every_n_batches = settings.measure, settings.seed, settings.every_n_batches
+        self.elasticity, self.initial_drop_prob = settings.elasticity, settings.initial_drop_prob
+        self.buckets, self.measure = settings.buckets, settings.measure
+        self.seed, self.every_n_batches = settings.seed, settings.every_n_batches
         self.model, self.forward = unwrapped(model, forward)
         self.layers = driven_layers(self.model)
         if path.interpolate_at is not None:
@@ -177,12 +171,12 @@ class YDrop:
 
     @property
     def nonfinite(self) -> Tensor:
-        """How often a layer's scores were not finite and its probabilities stayed what they were."""
+        """How often a layer's scores were not finite and its probabilities stayed: int64, on the training device."""
         return self._nonfinite.total
 
     @property
     def unusable(self) -> Tensor:
-        """How many entries of the targets drawn named nothing in the output and did not count."""
+        """How many entries of the targets drawn named nothing in the output and did not count: likewise."""
         return self._unusable.total
 
     @property
@@ -347,10 +341,9 @@ class YDrop:
             accept=finite & (largest > 0),  # zeros rank nothing
         )
 
-    def _count_unusable(self, labels: Tensor) -> Tensor:
+    def _count_unusable(self, labels: Tensor) -> Tensor | None:
         assert self._findings is not None
-        count = self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
-        return torch.zeros((), dtype=torch.int64) if count is None else count
+        return self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""
