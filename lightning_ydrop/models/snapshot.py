@@ -1,24 +1,37 @@
 """What a model holds, and how it is put back."""
 
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.models.modules import all_modules, kind_of
-from lightning_ydrop.models.objects import generator_state, items_of, refill, set_generator_state, slots_of
+from lightning_ydrop.models.modules import all_modules, is_training, kind_of, overrides_train
+from lightning_ydrop.models.objects import (
+    UNSET,
+    array_type,
+    generator_state,
+    holds_attributes,
+    items_of,
+    refill,
+    refill_array,
+    set_generator_state,
+    set_slots,
+    slots_of,
+)
+from lightning_ydrop.models.tensors import KeptTensor, exported_by, is_plain, version_of
 from lightning_ydrop.torch_internals import (
-    PLAIN_TENSORS,
+    NO_HOOKS,
     attributes_of_script,
     copy_on_write,
-    is_untouched,
     set_attribute_of_script,
     set_attributes,
+    set_class,
 )
 
 # Values that can't be changed in place, and what is no part of a model's state.
@@ -32,23 +45,17 @@ CONSTANT = frozenset(
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 REGISTRIES = ("_buffers", "_modules", "_non_persistent_buffers_set")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+# A pass may register hooks, or take them away by handles that know these very dictionaries.
+HOOKS = tuple(name for name in nn.Module().__dict__ if "_hooks" in name and name not in BACKWARD_HOOKS)
+HOOKS_THAT_RUN = ("_forward_hooks", "_forward_pre_hooks")
 # Objects of these libraries are machinery around a model, such as its Trainer and loggers, some with threads of their
 # own. They are no part of its state.
 MACHINERY = frozenset(
     {
         *sys.stdlib_module_names,
-        *(
-            "torch",
-            "lightning",
-            "pytorch_lightning",
-            "lightning_fabric",
-            "numpy",
-            "omegaconf",
-            "hydra",
-            "PIL",
-            "pandas",
-        ),
-        *("tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "aim", "datasets", "ray"),
+        *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_ydrop", "numpy", "omegaconf"),
+        *("hydra", "PIL", "pandas", "tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune"),
+        *("clearml", "aim", "datasets", "ray"),
     }
 )
 # Containers with more items than this are not searched for what lies inside.
@@ -60,7 +67,7 @@ class Observations:
     """What an engine has seen passes through its model change, so that later passes guard that alone.
 
     Attributes:
-        written: Tensors, by id, that a pass has written to.
+        written: Tensors, arrays and containers, by id, that a pass has written to, and parameters whose gradients are.
         read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
@@ -98,24 +105,29 @@ class Snapshot:
         self.roots = list(roots)
         self.observations = observations
         self.learning = learning or observations is None
+        self._written: set[int] = set() if observations is None else observations.written
         registered = {
             id(each): each for root in self.roots if isinstance(root, nn.Module) for each in all_modules(root)
         }
         self.registered = list(registered.values())
         self._sharded = any(kind_of(module).sharded for module in self.registered)
-        self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._modules: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         self._minding: list[nn.Module] = []
         self._scripts: list[tuple[torch.jit.ScriptModule, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._slotted: list[tuple[Any, dict[str, Any]]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
-        self._shared: list[tuple[Tensor, Tensor, bool, int]] = []
+        self._parameters: list[tuple[Tensor, bool, Tensor | None, int]] = []
+        self._to_guard: list[Tensor] = []
+        self._exported: set[int] = set()
+        self._kept: list[KeptTensor] = []
         self._watched: list[tuple[str, Tensor, int]] = []
         self._seen: set[int] = set()
 
     def take(self) -> None:
         """Copy what there is."""
-        ahead: list[object] = [*self.roots, *self.registered]
+        ahead: list[Any] = [*self.roots, *self.registered]
         while ahead:
             value = ahead.pop()
             cls = type(value)
@@ -123,23 +135,31 @@ class Snapshot:
                 continue
             self._seen.add(id(value))
             if isinstance(value, Tensor):
-                self._guard(value)
+                self._to_guard.append(value)
             elif isinstance(value, nn.Module):
                 ahead += self._take_module(value)
             elif isinstance(value, (dict, list, set, deque, bytearray)):
                 ahead += self._take_container(value)
             elif isinstance(value, (tuple, frozenset)):
                 ahead += value if len(value) <= MOST_ITEMS else ()
+            elif cls is MethodType:
+                ahead.append(value.__self__)
+            elif cls is partial:
+                ahead += (value.func, *value.args, *value.keywords.values())
+            elif cls is array_type():
+                ahead += self._take_array(value)
             else:
                 ahead += self._take_object(value)
+        for tensor in self._to_guard:  # once it is known whose memory an array shows
+            self._guard(tensor)
 
     def evaluate(self) -> None:
         """Put the modules among the roots in the state that their `eval()` gives.
 
-        Where no class overrides `train` or `eval`, that is a flag. An override that raises is passed over.
+        Where nothing overrides `train` or `eval`, that is a flag. An override that raises is passed over.
         """
         roots = [root for root in self.roots if isinstance(root, nn.Module)]
-        if any(kind_of(module).overrides_train for module in self.registered):
+        if any(map(overrides_train, self.registered)):
             try:
                 for root in roots:
                     root.eval()
@@ -156,26 +176,52 @@ class Snapshot:
         for script, attributes in self._scripts:
             for name, value in attributes.items():
                 set_attribute_of_script(script, name, value)
-        for module, attributes in self._modules:
+        for module, cls, attributes in self._modules:
+            if type(module) is not cls:
+                set_class(module, cls)
             set_attributes(module, attributes)
+            for name in HOOKS:
+                if attributes.get(name) and id(attributes[name]) not in self._seen:
+                    attributes[name].clear()
         for container, copied in self._containers:
-            refill(container, copied)
+            if refill(container, copied):
+                self._written.add(id(container))
         for value, slots in self._slotted:
-            for name, held in slots.items():
-                if getattr(value, name, None) is not held:
-                    object.__setattr__(value, name, held)  # past a frozen class
+            set_slots(value, slots)
+        for array, copied in self._arrays:
+            if refill_array(array, copied):
+                self._written.add(id(array))
         for generator, state in self._generators:
             set_generator_state(generator, state)
-        for tensor, copied_tensor, shares, version in self._shared:
-            self._put_back_tensor(tensor, copied_tensor, shares, version)
+        self._put_back_tensors()
+
+    def _put_back_tensors(self) -> None:
+        for parameter, requires_grad, gradient, version in self._parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            now = parameter.grad
+            if now is not gradient or (gradient is not None and version_of(gradient) != version):
+                parameter.grad = gradient
+                self._written.add(id(parameter))
+        may_compare = self.learning
+        for kept in self._kept:
+            is_written = kept.put_back(may_compare)
+            if is_written:
+                self._written.add(id(kept.tensor))
+            elif is_written is None and self.observations is not None:
+                self.observations.read_raw.add(id(kept.tensor))
+        for kept in self._kept:
+            kept.release()
+        for kept in self._kept:
+            kept.unshare()
         for name, tensor, version in self._watched:
-            if tensor._version != version and self.observations is not None:
-                self.observations.written.add(id(tensor))
+            if version_of(tensor) != version and self.observations is not None:
+                self._written.add(id(tensor))
                 self.observations.unguarded.append(name)
 
     def _set_flags(self) -> None:
         for module in self.registered:
-            if module.training:
+            if is_training(module):
                 kind = kind_of(module)
                 if kind.minds_attributes:
                     self._minding.append(module)
@@ -189,7 +235,7 @@ class Snapshot:
         if kind.script:
             attributes = attributes_of_script(module)  # type: ignore[arg-type]
             self._scripts.append((module, attributes))  # type: ignore[arg-type]
-            return [*attributes.values(), *module._modules.values()]
+            return [*attributes.values(), *module._parameters.values(), *module._modules.values()]
         held = module.__dict__
         own = held.copy()
         for registry in REGISTRIES:
@@ -197,96 +243,109 @@ class Snapshot:
         if not self._sharded:  # FSDP2 puts what it gathers in the place of parameters, and knows what stands there
             own["_parameters"] = held["_parameters"].copy()
         for hooks in BACKWARD_HOOKS:
-            if held[hooks]:
-                own[hooks] = OrderedDict()
+            own[hooks] = NO_HOOKS
         if kind.logs:
             own["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
-        self._modules.append((module, held))
+        self._modules.append((module, type(module), held))
         set_attributes(module, own)
-        observations = self.observations
-        for registry, always in (("_parameters", False), ("_buffers", not kind.of_torch)):
-            for name, tensor in held[registry].items():
-                if tensor is None or id(tensor) in self._seen:
-                    continue
-                self._seen.add(id(tensor))
-                if self.learning or always or observations is None or id(tensor) in observations.written:
-                    self._guard(tensor)
-                elif type(tensor) in PLAIN_TENSORS and not tensor.is_inference():
-                    self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
+        ahead = self._take_tensors(module, held["_parameters"], always=False)
+        ahead += self._take_tensors(module, held["_buffers"], always=not kind.of_torch)
         if kind.ours:  # which forward does not change
-            return []
-        return [
-            *(value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE),
-            *held["_modules"].values(),
-        ]
+            return ahead
+        for name in HOOKS:
+            if hooks_held := held.get(name):
+                self._seen.add(id(hooks_held))
+                self._containers.append((hooks_held, items_of(hooks_held)))
+                if name in HOOKS_THAT_RUN:
+                    ahead += hooks_held.values()
+        if not kind.of_torch:
+            ahead += self._take_slots(module)
+        ahead += [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
+        ahead += held["_modules"].values()
+        return ahead
+
+    def _take_tensors(self, module: nn.Module, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
+        """Take parameters or buffers."""
+        ahead: list[object] = []
+        for name, tensor in registry.items():
+            if tensor is None or id(tensor) in self._seen:
+                continue
+            self._seen.add(id(tensor))
+            if not is_plain(tensor):
+                continue
+            if self.learning or always or id(tensor) in self._written:
+                self._to_guard.append(tensor)
+            elif not tensor.is_inference():
+                self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
+            if isinstance(tensor, nn.Parameter):
+                ahead += self._take_parameter(tensor)
+        return ahead
+
+    def _take_parameter(self, parameter: Tensor) -> Iterable[object]:
+        gradient = parameter.grad
+        version = -1 if gradient is None else version_of(gradient)
+        self._parameters.append((parameter, parameter.requires_grad, gradient, version))
+        if gradient is not None and (self.learning or id(parameter) in self._written):
+            yield gradient
+        attributes = parameter.__dict__
+        if attributes or self.learning or id(attributes) in self._written:
+            yield attributes
 
     def _take_container(self, container: Any) -> Iterable[object]:
-        self._containers.append(
-            (container, items_of(container) if self.learning or len(container) <= MOST_ITEMS else len(container))
-        )
-        if len(container) > MOST_ITEMS or isinstance(container, bytearray):
+        is_small = len(container) <= MOST_ITEMS
+        is_copied = is_small or self.learning or id(container) in self._written
+        self._containers.append((container, items_of(container) if is_copied else len(container)))
+        if not is_small or isinstance(container, bytearray):
             return ()
         return list(container.values()) if isinstance(container, dict) else list(container)
 
-    def _take_object(self, value: object) -> list[object]:
+    def _take_array(self, array: Any) -> Iterable[object]:
+        """Take one of NumPy, which can't share its memory: a large one where a pass was seen to write to it."""
+        shown = exported_by(array)
+        if shown is not None:
+            self._exported.add(shown.untyped_storage()._cdata)
+            return (shown,)
+        if array.size <= MOST_ITEMS or self.learning or id(array) in self._written:
+            self._arrays.append((array, array.copy()))
+        return array.ravel().tolist() if array.dtype.hasobject and array.size <= MOST_ITEMS else ()
+
+    def _take_object(self, value: object) -> Iterable[object]:
         state = generator_state(value)
         if state is not None:
             self._generators.append((value, state))
-            return []
-        if type(value).__module__.partition(".")[0] in MACHINERY:
-            return []
-        slots = {name: getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name)}  # type: ignore[arg-type]
-        if slots:
-            self._slotted.append((value, slots))
+            return ()
+        if type(value).__module__.partition(".")[0] in MACHINERY and not holds_attributes(value):
+            return ()
+        slots = self._take_slots(value)
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
-            return list(slots.values())
+            return slots
         self._containers.append((attributes, items_of(attributes)))
-        return [*attributes.values(), *slots.values()]
+        return (*attributes.values(), *slots)
+
+    def _take_slots(self, value: object) -> list[object]:
+        names = slots_of(type(value))  # type: ignore[arg-type] # mypy sees no hash in classes
+        if not names:
+            return []
+        slots = {name: getattr(value, name, UNSET) for name in names}
+        self._slotted.append((value, slots))
+        return list(slots.values())
 
     def _guard(self, tensor: Tensor) -> None:
-        if type(tensor) not in PLAIN_TENSORS:
+        if not is_plain(tensor):
             return
-        observations = self.observations
-        version = -1 if tensor.is_inference() else tensor._version
-        if not self.learning and observations is not None and id(tensor) in observations.read_raw:
-            self._watched.append((f"a {type(tensor).__name__}", tensor, version))
-            return
-        copied = copy_on_write(tensor)
-        if copied is not None:
-            self._shared.append((tensor, copied, True, version))
-        elif self.learning or observations is None or id(tensor) in observations.written:
-            self._shared.append((tensor, tensor.detach().clone(), False, version))
-        elif version >= 0:
-            self._watched.append((f"a {type(tensor).__name__}", tensor, version))
-
-    def _put_back_tensor(self, tensor: Tensor, copied: Tensor, shares: bool, version: int) -> None:
-        is_same_version = version < 0 or tensor._version == version
-        if shares and is_same_version and is_untouched(tensor):
-            return
-        if self.observations is not None:
-            if not self.learning:
-                self.observations.written.add(id(tensor))
-            # Only a learning pass may look at values. Where a version has not moved, `.data` may have been written to.
-            elif is_same_version and tensor.shape == copied.shape and _same_bits(tensor, copied):
-                if shares:
-                    self.observations.read_raw.add(id(tensor))
-                return
-            else:
-                self.observations.written.add(id(tensor))
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if (tensor.shape, tensor.dtype, tensor.device) == (copied.shape, copied.dtype, copied.device):
-                tensor.copy_(copied)
-            else:
-                tensor.data = copied
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    one = one.detach()
-    # NaN differs from itself.
-    return torch.equal(one, other) or (
-        torch.equal(one != one, other != other) and torch.equal(one[one == one], other[other == other])
-    )
+        observations, is_written = self.observations, id(tensor) in self._written
+        may_share, must_guard = True, self.learning or is_written
+        if observations is not None and not self.learning:
+            # To share what will be written to takes as long as to copy it, and moves it to other memory.
+            may_share = not is_written and id(tensor) not in observations.read_raw
+        if self._exported and tensor.untyped_storage()._cdata in self._exported:
+            may_share = False
+        copied = copy_on_write(tensor) if may_share else None
+        if copied is None and not must_guard and tensor.numel() > MOST_ITEMS:
+            self._watched.append((f"a {type(tensor).__name__}", tensor, version_of(tensor)))
+        else:
+            self._kept.append(KeptTensor(tensor, copied))
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:

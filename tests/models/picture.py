@@ -36,8 +36,9 @@ def picture_of(*things: object) -> dict[str, Any]:
             picture[f"{path}:tensor"] = _tensor(value)
             look(f"{path}.grad", value.grad if value.is_leaf else None)
             look(f"{path}.hooks", dict(value._backward_hooks or {}))
+            look(f"{path}.attributes", dict(value.__dict__))
         elif isinstance(value, torch.jit.ScriptModule):
-            for name in value._concrete_type.get_attributes():
+            for name in torch._C.ConcreteModuleType.from_jit_type(value._c._type()).get_attributes():
                 look(f"{path}.{name}", value._c.getattr(name))
             for name, child in value.named_children():
                 look(f"{path}.{name}", child)
@@ -68,6 +69,7 @@ def picture_of(*things: object) -> dict[str, Any]:
             look(f"{path}.self", value.__self__)
         elif not isinstance(value, (FunctionType, type)):
             for name in getattr(type(value), "__slots__", ()):
+                name = f"_{type(value).__name__}{name}" if name.startswith("__") else name
                 picture[f"{path}.{name}:set"] = hasattr(value, name)
                 if hasattr(value, name):
                     look(f"{path}.{name}", getattr(value, name))
@@ -124,7 +126,7 @@ def _tensor(tensor: Tensor) -> Any:
         dense = tensor.detach()
         if dense.layout != torch.strided:
             dense = dense.to_dense()
-        values = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        values = bytes(dense.cpu().contiguous().clone().reshape(-1).view(torch.uint8).tolist())
     stride = tensor.stride() if tensor.layout == torch.strided else tensor.layout
     return (tensor.shape, tensor.dtype, stride, tensor.requires_grad, tensor.grad_fn is None, values)
 

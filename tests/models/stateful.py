@@ -29,12 +29,13 @@ class Net(nn.Module):
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.part, self.inner = part, nn.Linear(6, 8)
-        self.drop, self.head = ConductanceDropout(), nn.Linear(8, 3)
+        self.part, self.inner = part, nn.Linear(6, 6)
+        self.drop, self.head = ConductanceDropout(), nn.Linear(6, 3)
         self.fails = False
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.drop(self.inner(self.part(x)))))
+        hidden = torch.relu(self.drop(self.inner(self.part(x))))
+        logits: Tensor = self.head(hidden + self.part(hidden))  # once without gradients, once with
         if self.fails:
             raise RuntimeError("out of order")
         return logits
@@ -404,7 +405,7 @@ def spectral_norm_new() -> nn.Module:
 
 @stateful
 def weight_norm_old() -> nn.Module:
-    return nn.utils.weight_norm(nn.Linear(6, 6))
+    return _quietly(lambda: nn.utils.weight_norm(nn.Linear(6, 6)))
 
 
 @stateful
@@ -499,7 +500,7 @@ class Dictionaries(nn.Module):
         self.plain["c"] = len(x)
         self.ordered.move_to_end("a")
         self.ordered["d"] = 4
-        del self.ordered["b"]
+        self.ordered.pop("b", None)
         self.default["x"].append(1)
         self.counter["a"] += 1
         self.user["b"] = 2
@@ -585,7 +586,7 @@ class Objects(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain, self.data, self.slotted, self.frozen = Plain(), Data(), Slotted(), Frozen()
-        self.slots = Slots()
+        self.slots, self.private = Slots(), PrivateSlots()
         self.pair = Pair([1], torch.zeros(2))
         self.space, self.arguments = SimpleNamespace(count=0, inner=[1]), argparse.Namespace(count=0)
 
@@ -600,6 +601,7 @@ class Objects(nn.Module):
         object.__setattr__(self.frozen, "count", self.frozen.count + 1)
         self.slots.seen += 1
         self.slots.late = 1
+        self.private.update()
         self.pair.numbers.append(1)
         self.pair.tensor.add_(1)
         self.space.count += 1
@@ -665,7 +667,7 @@ class SparseBuffers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("adjacency", torch.eye(6).to_sparse())
-        self.register_buffer("rows", torch.eye(6).to_sparse_csr())
+        self.register_buffer("rows", _quietly(lambda: torch.eye(6).to_sparse_csr()))
         self.register_buffer("written", torch.eye(6).to_sparse())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -989,7 +991,7 @@ class Switches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")
-        torch.set_grad_enabled(True)
+        torch.set_grad_enabled(False)
         return x
 
 
@@ -1031,17 +1033,17 @@ class _Counted(nn.Module):
 
 @stateful
 def scripted() -> nn.Module:
-    return _compiled(lambda: torch.jit.script(_Scripted()))
+    return _quietly(lambda: torch.jit.script(_Scripted()))
 
 
 @stateful
 def traced() -> nn.Module:
-    return _compiled(lambda: torch.jit.trace(_Counted(), torch.randn(2, 6)))
+    return _quietly(lambda: torch.jit.trace(_Counted(), torch.randn(2, 6)))
 
 
 @stateful
 def frozen_script() -> nn.Module:
-    return _compiled(lambda: torch.jit.freeze(torch.jit.script(_Counted().eval()), preserved_attrs=["total"]))
+    return _quietly(lambda: torch.jit.freeze(torch.jit.script(_Counted().eval()), preserved_attrs=["total"]))
 
 
 @stateful
@@ -1052,10 +1054,10 @@ def loaded_script() -> nn.Module:
         file.seek(0)
         return torch.jit.load(file)
 
-    return _compiled(load)
+    return _quietly(load)
 
 
-def _compiled(build: Callable[[], nn.Module]) -> nn.Module:
+def _quietly(build: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         return build()

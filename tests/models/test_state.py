@@ -16,6 +16,10 @@ from lightning_ydrop.uncertainty import DropoutDistillation
 from tests.models.picture import assert_same_picture, identities_of, picture_of, surroundings
 from tests.models.stateful import STATEFUL, Net, build
 
+# What is said of models so odd is right, and no matter here.
+quiet = pytest.mark.filterwarnings(
+    "ignore:monte_carlo was given", "ignore:Phase 1 raised", "ignore:The outputs of Net for", "ignore:All units of"
+)
 X, Y = torch.randn(10, 6, generator=torch.Generator().manual_seed(1)), torch.arange(10) % 3
 
 
@@ -45,8 +49,7 @@ CALLS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:monte_carlo was given", "ignore:Phase 1 raised")
-@pytest.mark.filterwarnings("ignore:The outputs of Net for", "ignore:.*scalar to a tensor")
+@quiet
 @pytest.mark.parametrize("fails", [False, True], ids=["", "raises"])
 @pytest.mark.parametrize("call", list(CALLS))
 @pytest.mark.parametrize("kind", list(STATEFUL))
@@ -66,7 +69,7 @@ def test_a_model_is_given_back_as_it_was(kind: str, call: str, fails: bool) -> N
     assert_same_picture(before, picture_of(model))
 
 
-@pytest.mark.filterwarnings("ignore:Phase 1 raised", "ignore:The outputs of Net for", "ignore:.*scalar to a tensor")
+@quiet
 @pytest.mark.parametrize("fails", [False, True], ids=["", "raises"])
 @pytest.mark.parametrize("kind", list(STATEFUL))
 def test_later_steps_give_a_model_back_as_it_was(kind: str, fails: bool) -> None:
