@@ -35,9 +35,13 @@ def copy_on_write(tensor: Tensor) -> Tensor | None:
     """Give a copy that shares the memory until either of the two is written to, or None where torch can't do that.
 
     A copy costs as much memory and time as the tensor is large. Nothing else sees every write: version counters miss
-    those through `.data`. Torch can't share memory that it does not own, such as NumPy's.
+    those through `.data`. Torch can't share memory that it does not own, such as NumPy's. It crashes in the first write
+    to a shared tensor that was loaded from a file, whose memory has no allocator and can't be resized. Nor can what
+    `numpy()` has shown, and the array would be left with memory that is freed.
     """
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.numel() == 0:
+        return None
+    if not tensor.untyped_storage().resizable():
         return None
     try:
         with torch.no_grad():

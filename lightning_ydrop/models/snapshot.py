@@ -24,7 +24,7 @@ from lightning_ydrop.models.objects import (
     set_slots,
     slots_of,
 )
-from lightning_ydrop.models.tensors import KeptTensor, exported_by, is_plain, version_of
+from lightning_ydrop.models.tensors import KeptTensor, is_plain, version_of
 from lightning_ydrop.torch_internals import (
     NO_HOOKS,
     attributes_of_script,
@@ -119,8 +119,6 @@ class Snapshot:
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._parameters: list[tuple[Tensor, bool, Tensor | None, int]] = []
-        self._to_guard: list[Tensor] = []
-        self._exported: set[int] = set()
         self._kept: list[KeptTensor] = []
         self._watched: list[tuple[str, Tensor, int]] = []
         self._seen: set[int] = set()
@@ -135,7 +133,7 @@ class Snapshot:
                 continue
             self._seen.add(id(value))
             if isinstance(value, Tensor):
-                self._to_guard.append(value)
+                self._guard(value)
             elif isinstance(value, nn.Module):
                 ahead += self._take_module(value)
             elif isinstance(value, (dict, list, set, deque, bytearray)):
@@ -150,8 +148,6 @@ class Snapshot:
                 ahead += self._take_array(value)
             else:
                 ahead += self._take_object(value)
-        for tensor in self._to_guard:  # once it is known whose memory an array shows
-            self._guard(tensor)
 
     def evaluate(self) -> None:
         """Put the modules among the roots in the state that their `eval()` gives.
@@ -274,7 +270,7 @@ class Snapshot:
             if not is_plain(tensor):
                 continue
             if self.learning or always or id(tensor) in self._written:
-                self._to_guard.append(tensor)
+                self._guard(tensor)
             elif not tensor.is_inference():
                 self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
             if isinstance(tensor, nn.Parameter):
@@ -301,10 +297,6 @@ class Snapshot:
 
     def _take_array(self, array: Any) -> Iterable[object]:
         """Take one of NumPy, which can't share its memory: a large one where a pass was seen to write to it."""
-        shown = exported_by(array)
-        if shown is not None:
-            self._exported.add(shown.untyped_storage()._cdata)
-            return (shown,)
         if array.size <= MOST_ITEMS or self.learning or id(array) in self._written:
             self._arrays.append((array, array.copy()))
         return array.ravel().tolist() if array.dtype.hasobject and array.size <= MOST_ITEMS else ()
@@ -339,8 +331,6 @@ class Snapshot:
         if observations is not None and not self.learning:
             # To share what will be written to takes as long as to copy it, and moves it to other memory.
             may_share = not is_written and id(tensor) not in observations.read_raw
-        if self._exported and tensor.untyped_storage()._cdata in self._exported:
-            may_share = False
         copied = copy_on_write(tensor) if may_share else None
         if copied is None and not must_guard and tensor.numel() > MOST_ITEMS:
             self._watched.append((f"a {type(tensor).__name__}", tensor, version_of(tensor)))

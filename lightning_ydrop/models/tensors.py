@@ -1,7 +1,5 @@
 """Tensors that a pass may write to, and how their values, memory and flags are put back."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -90,14 +88,6 @@ def is_plain(value: object) -> bool:
 def version_of(tensor: Tensor) -> int:
     """Count the writes to a tensor: -1 where torch does not."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-def exported_by(array: Any) -> Tensor | None:
-    """Find the tensor whose memory a NumPy array shows, where it is one's."""
-    base = array
-    while base is not None and not isinstance(base, Tensor):
-        base = getattr(base, "base", None)
-    return base
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -23,7 +23,9 @@ def picture_of(*things: object) -> dict[str, Any]:
     alive: list[object] = []
 
     def look(path: str, value: Any) -> None:
-        if isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size)):
+        if isinstance(
+            value, (bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size)
+        ):
             picture[path] = value
             return
         if id(value) in numbers:

@@ -203,6 +203,31 @@ class NormaliserWithNan(Normaliser):
 
 
 @stateful
+class NormaliserOutOfFile(Normaliser):
+    def __init__(self) -> None:
+        super().__init__()
+        file = io.BytesIO()
+        torch.save(torch.zeros(6), file)
+        file.seek(0)
+        self.mean = torch.load(file)
+
+    def write(self, mean: Tensor) -> None:
+        self.mean += mean
+
+
+@stateful
+class NormaliserShownByNumpy(Normaliser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = self.mean.numpy()
+
+    def write(self, mean: Tensor) -> None:
+        self.mean += 1
+        self.shown += 1
+        assert (self.mean.numpy() == self.shown).all()
+
+
+@stateful
 class ResizedBuffer(Normaliser):
     def write(self, mean: Tensor) -> None:
         self.bank.resize_(20).fill_(1.0)
@@ -578,7 +603,7 @@ class Frozen:
     count: int = 0
 
 
-Pair = namedtuple("Pair", ["numbers", "tensor"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["numbers", "tensor"])
 
 
 @stateful

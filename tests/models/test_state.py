@@ -1,20 +1,13 @@
-import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import lightning as L
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
 
-from lightning_ydrop import YDrop, YDropCallback, layer_conductance, monte_carlo
+from lightning_ydrop import YDrop, layer_conductance, monte_carlo
 from lightning_ydrop.analysis import mean_conductance, removal_curve
-from lightning_ydrop.callbacks import ConductanceMonitor
-from lightning_ydrop.uncertainty import DropoutDistillation
 from tests.models.picture import assert_same_picture, identities_of, picture_of, surroundings
-from tests.models.stateful import STATEFUL, Net, build
+from tests.models.stateful import STATEFUL, build
 
 # What is said of models so odd is right, and no matter here.
 quiet = pytest.mark.filterwarnings(
