@@ -27,6 +27,7 @@ from lightning_ydrop.models.objects import (
 from lightning_ydrop.models.tensors import KeptTensor, is_plain, version_of
 from lightning_ydrop.torch_internals import (
     NO_HOOKS,
+    PLAIN_TENSORS,
     attributes_of_script,
     copy_on_write,
     set_attribute_of_script,
@@ -67,8 +68,9 @@ class Observations:
     """What an engine has seen passes through its model change, so that later passes guard that alone.
 
     Attributes:
-        written: Tensors, arrays and containers, by id, that a pass has written to, and parameters whose gradients are.
+        written: Tensors, arrays and containers, by id, that a pass has written to.
         read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
+        parameters: Whether a pass changes gradients, flags or attributes of parameters.
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
         tensor_hooks: Whether a pass registers hooks on tensors.
@@ -78,6 +80,7 @@ class Observations:
 
     written: set[int] = field(default_factory=set)
     read_raw: set[int] = field(default_factory=set)
+    parameters: bool = False
     python_random: bool = False
     numpy_random: bool = False
     tensor_hooks: bool = False
@@ -106,6 +109,7 @@ class Snapshot:
         self.observations = observations
         self.learning = learning or observations is None
         self._written: set[int] = set() if observations is None else observations.written
+        self._minds_parameters = learning or observations is None or observations.parameters
         registered = {
             id(each): each for root in self.roots if isinstance(root, nn.Module) for each in all_modules(root)
         }
@@ -118,6 +122,7 @@ class Snapshot:
         self._slotted: list[tuple[Any, dict[str, Any]]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
+        self._of_parameters: set[int] = set()
         self._parameters: list[tuple[Tensor, bool, Tensor | None, int]] = []
         self._kept: list[KeptTensor] = []
         self._watched: list[tuple[str, Tensor, int]] = []
@@ -176,12 +181,15 @@ class Snapshot:
             if type(module) is not cls:
                 set_class(module, cls)
             set_attributes(module, attributes)
-            for name in HOOKS:
-                if attributes.get(name) and id(attributes[name]) not in self._seen:
-                    attributes[name].clear()
+            for name in HOOKS if self.learning else HOOKS_THAT_RUN:
+                if attributes[name] and id(attributes[name]) not in self._seen:
+                    self._clear_hooks(attributes)
+                    break
         for container, copied in self._containers:
             if refill(container, copied):
                 self._written.add(id(container))
+                if id(container) in self._of_parameters and self.observations is not None:
+                    self.observations.parameters = True
         for value, slots in self._slotted:
             set_slots(value, slots)
         for array, copied in self._arrays:
@@ -193,15 +201,15 @@ class Snapshot:
 
     def _put_back_tensors(self) -> None:
         for parameter, requires_grad, gradient, version in self._parameters:
-            if parameter.requires_grad != requires_grad:
+            now, is_changed = parameter.grad, parameter.requires_grad != requires_grad
+            if is_changed:
                 parameter.requires_grad_(requires_grad)
-            now = parameter.grad
             if now is not gradient or (gradient is not None and version_of(gradient) != version):
-                parameter.grad = gradient
-                self._written.add(id(parameter))
-        may_compare = self.learning
+                parameter.grad, is_changed = gradient, True
+            if is_changed and self.observations is not None:
+                self.observations.parameters = True
         for kept in self._kept:
-            is_written = kept.put_back(may_compare)
+            is_written = kept.put_back(may_compare=self.learning)
             if is_written:
                 self._written.add(id(kept.tensor))
             elif is_written is None and self.observations is not None:
@@ -248,12 +256,11 @@ class Snapshot:
         ahead += self._take_tensors(module, held["_buffers"], always=not kind.of_torch)
         if kind.ours:  # which forward does not change
             return ahead
-        for name in HOOKS:
-            if hooks_held := held.get(name):
-                self._seen.add(id(hooks_held))
-                self._containers.append((hooks_held, items_of(hooks_held)))
-                if name in HOOKS_THAT_RUN:
-                    ahead += hooks_held.values()
+        for name in HOOKS if self.learning else HOOKS_THAT_RUN:
+            if held[name]:
+                self._take_hooks(held)
+                ahead += (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+                break
         if not kind.of_torch:
             ahead += self._take_slots(module)
         ahead += [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
@@ -263,29 +270,39 @@ class Snapshot:
     def _take_tensors(self, module: nn.Module, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
         """Take parameters or buffers."""
         ahead: list[object] = []
+        guards_all, written, seen = self.learning or always, self._written, self._seen
         for name, tensor in registry.items():
-            if tensor is None or id(tensor) in self._seen:
+            if tensor is None or id(tensor) in seen:
                 continue
-            self._seen.add(id(tensor))
-            if not is_plain(tensor):
+            seen.add(id(tensor))
+            if type(tensor) not in PLAIN_TENSORS:
                 continue
-            if self.learning or always or id(tensor) in self._written:
+            if guards_all or id(tensor) in written:
                 self._guard(tensor)
             elif not tensor.is_inference():
                 self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
-            if isinstance(tensor, nn.Parameter):
+            if self._minds_parameters and isinstance(tensor, nn.Parameter):
                 ahead += self._take_parameter(tensor)
         return ahead
 
     def _take_parameter(self, parameter: Tensor) -> Iterable[object]:
+        """Take what a parameter holds besides its values: a gradient, a flag, and attributes."""
         gradient = parameter.grad
         version = -1 if gradient is None else version_of(gradient)
         self._parameters.append((parameter, parameter.requires_grad, gradient, version))
-        if gradient is not None and (self.learning or id(parameter) in self._written):
-            yield gradient
         attributes = parameter.__dict__
-        if attributes or self.learning or id(attributes) in self._written:
-            yield attributes
+        self._of_parameters.add(id(attributes))
+        return (attributes,) if gradient is None else (attributes, gradient)
+
+    def _take_hooks(self, attributes: dict[str, Any]) -> None:
+        for name in HOOKS:
+            self._seen.add(id(attributes[name]))
+            self._containers.append((attributes[name], items_of(attributes[name])))
+
+    def _clear_hooks(self, attributes: dict[str, Any]) -> None:
+        for name in HOOKS:
+            if id(attributes[name]) not in self._seen:
+                attributes[name].clear()
 
     def _take_container(self, container: Any) -> Iterable[object]:
         is_small = len(container) <= MOST_ITEMS
