@@ -35,9 +35,13 @@ def copy_on_write(tensor: Tensor) -> Tensor | None:
     """Give a copy that shares the memory until either of the two is written to, or None where torch can't do that.
 
     A copy costs as much memory and time as the tensor is large. Nothing else sees every write: version counters miss
-    those through `.data`. Torch can't share memory that it does not own, such as NumPy's.
+    those through `.data`. Torch can't share memory that it does not own, such as NumPy's. It crashes in the first write
+    to a shared tensor that was loaded from a file, whose memory has no allocator and can't be resized. Nor can what
+    `numpy()` has shown, and the array would be left with memory that is freed.
     """
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.numel() == 0:
+        return None
+    if not tensor.untyped_storage().resizable():
         return None
     try:
         with torch.no_grad():
@@ -72,6 +76,22 @@ def set_flag(module: nn.Module, training: bool) -> None:
     module.__dict__["training"] = training
 
 
+def set_class(module: object, cls: type) -> None:
+    """Let a module be of the class that it was of, past any `__setattr__` of its own."""
+    object.__setattr__(module, "__class__", cls)
+
+
+class _NoHooks(OrderedDict[Any, Any]):
+    """A registry of hooks that takes none."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+# It stands in the place of a module's backward hooks, also of those that a forward pass registers.
+NO_HOOKS = _NoHooks()
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """Give the module that `torch.compile` was called with, where a model is what that returned."""
     # Not `.get`, which TorchScript's modules don't have.
@@ -91,7 +111,8 @@ def without_compilation(name: str) -> str:
 
 def attributes_of_script(module: torch.jit.ScriptModule) -> dict[str, Any]:
     """Give the attributes of a TorchScript module, which lie outside of its dictionary."""
-    names = module._concrete_type.get_attributes()
+    # Not `module._concrete_type`, which frozen modules don't have.
+    names = torch._C.ConcreteModuleType.from_jit_type(module._c._type()).get_attributes()  # type: ignore[attr-defined]
     return {name: module._c.getattr(name) for name in names}
 
 
@@ -147,24 +168,78 @@ def tensor_hooks_off() -> Iterator[list[str]]:
         Where the calls came from, filled while the model runs.
 
     """
-    names = ("register_hook", "retain_grad")
-    originals: dict[str, Callable[..., Any]] = {name: getattr(Tensor, name) for name in names}
     thread, callers = threading.get_ident(), list[str]()
 
-    def instead_of(name: str) -> Callable[..., Any]:
+    def instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
         def ignore(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            caller = sys._getframe(1).f_globals.get("__name__", "")
+            caller = _caller()
             if threading.get_ident() != thread or caller.partition(".")[0] in ("torch", "captum"):
-                return originals[name](tensor, *args, **kwargs)
+                return original(tensor, *args, **kwargs)
             callers.append(caller)
-            return RemovableHandle(OrderedDict()) if name == "register_hook" else None  # the caller may remove it
+            # The caller may remove it.
+            return None if original.__name__ == "retain_grad" else RemovableHandle(OrderedDict())
 
         return ignore
 
+    names = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+    with _methods_of_tensors(names, instead_of):
+        yield callers
+
+
+@contextmanager
+def unshared_before_resizing() -> Iterator[None]:
+    """Let `resize_` take a tensor's memory out of what `copy_on_write` shares, where torch would lose it."""
+
+    def instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
+        def resize(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if tensor.layout == torch.strided and is_untouched(tensor):
+                tensor.data_ptr()
+            return original(tensor, *args, **kwargs)
+
+        return resize
+
+    with _methods_of_tensors(("resize_", "resize_as_"), instead_of):
+        yield
+
+
+@contextmanager
+def _methods_of_tensors(
+    names: Sequence[str], instead_of: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    own = {name: Tensor.__dict__[name] for name in names if name in Tensor.__dict__}  # others are inherited
     try:
         for name in names:
-            setattr(Tensor, name, instead_of(name))
-        yield callers
+            setattr(Tensor, name, instead_of(getattr(Tensor, name)))
+        yield
     finally:
-        for name, original in originals.items():
-            setattr(Tensor, name, original)
+        for name in names:
+            if name in own:
+                setattr(Tensor, name, own[name])
+            else:
+                delattr(Tensor, name)
+
+
+def _caller() -> str:
+    """Name the module of whoever called a method, or called the function of torch that registers hooks for its user."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") == "torch.autograd.graph" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", ""))
+
+
+@contextmanager
+def defaults_kept() -> Iterator[None]:
+    """Give back the default dtype and device that tensors are made with."""
+    dtype, device = torch.get_default_dtype(), _default_device()
+    try:
+        yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if _default_device() is not device:
+            torch.set_default_device(None if device is None else device.device)
+
+
+def _default_device() -> Any:
+    """Give torch's context of the default device: None where nobody has set one, which `get_default_device` hides."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)

@@ -14,8 +14,8 @@ class Count:
     """A whole number on a device, which is brought up to date once in a while.
 
     Args:
-        counting: Counts what it is given, a 1-D tensor, into an int64 scalar tensor, without reading a value. None where
-            there is nothing to count.
+        counting: Counts what it is given, a 1-D tensor, into an int64 scalar tensor, without reading a value.
+            None where there is nothing to count.
 
     """
 

@@ -316,8 +316,9 @@ class YDrop:
         request = request_from(findings.subject, findings.path, findings.plan, inputs, target, self._generator)
         if request is None:
             return {}
-        if findings.plan.counts_unusable and request.target is not None:
-            self._unusable.add(request.target)
+        target = request.target
+        if findings.plan.counts_unusable and target is not None and not target.is_floating_point():
+            self._unusable.add(target)
         return scores_by(self.settings.measure, request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:

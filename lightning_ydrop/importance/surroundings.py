@@ -25,7 +25,7 @@ class _Standing(NamedTuple):
     given: "weakref.ref[Tensor]"
     shape: torch.Size
     behind: nn.Module
-    same_shape: bool
+    is_laid_out_alike: bool
 
 
 class Surroundings:
@@ -41,7 +41,7 @@ class Surroundings:
         self._modules = list(modules)
         self.calls: dict[str, list[_Standing]] = {}
         self._names = {id(layer): name for name, layer in layers.items()}
-        self._last: tuple[nn.Module, torch.Size] | None = None
+        self._last: tuple[nn.Module, torch.Size, tuple[int, ...]] | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -59,25 +59,27 @@ class Surroundings:
         name = self._names.get(id(module))
         given = args[0] if args else None
         if name is not None and self._last is not None and isinstance(given, Tensor):
-            behind, shape = self._last
+            behind, *layout = self._last
             calls = self.calls.setdefault(name, [])
             # Once more on the same features, as in multi-sample dropout: whatever has run since, it is the same place.
             if not any(call.given() is given for call in calls):
-                calls.append(_Standing(weakref.ref(given), given.shape, behind, shape == given.shape))
+                calls.append(
+                    _Standing(weakref.ref(given), given.shape, behind, layout == [given.shape, given.stride()])
+                )
         elif isinstance(module, TELLING):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if isinstance(first, Tensor):
-                self._last = (module, first.shape)
+                self._last = (module, first.shape, first.stride())
 
 
 def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surroundings) -> None:
     """Warn where positions are taken for units, and where one instance follows several layers."""
     for name, calls in surroundings.calls.items():
         layer = layers[name]
-        for _, shape, behind, same_shape in calls:
+        for _, shape, behind, is_laid_out_alike in calls:
             dims = len(shape)
-            # If the shape has changed in between, dimensions may have moved: nothing is known.
-            if dims < 3 or not same_shape or layer.replaced:
+            # If the shape or the strides have changed in between, dimensions may have moved: nothing is known.
+            if dims < 3 or not is_laid_out_alike or layer.replaced:
                 continue
             expected = dims - 1 if has_features_last(behind) else 1
             if layer.unit_dim % dims != expected:

@@ -11,7 +11,7 @@ import torch
 import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
-from lightning_ydrop.models.modules import all_modules
+from lightning_ydrop.models.modules import all_modules, kind_of
 from lightning_ydrop.torch_internals import memory_of
 
 
@@ -47,7 +47,9 @@ def seeing_checkpoints(model: nn.Module) -> Iterator[list[nn.Module]]:
         if checkpointed is not None and checkpointed not in inside:
             inside.append(checkpointed)
 
-    handles = [module.register_forward_pre_hook(look) for module in all_modules(model)]
+    # TorchScript's modules take no such hooks.
+    modules = [module for module in all_modules(model) if not kind_of(module).script]
+    handles = [module.register_forward_pre_hook(look) for module in modules]
     try:
         yield inside
     finally:

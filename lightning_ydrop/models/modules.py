@@ -59,6 +59,16 @@ def _kind_of_class(cls: Any) -> ModuleKind:
     )
 
 
+def overrides_train(module: nn.Module) -> bool:
+    """Tell whether the class of a module overrides `train` or `eval`, or somebody has on the instance."""
+    return kind_of(module).overrides_train or "train" in module.__dict__ or "eval" in module.__dict__
+
+
+def is_training(module: nn.Module) -> bool:
+    """Tell whether a module is in training mode: a frozen TorchScript module has none."""
+    return bool(getattr(module, "training", False))
+
+
 def all_modules(model: nn.Module) -> list[nn.Module]:
     """List what `model.modules()` gives, in another order but much faster, because each step needs it."""
     modules = {id(model): model}
@@ -88,8 +98,8 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Flip the flag of the modules in training mode, without `.eval()` and `.train()`, which may be overridden."""
-    training = [module for module in modules if module.training]
+    """Flip the flag of the modules that are training, and of just those: `.eval()` and `.train()` may be overridden."""
+    training = [module for module in modules if is_training(module)]
     try:
         for module in training:
             set_training(module, False)

@@ -2,52 +2,117 @@
 
 import random
 import sys
+from collections import OrderedDict, deque
 from functools import cache
 from typing import Any
 
 import torch
 
+UNSET = object()  # what a slot without a value holds
+# Objects of these classes hold what a user has put there, whoever has written the classes.
+HOLDERS = frozenset(
+    {
+        *("types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"),
+        *("collections.ChainMap", "weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "weakref.WeakSet"),
+    }
+)
+
 
 def items_of(container: Any) -> Any:
     """Copy what a container holds."""
-    return dict(container) if isinstance(container, dict) else tuple(container)
+    return dict(container.items()) if isinstance(container, dict) else tuple(container)
 
 
-def refill(container: Any, items: Any) -> None:
-    """Put back the items that a container held. If only their number is known, remove what was added at the end."""
+def refill(container: Any, items: Any) -> bool:
+    """Let a container hold again what it held: of a large one, whose length is all that is known, as many items.
+
+    Methods of Python's own classes do it, past those of a subclass.
+
+    Returns:
+        Whether it held something else.
+
+    """
     if isinstance(items, int):
-        if len(container) > items:
-            if isinstance(container, dict):
-                for _ in range(len(container) - items):
-                    container.popitem()  # the ones added last
-            elif not isinstance(container, set):
-                while len(container) > items:
-                    container.pop()
-        return
+        return _shorten(container, items)
     if isinstance(container, dict):
-        same = len(container) == len(items) and all(
+        if len(container) == len(items) and all(
             key is former_key and value is former_value
             for (key, value), (former_key, former_value) in zip(container.items(), items.items(), strict=True)
-        )
-        if not same:
-            dict.clear(container)
-            dict.update(container, items)
+        ):
+            return False
+        base: Any = OrderedDict if isinstance(container, OrderedDict) else dict
+        base.clear(container)
+        for key, value in items.items():
+            base.__setitem__(container, key, value)
     elif isinstance(container, set):
-        if container != set(items):
-            container.clear()
-            container.update(items)
-    elif len(container) != len(items) or any(
-        value is not former for value, former in zip(container, items, strict=True)
-    ):
-        container.clear()
-        container.extend(items)
+        if len(container) == len(items) and all(item in container for item in items):
+            return False
+        set.clear(container)
+        set.update(container, items)
+    else:
+        if len(container) == len(items) and all(
+            value is former for value, former in zip(container, items, strict=True)
+        ):
+            return False
+        base = next(cls for cls in (list, deque, bytearray) if isinstance(container, cls))
+        base.clear(container)
+        base.extend(container, items)
+    return True
+
+
+def _shorten(container: Any, length: int) -> bool:
+    if len(container) <= length:
+        return len(container) < length
+    if isinstance(container, dict):
+        while len(container) > length:
+            container.popitem()  # the last ones that came
+    elif not isinstance(container, set):
+        while len(container) > length:
+            container.pop()
+    return True
+
+
+def array_type() -> Any:
+    """Give NumPy's class of arrays, or None where nobody has imported it."""
+    numpy: Any = sys.modules.get("numpy")
+    return None if numpy is None else numpy.ndarray
+
+
+def refill_array(array: Any, copied: Any) -> bool:
+    """Let an array hold again what it held, and tell whether it held something else."""
+    if array.shape != copied.shape:
+        array.resize(copied.shape, refcheck=False)
+    elif array.dtype.hasobject:
+        if all(one is other for one, other in zip(array.flat, copied.flat, strict=True)):
+            return False
+    elif array.tobytes() == copied.tobytes():
+        return False
+    array[...] = copied
+    return True
+
+
+def holds_attributes(value: object) -> bool:
+    """Tell whether an object of a library holds what its user has put there."""
+    cls = type(value)
+    return f"{cls.__module__}.{cls.__qualname__}" in HOLDERS or isinstance(value, torch.optim.Optimizer)
+
+
+def set_slots(value: object, slots: dict[str, Any]) -> None:
+    """Put back what an object held in slots, past a frozen class."""
+    for name, held in slots.items():
+        if getattr(value, name, UNSET) is held:
+            continue
+        if held is UNSET:
+            object.__delattr__(value, name)
+        else:
+            object.__setattr__(value, name, held)
 
 
 @cache
 def slots_of(cls: Any) -> tuple[str, ...]:
     """List the attributes that a class and its bases keep in slots, without those of Python's own classes."""
     names = [
-        name
+        _mangled(name, base)
         for base in cls.__mro__
         if base.__module__ != "builtins"
         for name in (
@@ -56,7 +121,13 @@ def slots_of(cls: Any) -> tuple[str, ...]:
             else base.__dict__.get("__slots__", ())
         )
     ]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__"))
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _mangled(name: str, cls: type) -> str:
+    """Give the name under which Python keeps a private one."""
+    is_private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if is_private else name
 
 
 def generator_state(value: object) -> Any:

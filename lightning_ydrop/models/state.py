@@ -11,7 +11,14 @@ from torch import nn
 
 from lightning_ydrop.models.modules import all_modules, kind_of
 from lightning_ydrop.models.snapshot import Observations, Snapshot, ignore
-from lightning_ydrop.torch_internals import caches_off, global_hooks_off, has_global_hooks, tensor_hooks_off
+from lightning_ydrop.torch_internals import (
+    caches_off,
+    defaults_kept,
+    global_hooks_off,
+    has_global_hooks,
+    tensor_hooks_off,
+    unshared_before_resizing,
+)
 
 
 @contextmanager
@@ -45,6 +52,7 @@ def leaving_no_trace(
             stack.enter_context(_random_streams(observations, learning))
         stack.callback(snapshot.put_back)
         snapshot.take()
+        stack.enter_context(defaults_kept())
         stack.enter_context(caches_off())
         if has_global_hooks():
             stack.enter_context(global_hooks_off())
@@ -53,6 +61,7 @@ def leaving_no_trace(
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if everything or (observations is not None and observations.tensor_hooks):
             callers = stack.enter_context(tensor_hooks_off())
+            stack.enter_context(unshared_before_resizing())
             if observations is not None:
                 stack.callback(lambda: _note_hooks(observations, callers))
         if evaluate:
