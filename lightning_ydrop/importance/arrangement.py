@@ -1,6 +1,7 @@
 """A batch, arranged: what the model is called with, as tensors whose first dimension is the batch."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,8 @@ class Role(NamedTuple):
 
 
 FIXED = Role("fixed")
+# Ways to read the arguments that are tried, where their shapes allow for several.
+MOST_ROLES = 9
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class Batch:
         """Whether all paths start at the same point, which then takes one row."""
         return not self.carried and all(len(start) == 1 for start in self.starts)
 
+    def read_as(self, roles: tuple[Role, ...]) -> "Batch":
+        """Carry other tensors along, or with their samples elsewhere, in a batch of which no rows are taken."""
+        carried = _of_kind("carried", _tensors_of(self.call.positional, self.call.keywords), roles)
+        return replace(self, call=replace(self.call, roles=roles), carried=carried)
+
     def take(self, rows: Tensor) -> "Batch":
         """Keep the samples with these indices, int64 on the CPU, in this order."""
         shared = all(len(start) == 1 for start in self.starts)
@@ -208,19 +216,25 @@ def arrange(
         role if role.kind != "carried" or _has_samples(tensor, role.dim, num_samples) else FIXED
         for tensor, role in zip(tensors, roles, strict=True)
     )
-    interpolated, carried = (
-        tuple(
-            tensor.movedim(role.dim, 0) if role.dim else tensor
-            for tensor, role in zip(tensors, roles, strict=True)
-            if role.kind == kind
-        )
-        for kind in ("interpolated", "carried")
-    )
+    interpolated, carried = (_of_kind(kind, tensors, roles) for kind in ("interpolated", "carried"))
     check_pairs(target, num_samples, batch_dim)
     if isinstance(target, Tensor) and batch_dim and _has_samples(target, batch_dim, num_samples):
         target = target.movedim(batch_dim, 0)
     starts = start_points(interpolated, baseline, batch_dim) if interpolate else ()
     return Batch(Call(function, positional, keywords, roles), interpolated, starts, carried, target)
+
+
+def possible_roles(batch: Batch) -> list[tuple[Role, ...]]:
+    """List what tensors may be: first as they were arranged, then with samples elsewhere, or without samples.
+
+    A tensor may be several things where it has as many entries as there are samples in several dimensions, as a mask
+    (T, T) may have.
+    """
+    carried, options = iter(batch.carried), []
+    for role in batch.call.roles:
+        is_open = role.kind == "carried" and list(next(carried).shape[:3]).count(batch.size) > 1
+        options.append(dict.fromkeys([role, Role("carried"), FIXED]) if is_open else [role])
+    return list(itertools.islice(itertools.product(*options), MOST_ROLES))
 
 
 def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
@@ -296,6 +310,15 @@ def _staying(baseline: Baseline, num_floating: int) -> list[bool]:
     """Say which of the floating tensors no path runs through: those whose baseline is None."""
     starts = list(baseline) if isinstance(baseline, Sequence) else []
     return [start is None for start in starts[:num_floating]] + [False] * (num_floating - len(starts))
+
+
+def _of_kind(kind: str, tensors: Sequence[Tensor], roles: Sequence[Role]) -> Tensors:
+    """Take the tensors of a kind, with their samples first."""
+    return tuple(
+        tensor.movedim(role.dim, 0) if role.dim else tensor
+        for tensor, role in zip(tensors, roles, strict=True)
+        if role.kind == kind
+    )
 
 
 def _has_samples(tensor: Tensor, dim: int, num_samples: int) -> bool:

@@ -1,6 +1,5 @@
 """The dry run: phase 1 on a first batch, with a look at everything that could be wrong, before anything is trained."""
 
-import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
-from lightning_ydrop.importance.arrangement import FIXED, Batch, Role, arrange
+from lightning_ydrop.importance.arrangement import Batch, Role, arrange, possible_roles
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.measures import scores_by
@@ -27,8 +26,6 @@ from lightning_ydrop.models.snapshot import Observations
 
 GeneratorFor = Callable[[str], torch.Generator]
 
-# Ways to read the arguments that are tried, where their shapes allow for several.
-MOST_CHOICES = 8
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -64,9 +61,8 @@ def dry_run(
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
     look = look_at(subject, path, batch)
-    roles = _roles_by_comparison(look, lambda roles: _arranged(subject, path, inputs, target, roles))
-    batch = _arranged(subject, path, inputs, target, roles)
-    look = look.arranged_as(batch)
+    look = look.read_as(_roles_by_comparison(look))
+    batch = look.batch
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
     plan = replace(plan, num_units=num_units, smallest_batch=smallest_batch(subject, path, plan, batch))
@@ -80,9 +76,7 @@ def dry_run(
     return Findings(subject, path, plan, batch.device, look.left)
 
 
-def _arranged(
-    subject: Subject, path: PathSettings, inputs: Inputs, target: Target, roles: tuple[Role, ...] | None = None
-) -> Batch:
+def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Target) -> Batch:
     return arrange(
         subject.forward,
         subject.signature,
@@ -91,16 +85,14 @@ def _arranged(
         baseline=path.baseline,
         interpolate=path.interpolate_at is None,
         batch_dim=path.batch_dim,
-        roles=roles,
     )
 
 
-def _roles_by_comparison(look: Look, arranged: Callable[[tuple[Role, ...]], Batch]) -> tuple[Role, ...]:
+def _roles_by_comparison(look: Look) -> tuple[Role, ...]:
     """Pass half of the batch through the model, the last sample first, and compare with what it gave within the batch.
 
     Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its
-    own. A tensor with as many entries as there are samples in several dimensions, as a mask (T, T) may have, is taken
-    for one of all samples where that makes the difference.
+    own. Of several ways to read the arguments, the first one counts in which they don't.
 
     Returns:
         The roles of the tensors among the arguments.
@@ -113,9 +105,9 @@ def _roles_by_comparison(look: Look, arranged: Callable[[tuple[Role, ...]], Batc
     within = look.output[rows.to(look.output.device)]
     raised: Exception | None = None
     possible: list[tuple[Role, ...]] = []
-    for choice in _choices_of_roles(look.batch):
+    for choice in possible_roles(look.batch):
         try:
-            alone = output_of(look.arranged_as(arranged(choice)), rows)
+            alone = output_of(look.read_as(choice), rows)
         except Exception as error:
             raised = raised or error
             continue
@@ -127,21 +119,6 @@ def _roles_by_comparison(look: Look, arranged: Callable[[tuple[Role, ...]], Batc
     if not _normalises_by_batch(look.request.model):
         _warn_of_mixing(look, len(rows))
     return possible[0]
-
-
-def _choices_of_roles(batch: Batch) -> list[tuple[Role, ...]]:
-    """List what tensors may be: first as they were arranged, then with those fixed that may have no samples."""
-    roles, carried = batch.call.roles, iter(batch.carried)
-    square = [
-        place
-        for place, role in enumerate(roles)
-        if role.kind == "carried" and list(next(carried).shape[:3]).count(batch.size) > 1
-    ]
-    return [
-        tuple(FIXED if place in fixed else role for place, role in enumerate(roles))
-        for count in range(len(square) + 1)
-        for fixed in itertools.combinations(square, count)
-    ][:MOST_CHOICES]
 
 
 def _warn_of_mixing(look: Look, num_rows: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.path import path_points
-from lightning_ydrop.importance.arrangement import Batch
+from lightning_ydrop.importance.arrangement import Batch, Role, possible_roles
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.recording import recording
 from lightning_ydrop.importance.request import Request, bare_request, request_of
@@ -42,9 +42,9 @@ class Look:
     recorded: int
     checkpointed: list[nn.Module]
 
-    def arranged_as(self, batch: Batch) -> "Look":
+    def read_as(self, roles: tuple[Role, ...]) -> "Look":
         """Read the same arguments in another way."""
-        plan = replace(self.plan, roles=batch.call.roles)
+        batch, plan = self.batch.read_as(roles), replace(self.plan, roles=roles)
         return replace(self, batch=batch, request=replace(self.request, forward=batch.call), plan=plan)
 
 
@@ -88,9 +88,7 @@ def rows_first(subject: Subject, path: PathSettings, batch: Batch, records: bool
         return frozenset()
     first: set[str] = set()
     for count in (max(2, batch.size), max(2, batch.size) + 1):
-        rows = batch.take(torch.arange(count).remainder(batch.size))
-        with request.borrowed(), recording(subject.layers) as tape, torch.set_grad_enabled(records):
-            outputs = {"": [read_output(request.forward(rows.inputs, rows.carried))], **tape}
+        outputs = _outputs_of(request, batch, torch.arange(count).remainder(batch.size), records)
         is_clear = True
         for name, tensors in outputs.items():
             at_dim, at_first = (
@@ -102,6 +100,20 @@ def rows_first(subject: Subject, path: PathSettings, batch: Batch, records: bool
         if is_clear:
             break
     return frozenset(first)
+
+
+def _outputs_of(request: Request, batch: Batch, rows: Tensor, records: bool) -> dict[str, list[Tensor]]:
+    """Give what layers put out for some rows, and by "" the model, in the first reading of the arguments that works."""
+    first_error: Exception | None = None
+    for roles in possible_roles(batch):
+        taken = batch.read_as(roles).take(rows)
+        try:
+            with request.borrowed(), recording(request.layers) as tape, torch.set_grad_enabled(records):
+                return {"": [read_output(taken.call(taken.inputs, taken.carried))], **tape}
+        except Exception as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
 
 
 def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, records: bool) -> Look:

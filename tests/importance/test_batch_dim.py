@@ -67,6 +67,14 @@ class Padded(Net):
         return self.head(self.drop(self.body(x, src_key_padding_mask=padding)))
 
 
+class PaddedAsTorch(Net):
+    """A mask (B, T) in either layout, as torch takes it."""
+
+    def forward(self, *given: Tensor) -> Any:
+        x, padding = given
+        return self.head(self.drop(self.body(x, src_key_padding_mask=padding)))
+
+
 class Sequence(Net):
     """An LSTM whose outputs are a sequence."""
 
@@ -217,6 +225,19 @@ def test_the_engine_drives_both_alike(case: str) -> None:
     assert_alike(first.scores, second.scores)
     for name, layer in first.layers.items():
         assert torch.equal(layer.drop_prob, second.layers[name].drop_prob)
+
+
+@pytest.mark.parametrize("sizes", [(T, 6), (6, T), (T, T)])
+def test_a_mask_may_have_its_samples_first_though_there_are_as_many_steps(sizes: tuple[int, ...]) -> None:
+    engines = [
+        YDrop(PaddedAsTorch(first), objective=OF_TOKENS, num_samples="all", batch_dim=int(not first))
+        for first in (True, False)
+    ]
+    for size in sizes:
+        x, padding, y = X[:size], PADDING[:size], TOKEN_LABELS[:size]
+        engines[0].step((x, padding), y)
+        engines[1].step((turned(x), padding), turned(y))
+        assert_alike(engines[0].scores, engines[1].scores)
 
 
 def test_samples_of_a_larger_batch_than_the_path_takes_go_in_parts() -> None:
