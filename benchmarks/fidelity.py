@@ -1,8 +1,8 @@
 """Which units phase 1 finds: the share of the exact strong bucket, for settings of different cost.
 
 Exact is the ranking by conductance of the whole batch with 100 steps of the trapezoid rule. Half of the units are
-strong, so that chance finds 0.5. Where phase 1 does not run on every batch, its ranking is held against the exact one
-of the batch that it serves.
+strong, so a random ranking finds 0.5. Where phase 1 does not run on every batch, its ranking is compared with the exact
+one of the batch that it serves.
 """
 
 import itertools
@@ -45,7 +45,7 @@ class Setting:
     Attributes:
         n_steps: Steps on the path.
         num_samples: Samples of a batch.
-        period: It runs on every so-manyth batch.
+        period: It runs on every nth batch.
         decay: Of a running mean of scores over its runs: 0 takes the last run alone.
         quadrature: Where on each step the gradient is taken.
 

@@ -86,7 +86,7 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def _seconds_in_hook(model: nn.Module, x: Tensor, y: Tensor, steps: int, arguments: dict[str, Any]) -> list[float]:
-    """Fit, and give the seconds of each call of the callback's hook but the first ones."""
+    """Fit, and give the seconds of each call of the callback's hook except the first ones."""
     callback = _Timed(annealing_epochs=0, **arguments)
     warm_up = 2 * RECOMMENDED["every_n_batches"]
     fit(model, x, y, warm_up + steps, [callback])

@@ -7,6 +7,7 @@ from numbers import Number
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # No more items of a container than this go into a message.
@@ -47,7 +48,9 @@ def describe(value: Any) -> str:
 
     """
     if isinstance(value, Tensor):
-        return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype}, device={value.device})"
+        # A nested tensor of strided layout has no shape.
+        shape = f"{value.size(0)} of different shapes" if _lacks_shape(value) else tuple(value.shape)
+        return f"Tensor(shape={shape}, dtype={value.dtype}, device={value.device})"
     if isinstance(value, np.ndarray):
         return f"ndarray(shape={value.shape}, dtype={value.dtype})"
     if isinstance(value, Mapping):
@@ -62,6 +65,10 @@ def describe(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return type(value).__name__
+
+
+def _lacks_shape(tensor: Tensor) -> bool:
+    return tensor.is_nested and tensor.layout == torch.strided
 
 
 def _call_of(container: object, items: Iterable[str], count: int) -> str:

@@ -55,12 +55,25 @@ def is_untouched(tensor: Tensor) -> bool:
     return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Name the memory of a tensor, which its views share. An address would not do: to ask for it counts as a write."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def set_attributes(module: object, attributes: dict[str, Any]) -> None:
     """Let a module have another dictionary of attributes, past any `__setattr__` of its own.
 
     To put the former dictionary back undoes every change of an attribute at once, in a tenth of a microsecond.
     """
     object.__setattr__(module, "__dict__", attributes)
+
+
+def set_flag(module: nn.Module, training: bool) -> None:
+    """Set the training flag of a module: what `module.training = ...` comes down to, without a search for parameters.
+
+    It is for modules that have no `__setattr__` of their own, and are no TorchScript.
+    """
+    module.__dict__["training"] = training
 
 
 def set_class(module: object, cls: type) -> None:
@@ -123,6 +136,11 @@ def caches_off() -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(autocast)
         parametrize._cache_enabled, parametrize._cache = enabled, cached
+
+
+def has_global_hooks() -> bool:
+    """Tell whether backward hooks are registered for all modules."""
+    return bool(module_of_torch._global_backward_hooks or module_of_torch._global_backward_pre_hooks)
 
 
 @contextmanager

@@ -89,6 +89,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "measure": ("Conductance", None),
     "objective": ("TargetLogit", None),
     "interpolate_at": (1, 0.5),
+    "batch_dim": (-1, 0.5, "1", None, True),
 }
 OF_THE_SCHEDULE: dict[str, tuple[Any, ...]] = {
     "annealing_epochs": (-1, 1.5, "2", True),
@@ -906,6 +907,7 @@ def fit_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         ({"num_samples": 0}, ["YDropCallback(num_samples=0) was given."]),
         ({"every_n_batches": 0}, ["YDropCallback(every_n_batches=0) was given."]),
         ({"seed": -1}, ["YDropCallback(seed=-1) was given."]),
+        ({"batch_dim": -1}, ["YDropCallback(batch_dim=-1) was given."]),
         ({"baseline": float("nan")}, ["YDropCallback(baseline=nan) was given."]),
         ({"include": "body.*"}, ["`include` and `exclude` say what to convert."]),
         ({"buckets": {"strong_fraction": 1.5}}, ["Buckets(strong_fraction=1.5) was given."]),

@@ -70,7 +70,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """What train.py is called with, but for a checkpoint to go on from."""
+        """What train.py is called with, except for a checkpoint to go on from."""
         given = [each.replace("{seed}", str(self.seed)) for each in (*self.settings, *self.varied)]
         ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
         return [

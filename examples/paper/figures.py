@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
-# Of the row mnist_fig_2: share of the top 20% of units in percent, and at which share of removed units accuracy starts
-# to fall (Sec. 6.2).
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
+# Of the row mnist_fig_2: share of the top 20% of units in percent, and at which fraction of removed units accuracy
+# starts to fall (Sec. 6.2).
 PAPER = {"plain": ("50.0", "20"), "dropout": ("41.7", "60"), "ydrop": ("nearly linear", "80")}
 PRUNED_BY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "conductance": lambda layer, conductance: conductance,
@@ -55,7 +55,7 @@ class Shown:
         conductance: The mean of each unit over the validation set, by layer.
         at_random: Accuracy while units are removed at random.
         by_conductance: Accuracy while units are removed, the strongest first.
-        pruned: Accuracy while units are pruned, the weakest by conductance, by magnitude or by chance first.
+        pruned: Accuracy while units are pruned, the weakest by conductance, by magnitude or at random first.
 
     """
 
@@ -72,8 +72,8 @@ def shown(cli: "TrainCLI", repeats: int) -> Shown:
     validation, test = cli.datamodule.val_dataloader(), cli.datamodule.test_dataloader()
     layers = model.hidden_layers()
     conductance = mean_conductance(model, validation, layers=layers, n_steps=10, quadrature="trapezoid", max_rows=1024)
-    strongest = removal_curve(model, test, conductance, layers=layers, fractions=SHARES)
-    at_random = removal_curve(model, test, "random", layers=layers, fractions=SHARES, repeats=repeats)
+    strongest = removal_curve(model, test, conductance, layers=layers, fractions=FRACTIONS)
+    at_random = removal_curve(model, test, "random", layers=layers, fractions=FRACTIONS, repeats=repeats)
     return Shown(conductance, at_random, strongest, {by: pruned(model, test, conductance, by) for by in PRUNED_BY})
 
 
@@ -84,15 +84,15 @@ def pruned(
     torch.manual_seed(0)
     scores = {name: PRUNED_BY[by](model.get_submodule(name), values) for name, values in conductance.items()}
     accuracies = []
-    for share in SHARES:
+    for fraction in FRACTIONS:
         smaller = copy.deepcopy(model)
-        prune_units(smaller, scores, share)
+        prune_units(smaller, scores, fraction)
         smaller.test_acc.reset()
         with torch.no_grad():
             for x, y in test:
                 smaller.test_acc.update(smaller(x), y)
         accuracies.append(smaller.test_acc.compute())
-    return RemovalCurve(SHARES, torch.stack(accuracies).unsqueeze(0))
+    return RemovalCurve(FRACTIONS, torch.stack(accuracies).unsqueeze(0))
 
 
 def papers_of(records: Sequence[Mapping[str, Any]]) -> Mapping[str, tuple[str, str]]:
@@ -132,7 +132,7 @@ def spread_of(conductance: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def accuracies(arms: Mapping[str, Sequence[Shown]], curve: Callable[[Shown], RemovalCurve]) -> list[list[str]]:
-    """Lay out one line for each arm: accuracy in percent for each share."""
+    """Lay out one line for each arm: accuracy in percent for each fraction removed."""
     lines = []
     for arm, networks in arms.items():
         means = torch.stack([100 * curve(network).mean for network in networks])
@@ -169,7 +169,7 @@ def write(
 ) -> None:
     """Write figures.md of a row, and its pictures beside it."""
     draw(arms, folder)
-    head = [f"{100 * share:.0f}%" for share in SHARES]
+    head = [f"{100 * fraction:.0f}%" for fraction in FRACTIONS]
     parts = [
         "# What trained networks show",
         "By `examples/paper/figures.py`, of networks that were trained with `--keep-checkpoints`:",

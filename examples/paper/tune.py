@@ -120,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
     study = optuna.create_study(
         study_name=f"{known.row} {known.arm}",
         storage=storage(known.storage or str(known.out / "studies.journal")),
-        # The pairs in an order drawn by chance: a part of them is a random search.
+        # The pairs in random order: a part of them is a random search.
         sampler=optuna.samplers.GridSampler({"elasticity": ELASTICITIES, "annealing_epochs": ANNEALING_EPOCHS}),
         load_if_exists=True,
     )

@@ -41,7 +41,7 @@ class ConductanceMonitor(Callback):
         layers: Names of the layers; every `ConductanceDropout` by default. Any module that puts out one floating tensor
             will do.
         num_batches: Validation batches of each loader that are measured, at least 1.
-        every_n_epochs: In a fit it measures at the end of every so-manyth epoch, at least 1: of 2, in those that
+        every_n_epochs: In a fit it measures at the end of every nth epoch, at least 1. With 2 these are the epochs that
             `check_val_every_n_epoch=2` validates.
         figures: Whether to draw; this takes matplotlib.
         n_steps: Steps on the path, at least 1.
@@ -50,11 +50,11 @@ class ConductanceMonitor(Callback):
         objective: What is differentiated.
         interpolate_at: Name of a module at whose output the paths end instead of at the inputs.
         unit_dim: As for `layer_conductance`: dimension of the units where a layer does not say.
-        max_rows: At most so many rows pass through the model at once, at least 2; "batch" takes as many as the batch
-            has.
+        max_rows: The largest number of rows that pass through the model at once, at least 2. "batch" takes as many as
+            the batch has.
         adapter: How batches are read, where the LightningModule has no method `ydrop_inputs`.
         batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F).
-        prefix: What stands before the names of values and figures: each monitor of a Trainer has its own.
+        prefix: It starts the names of values and figures. Each monitor of a Trainer needs its own.
 
     Raises:
         ConfigurationError: If an argument is out of range, or figures are wanted and matplotlib is not installed; when
@@ -127,7 +127,7 @@ class ConductanceMonitor(Callback):
             )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse layers that are not there: by now a YDropCallback has converted what it is to convert."""
+        """Refuse layers that are not there. By now a YDropCallback with `convert=True` has converted its layers."""
         select_layers("ConductanceMonitor", pl_module, self.layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,7 +163,7 @@ class ConductanceMonitor(Callback):
         computed = self._computed(pl_module)
         for name, values in computed.items():
             logged = {"top20_share": values["top_share"], "gini": values["gini"], "total": values["total"]}
-            # They are the same on all ranks; Lightning warns where it is not told.
+            # The values are the same on all ranks, but Lightning warns without `sync_dist`.
             pl_module.log_dict({f"{self.prefix}/{name}/{key}": each for key, each in logged.items()}, sync_dist=True)
         if self.figures and computed and trainer.is_global_zero and not trainer.sanity_checking:
             means = {name: values["mean"].reshape(self._spreads[name].num_units) for name, values in computed.items()}
@@ -196,14 +196,14 @@ class ConductanceMonitor(Callback):
 
 
 def log_figure(logger: Logger, name: str, figure: "Figure", step: int, folder: Path) -> None:
-    """Hand a figure to a logger, in the way in which it takes pictures, or write it beside what the logger writes.
+    """Give a figure to a logger that takes pictures, or write it beside what the logger writes.
 
     Args:
         logger: One of Lightning's, or any other.
         name: What the figure is called there.
-        figure: Of matplotlib.
+        figure: A figure of matplotlib.
         step: The optimiser step that it belongs to.
-        folder: Where files go of loggers that have no folder.
+        folder: Where the file goes if the logger has no folder.
 
     """
     experiment: Any = getattr(logger, "experiment", None)

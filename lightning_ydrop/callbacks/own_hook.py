@@ -19,7 +19,7 @@ class OwnHook:
         self._stood_in: tuple[LightningModule, Any] | None = None
 
     def run_early(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> int | None:
-        """Run the hook, and let Lightning's own call of it get the same answer without running it again.
+        """Run the hook. When Lightning calls it, it returns the same answer without running again.
 
         Returns:
             Its answer: -1 skips the rest of the epoch.

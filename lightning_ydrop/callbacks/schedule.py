@@ -18,8 +18,8 @@ DEFAULT_EPOCHS = 2
 class Schedule:
     """Annealing, and the way out of it.
 
-    It depends on counters alone that a Trainer saves and that all ranks share: a resumed run goes on alike, and no rank
-    waits for another that skips phase 1.
+    It depends only on counters that the Trainer saves and all ranks share. So a resumed run goes on in the same way,
+    and no rank waits for another that skips phase 1.
 
     Args:
         annealing_epochs: Epochs of vanilla dropout, at least 0; 2 where `annealing_steps` is not given either.
@@ -69,7 +69,7 @@ class Schedule:
             length, done = self.annealing_steps, float(trainer.global_step)
         else:
             length = self._epochs
-            # Of an endless epoch no batch is any part: it never ends annealing.
+            # An endless epoch has no fractions, so annealing never ends in it.
             done = trainer.current_epoch + batch_idx / trainer.num_training_batches
         if done >= length:
             return 1.0

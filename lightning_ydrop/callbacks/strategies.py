@@ -7,7 +7,7 @@ from lightning_ydrop.errors import ConfigurationError
 # By name over the bases: `lightning` and `pytorch_lightning` have classes of their own, and DeepSpeed's is one of DDP.
 REASONS = {
     "FSDPStrategy": "FSDP1 frees gathered parameters by hooks on their gradients, which phase 1 does not compute",
-    "DeepSpeedStrategy": "DeepSpeed calls the model inside an engine of its own, which phase 1 would have to pass by",
+    "DeepSpeedStrategy": "DeepSpeed calls the model inside an engine of its own, which phase 1 would have to bypass",
     "XLAStrategy": "XLA traces whole training steps, and phase 1 would become part of them",
     "XLAFSDPStrategy": "XLA traces whole training steps, and phase 1 would become part of them",
     "SingleDeviceXLAStrategy": "XLA traces whole training steps, and phase 1 would become part of them",

@@ -34,8 +34,8 @@ class YDropCallback(Callback):
     The model's `ConductanceDropout` layers are vanilla dropout for the first epochs. After that, before each training
     batch, phase 1 measures every unit's importance on some samples of the batch and sets its drop probability. What
     phase 1 cannot work with is refused on the first batch of a fit, before anything is trained. A batch without samples
-    is passed over. Every fit starts anew, whatever the callback served before, but for one that resumes from a
-    checkpoint, or that goes on with the same Trainer.
+    is skipped. Every fit starts anew, whatever the callback was used for before, except one that resumes from a
+    checkpoint or goes on with the same Trainer.
 
     Batches are read by the LightningModule's method `ydrop_inputs(batch)`, where it has one, which returns (inputs,
     target), otherwise by `adapter`. Phase 1 calls the LightningModule's method `ydrop_forward`, where it has one,
@@ -63,13 +63,13 @@ class YDropCallback(Callback):
             one for each floating input, null for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
         measure: What makes a unit important; for the controls RandomImportance, Shuffled or Inverted.
-        seed: Of the samples drawn and the rates. Masks follow torch's own random stream.
+        seed: Seed of the samples drawn and of the rates. Masks come from torch's own random stream.
         annealing_steps: Instead of `annealing_epochs`: optimiser steps, as `Trainer(max_steps=...)` counts them, of
             vanilla dropout before Y-Drop, at least 0.
         transition: "step" changes from vanilla dropout to Y-Drop at the end of annealing; "linear" runs phase 1 from
             the start, and moves in a line from the vanilla rate to the buckets' while annealing.
-        every_n_batches: Phase 1 runs on every so-manyth batch, at least 1; its probabilities serve until the next, and
-            their running mean moves as far as in so many updates.
+        every_n_batches: Phase 1 runs on every nth batch, at least 1. Its probabilities serve until the next phase 1,
+            and their running mean moves as far as in n updates.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
         objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
         interpolate_at: For models of tokens, the name of a module, such as the embedding. Paths run through its
@@ -78,7 +78,8 @@ class YDropCallback(Callback):
         include: With `convert`, names of the modules to convert, as patterns such as "classifier.*"; all by default.
         exclude: With `convert`, names of the modules to leave, as patterns.
         batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F), such
-            as `nn.LSTM` and `nn.Transformer` by default. A tensor that has its samples first may have them there.
+            as `nn.LSTM` and `nn.Transformer` by default. A tensor with its samples first, such as lengths, may keep
+            them there.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -141,7 +142,7 @@ class YDropCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would train wrongly."""
-        if self._is_stale:  # of a checkpoint that an earlier stage was given, and did not take up
+        if self._is_stale:  # from a checkpoint of an earlier stage that did not use it
             self._state_to_load = {}
         if stage == "fit":
             check_strategy(trainer)
@@ -170,13 +171,15 @@ class YDropCallback(Callback):
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
             self.engine = YDrop.from_settings(pl_module, self.settings, own_method(pl_module, "ydrop_forward"))
+        else:
+            before.take_over()  # of a fit by another callback between this one's fits
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the state of a checkpoint, which some strategies restore no earlier than this, or start anew."""
+        """Load the state of a checkpoint, which some strategies restore only now, or start anew."""
         assert self.engine is not None
         if self._state_to_load:
             self._take_up()
-        elif trainer.global_step == 0:  # what an earlier fit has left is of no concern; finders leave a path as well
+        elif trainer.global_step == 0:  # whatever an earlier fit left; finders leave a ckpt_path too
             self.engine.reset()
         elif trainer.ckpt_path is not None:
             self.engine.reset()
@@ -197,7 +200,7 @@ class YDropCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run phase 1 on the batch that is about to be trained on, once annealing is over."""
         assert self.engine is not None
-        if self._state_to_load:  # of a finder that has put everything back in the middle of a fit
+        if self._state_to_load:  # from a finder that has restored everything in the middle of a fit
             self._take_up()
         progress = self._schedule.progress(trainer, batch_idx)
         if progress == 0 and self.engine.active:
@@ -205,7 +208,7 @@ class YDropCallback(Callback):
         due = progress > 0 and self.engine.is_due
         if due or not self._is_dry_run_done:
             if self._own_hook.run_early(pl_module, batch, batch_idx) == -1:
-                return  # the batch is not trained on, and neither is the rest of the epoch
+                return  # Lightning skips this batch and the rest of the epoch
             inputs, target = read_batch(pl_module, self.adapter, batch)
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
@@ -220,13 +223,13 @@ class YDropCallback(Callback):
             self._log(pl_module, progress)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say once what has gone wrong and was counted: here the host waits for the device anyway."""
+        """Warn once of what was counted on the device: here the host waits for it anyway."""
         self._warn_once()
         if self.engine is not None and "unusable" in self._warned and trainer.loggers:
             pl_module.log(UNUSABLE, self.engine.unusable.float(), on_epoch=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so too where training ends within an epoch."""
+        """Warn also if training ends within an epoch."""
         self._warn_once()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -240,11 +243,11 @@ class YDropCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Give the running means and the number of steps; the model's own state_dict has no trace of them."""
         if self._state_to_load or self.engine is None:
-            return self._state_to_load  # what is still to be taken up is the state, whoever asks before then
+            return self._state_to_load  # until it is loaded, this is the state
         return self.engine.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a checkpoint's state until training starts: testing and learning rate finders come here too."""
+        """Keep a checkpoint's state until training starts. Testing and learning rate finders call this too."""
         self._state_to_load = state_dict
         self._is_stale = False
 
@@ -265,7 +268,7 @@ class YDropCallback(Callback):
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     def _warn_once(self) -> None:
-        """Say once what has gone wrong so far and was counted on the device, where the host waits for it anyway."""
+        """Warn once of what was counted on the device so far. Call it where the host waits for the device anyway."""
         if self.engine is None:
             return
         if "nonfinite" not in self._warned and (times := int(self.engine.nonfinite)):
@@ -307,7 +310,7 @@ class YDropCallback(Callback):
 
 
 def _is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Tell whether Lightning hands on to loggers what is logged in this batch."""
+    """Tell whether Lightning passes what is logged in this batch to loggers."""
     if trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
         return False
     # It counts batches that step an optimiser, however many optimisers they step; by hand, all batches count.

@@ -162,5 +162,11 @@ def bucket_probabilities(scores: Tensor, low: float | Tensor, high: float | Tens
     # A stable sort, not topk: the same scores must give the same buckets on every rank and after a restart.
     ranking = scores.sort(dim=-1, descending=True, stable=True).indices
     top = ranking[..., : strong_count(scores.shape[-1], strong_fraction)]
-    low, high = (torch.as_tensor(rate, dtype=torch.float32, device=scores.device) for rate in (low, high))
+    low, high = (
+        rate.to(scores.device, torch.float32)
+        if isinstance(rate, Tensor)
+        # Filled in by the device. A tensor made of a number would be copied there, and the host would wait.
+        else torch.full((), rate, dtype=torch.float32, device=scores.device)
+        for rate in (low, high)
+    )
     return low.expand_as(scores).scatter(-1, top, high.expand_as(top))

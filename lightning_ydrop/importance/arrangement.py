@@ -1,6 +1,7 @@
 """A batch, arranged: what the model is called with, as tensors whose first dimension is the batch."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,8 @@ class Role(NamedTuple):
 
 
 FIXED = Role("fixed")
+# Ways to read the arguments that are tried, where their shapes allow for several.
+MOST_ROLES = 9
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Call:
     roles: tuple[Role, ...]
 
     def __call__(self, interpolated: Tensors, carried: Tensors) -> Any:
-        """Call the model with other rows, the batch first: of the floating inputs, and of what goes along with them.
+        """Call the model with other rows: of the floating inputs, and of what is carried along. The batch comes first.
 
         An exception that it raises gets a note that says what it was called with.
         """
@@ -89,7 +92,7 @@ class Call:
             row = next(rows[role.kind])
             return row.movedim(0, role.dim) if role.dim else row
 
-        # One after the other: both are flat as a rule, and the library is quick with what is.
+        # One after the other: both are usually flat, and the library is fast with flat collections.
         positional = apply_to_collection(list(self.positional), Tensor, replaced)
         return positional, apply_to_collection(dict(self.keywords), Tensor, replaced)
 
@@ -120,16 +123,21 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
-        return (self.inputs or self.carried)[0].device
+        """Where the model works on the samples."""
+        return device_of_samples(self.inputs, self.carried)
 
     @property
     def shares_start(self) -> bool:
-        """Whether all paths start at one and the same point, which then takes one row."""
+        """Whether all paths start at the same point, which then takes one row."""
         return not self.carried and all(len(start) == 1 for start in self.starts)
 
+    def read_as(self, roles: tuple[Role, ...]) -> "Batch":
+        """Carry other tensors along, or with their samples elsewhere, in a batch of which no rows are taken."""
+        carried = _of_kind("carried", _tensors_of(self.call.positional, self.call.keywords), roles)
+        return replace(self, call=replace(self.call, roles=roles), carried=carried)
+
     def take(self, rows: Tensor) -> "Batch":
-        """Keep the samples of these numbers, int64 on the CPU, in this order."""
+        """Keep the samples with these indices, int64 on the CPU, in this order."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
             self,
@@ -177,17 +185,18 @@ def arrange(
         keywords = apply_to_collection(dict(keywords), Tensor, ordinary)
         tensors = _tensors_of(positional, keywords)
     floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > batch_dim]
-    candidates = floating if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
+    ends = [tensor for tensor, stays in zip(floating, _staying(baseline, len(floating)), strict=True) if not stays]
+    candidates = (ends or floating) if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
     if not candidates:
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
-            "Phase 1 walks a straight line from the baseline to the inputs, so that there is a floating tensor with a "
-            "row for each sample among them: between integers there is nothing to walk on.",
+            "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
+            "with a row for each sample: between integers there is nothing to walk on.",
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
             'interpolate_at="name.of.the.embedding".',
         )
     num_samples = candidates[0].shape[batch_dim]
-    if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in floating)):
+    if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in ends)):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "All floating inputs have the same number of samples, at least one, in their first dimension"
@@ -207,19 +216,25 @@ def arrange(
         role if role.kind != "carried" or _has_samples(tensor, role.dim, num_samples) else FIXED
         for tensor, role in zip(tensors, roles, strict=True)
     )
-    interpolated, carried = (
-        tuple(
-            tensor.movedim(role.dim, 0) if role.dim else tensor
-            for tensor, role in zip(tensors, roles, strict=True)
-            if role.kind == kind
-        )
-        for kind in ("interpolated", "carried")
-    )
+    interpolated, carried = (_of_kind(kind, tensors, roles) for kind in ("interpolated", "carried"))
     check_pairs(target, num_samples, batch_dim)
     if isinstance(target, Tensor) and batch_dim and _has_samples(target, batch_dim, num_samples):
         target = target.movedim(batch_dim, 0)
     starts = start_points(interpolated, baseline, batch_dim) if interpolate else ()
     return Batch(Call(function, positional, keywords, roles), interpolated, starts, carried, target)
+
+
+def possible_roles(batch: Batch) -> list[tuple[Role, ...]]:
+    """List what tensors may be: first as they were arranged, then with samples elsewhere, or without samples.
+
+    A tensor may be several things where it has as many entries as there are samples in several dimensions, as a mask
+    (T, T) may have.
+    """
+    carried, options = iter(batch.carried), []
+    for role in batch.call.roles:
+        is_open = role.kind == "carried" and list(next(carried).shape[:3]).count(batch.size) > 1
+        options.append(dict.fromkeys([role, Role("carried"), FIXED]) if is_open else [role])
+    return list(itertools.islice(itertools.product(*options), MOST_ROLES))
 
 
 def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
@@ -229,8 +244,14 @@ def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Copy what was made in inference mode, as the batches are that a Trainer validates: autograd could not keep it."""
+    """Copy a tensor made in inference mode, as a Trainer's validation batches are: autograd can't save it."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def device_of_samples(inputs: Tensors, carried: Tensors) -> torch.device:
+    """Say where a model works on samples: what goes along with them, such as lengths, may stay on the CPU."""
+    tensors = inputs or carried
+    return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), tensors[0].device)
 
 
 def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:
@@ -271,16 +292,33 @@ def _roles(
     tensors: Sequence[Tensor], num_samples: int, baseline: Baseline, interpolate: bool, batch_dim: int
 ) -> tuple[Role, ...]:
     """Say what each tensor is, of a first batch."""
-    stays = iter([start is None for start in baseline] if isinstance(baseline, Sequence) else [])
+    num_floating = sum(tensor.is_floating_point() and tensor.ndim > batch_dim for tensor in tensors)
+    stays = iter(_staying(baseline, num_floating))
     roles = []
     for tensor in tensors:
-        if interpolate and tensor.is_floating_point() and tensor.ndim > batch_dim:
-            roles.append(Role("carried" if next(stays, False) else "interpolated", batch_dim))
+        is_floating = interpolate and tensor.is_floating_point() and tensor.ndim > batch_dim
+        if is_floating and not next(stays):
+            roles.append(Role("interpolated", batch_dim))
         elif _has_samples(tensor, batch_dim, num_samples):
             roles.append(Role("carried", batch_dim))
         else:
             roles.append(Role("carried", 0) if _has_samples(tensor, 0, num_samples) else FIXED)
     return tuple(roles)
+
+
+def _staying(baseline: Baseline, num_floating: int) -> list[bool]:
+    """Say which of the floating tensors no path runs through: those whose baseline is None."""
+    starts = list(baseline) if isinstance(baseline, Sequence) else []
+    return [start is None for start in starts[:num_floating]] + [False] * (num_floating - len(starts))
+
+
+def _of_kind(kind: str, tensors: Sequence[Tensor], roles: Sequence[Role]) -> Tensors:
+    """Take the tensors of a kind, with their samples first."""
+    return tuple(
+        tensor.movedim(role.dim, 0) if role.dim else tensor
+        for tensor, role in zip(tensors, roles, strict=True)
+        if role.kind == kind
+    )
 
 
 def _has_samples(tensor: Tensor, dim: int, num_samples: int) -> bool:
@@ -291,7 +329,7 @@ def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> lis
     """List the tensors of a call in the order in which they stand.
 
     Raises:
-        ConfigurationError: If there are some that have no rows, which could be taken out one by one.
+        ConfigurationError: If one of them has no rows that can be taken out one by one.
 
     """
     tensors: list[Tensor] = []
@@ -300,9 +338,10 @@ def _tensors_of(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> lis
         if isinstance(value, PackedSequence) or value.is_nested or value.layout != torch.strided:
             raise ConfigurationError(
                 f"The inputs are {describe((*positional, *keywords.values()))}, not all of them dense.",
-                "Phase 1 takes samples out of a batch, and lays points on their paths into one: of dense tensors.",
+                "Phase 1 takes samples out of a batch and makes a batch of points on their paths, so it needs dense "
+                "tensors.",
                 "Make them dense in `ydrop_inputs`, with torch.nn.utils.rnn.pad_packed_sequence or to_padded_tensor "
-                "for sequences, and what they were again in `ydrop_forward`.",
+                "for sequences, and turn them back in `ydrop_forward`.",
             )
         tensors.append(value)
         return value

@@ -18,6 +18,7 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import request_of
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
 from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
+from lightning_ydrop.importance.trials import rows_first
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.wrappers import unwrapped
 
@@ -43,15 +44,15 @@ def layer_conductance(
     """Measure how much each unit of any layers contributes to the output (Eq. 2, arXiv 2409.09088).
 
     The model is measured in evaluation mode and given back as it was. All layers share one forward and one backward
-    pass over the path of all samples: `n_steps * B + 1` rows where every sample's path starts at one and the same
-    point, `(n_steps + 1) * B` rows otherwise. The start is the same where `baseline` is, unless something is carried
-    along the path that differs with the sample, or the gradient at the start counts ("left", "trapezoid") and differs
-    with the sample's target.
+    pass over the path of all samples: `n_steps * B + 1` rows where all paths start at the same point,
+    `(n_steps + 1) * B` rows otherwise. They start at the same point if the `baseline` is the same for all samples,
+    except where something is carried along the path, or where the gradient at the start counts ("left", "trapezoid")
+    and depends on the sample's target.
 
     Args:
         model: Any torch model.
         inputs: What its forward takes: a tensor (B, *), a tuple of arguments, or a mapping of arguments by name.
-            Floating tensors are walked to from the baseline, all others carried along.
+            Paths run from the baseline to floating tensors. All others are carried along: they stay as they are.
         target: Class index (B,) or one for all samples, soft labels (B, C), dense labels (B, H, W), or None for the
             sum of the outputs.
         layers: The modules whose outputs are measured: names, as in `model.named_modules()`, or types, one or several.
@@ -66,21 +67,22 @@ def layer_conductance(
             It takes one more forward pass of the samples.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         unit_dim: Dimension of the units in the outputs of layers that do not say: a `ConductanceDropout` has its own.
-            By default the last of linear layers, embeddings, of patches too, LayerNorm, RMSNorm and Transformer layers,
-            and 1 of all others, such as convolutions and the LayerNorm2d between them; so an activation of (B, T, U)
+            By default the last dimension for linear layers, embeddings (of patches too), LayerNorm, RMSNorm and
+            Transformer layers, and 1 for all others, such as convolutions and LayerNorm2d. So an activation (B, T, U)
             takes unit_dim=-1.
-        max_rows: At most so many rows, at least 2, pass through the model at once. None takes all in one pass; a
-            number splits the samples, and where that does not do each path, into as many passes as needed, which give
-            the same. "batch" takes as many as there are samples: it needs no more memory than training.
+        max_rows: The largest number of rows that pass through the model at once, at least 2. None takes all in one
+            pass. A number splits the samples, and each path too if that is not enough, into as many passes as needed,
+            with the same result. "batch" takes as many rows as there are samples: no more memory than training needs.
         batch_dim: The dimension of the samples in inputs, target, output and layers: 1 for models of (T, B, F), such as
-            `nn.LSTM` and `nn.Transformer` by default. A tensor of them that has its samples first may have them there.
+            `nn.LSTM` and `nn.Transformer` by default. A tensor with its samples first, such as lengths, may keep them
+            there.
 
     Returns:
         For each layer, by name, its conductance (B, U), on the device of its output, in float32 or, for float64
         activations, float64. A layer that is called several times counts as the sum of its calls.
 
     Raises:
-        ConfigurationError: If an argument does not fit to the model, or a chosen layer takes no part in its forward.
+        ConfigurationError: If an argument does not fit the model, or its forward does not call a chosen layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -94,7 +96,7 @@ def layer_conductance(
     return conductance_along(path, model, inputs, target, layers, forward, unit_dim, max_rows)
 
 
-@torch.inference_mode(False)  # in which gradients can be taken, also while a Trainer validates
+@torch.inference_mode(False)  # so that gradients can be taken, also while a Trainer validates
 def conductance_along(
     path: PathSettings,
     model: nn.Module,
@@ -125,23 +127,27 @@ def conductance_along(
         batch = replace(batch, target=torch.full((batch.size,), for_all, device=batch.device))
     subject = replace(subject, objective=subject.objective.on(batch.device))
     at_once = max(2, batch.size) if max_rows == "batch" else max_rows
-    request = request_of(subject, batch, path, torch.Generator(), max_rows=at_once)
-    request = replace(request, objective=_Checked(request.objective, request.target))
+    plan = Plan(rows_first=rows_first(subject, path, batch))
+
+    def measured(plan: Plan) -> dict[str, Tensor]:
+        request = request_of(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
+        return conductance(replace(request, objective=_Checked(request.objective, request.target)))
+
     try:
-        scores = conductance(request)
+        scores = measured(plan)
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        scores = conductance(replace(request, plan=Plan(constant_parameters=False)))
+        scores = measured(replace(plan, constant_parameters=False))
     check_called(path.owner, chosen, scores)
     return scores
 
 
 def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
-    """Refuse what cannot be the dimension of units, or a number of rows.
+    """Refuse a `unit_dim` that is no dimension of units, and a `max_rows` that is no number of rows.
 
     Raises:
-        ConfigurationError: If it cannot.
+        ConfigurationError: If one of the two is refused.
 
     """
     if unit_dim is not None:
@@ -151,13 +157,19 @@ def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
 
 
 class _Checked(Objective):
-    """An objective that checks the caller's target, which the rows of the path hold many times over."""
+    """An objective that checks the caller's target once, in the first pass: the host waits for a device to see it."""
 
     def __init__(self, objective: Objective, target: Target) -> None:
         self.objective = objective
         self.target = target
+        self.is_checked = False
 
     def __call__(self, output: Tensor, target: Target) -> Tensor:
-        with torch.no_grad():
-            self.objective.check(output, self.target)
+        if not self.is_checked:
+            with torch.no_grad():
+                self.objective.check(output, self.target)
+            self.is_checked = True
         return self.objective(output, target)
+
+    def __repr__(self) -> str:
+        return repr(self.objective)

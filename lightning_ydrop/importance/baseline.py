@@ -41,7 +41,7 @@ def check_baseline(owner: str, baseline: Any) -> Baseline:
 
 
 def baseline_on(device: torch.device, baseline: Baseline) -> Baseline:
-    """Bring the tensors of a baseline to a device, so that no step has to copy them there."""
+    """Move the tensors of a baseline to a device once, so that no step has to."""
     if isinstance(baseline, Tensor):
         return baseline.detach().to(device)
     if isinstance(baseline, Sequence):
@@ -50,7 +50,7 @@ def baseline_on(device: torch.device, baseline: Baseline) -> Baseline:
 
 
 def start_points(interpolated: Tensors, baseline: Baseline, batch_dim: int = 0) -> Tensors:
-    """Bring baselines to the shape of what paths end at, to its device and dtype.
+    """Give baselines the shape, device and dtype of the tensors that paths end at.
 
     Args:
         interpolated: Tensors (B, *).
@@ -72,7 +72,7 @@ def start_points(interpolated: Tensors, baseline: Baseline, batch_dim: int = 0) 
     if len(listed) != len(interpolated) or not interpolated:
         raise ConfigurationError(
             f"baseline={describe(baseline)} was given for paths to {len(interpolated)} tensor(s).",
-            "A list of baselines has one for each tensor that is walked to, not all of them None.",
+            "A list of baselines has one for each tensor that paths end at, not all of them None.",
             "Pass as many baselines as inputs, or a single number for all of them.",
         )
     starts = [_start(item, start, batch_dim) for item, start in zip(interpolated, listed, strict=True)]

@@ -14,12 +14,12 @@ from lightning_ydrop.importance.recording import Tape, recording
 from lightning_ydrop.importance.request import Request
 from lightning_ydrop.importance.selection import Layout, count_units, layout_of
 
-# Elements of an activation: to copy so many takes less time than to start the operations for each by itself.
+# Copying activations with no more elements than this side by side takes less time than an operation for each.
 SMALL = 2**13
 
 
 def conductance(request: Request) -> dict[str, Tensor]:
-    """Measure conductance, as `layer_conductance`, of what was checked before.
+    """Measure conductance as `layer_conductance` does, of a request that was checked before.
 
     It never looks at a value, so that on a GPU the host does not wait.
 
@@ -32,7 +32,7 @@ def conductance(request: Request) -> dict[str, Tensor]:
     """
     differs = request.carried or (request.quadrature != "right" and request.target is not None)
     if differs:
-        # What the start leads to is another thing for each sample: no row serves two.
+        # The model's output at the start, or F of it, depends on the sample: each needs a row of its own.
         starts = tuple(start.expand_as(item) for start, item in zip(request.starts, request.inputs, strict=True))
         request = replace(request, starts=starts)
     overwritten = set(request.plan.overwritten)
@@ -44,7 +44,7 @@ def conductance(request: Request) -> dict[str, Tensor]:
 
 
 def _in_parts(request: Request, tape: Tape, overwritten: set[str]) -> dict[str, Tensor]:
-    """Measure conductance in as many passes as it takes with `max_rows`."""
+    """Measure conductance in as many passes as `max_rows` makes necessary."""
     num_samples, num_starts, n_steps = request.num_samples, len(request.starts[0]), request.n_steps
     if (
         request.max_rows is None
@@ -88,10 +88,10 @@ def _one_pass(request: Request, tape: Tape, overwritten: set[str]) -> dict[str, 
     rows = len(points[0])
     layouts: list[Layout] = []
     for name, calls in tape.items():
-        layer, unit_dim = request.layers[name], request.unit_dims[name]
-        count_units(name, layer, calls, unit_dim, rows=rows, batch_dim=request.batch_dim)
+        layer, unit_dim, batch_dim = request.layers[name], request.unit_dims[name], request.dim_of_rows(name)
+        count_units(name, layer, calls, unit_dim, rows=rows, batch_dim=batch_dim)
         for activation in calls:
-            layout = layout_of(layer, activation, unit_dim, rows=rows, batch_dim=request.batch_dim)
+            layout = layout_of(activation, unit_dim, rows=rows, batch_dim=batch_dim)
             assert layout is not None
             layouts.append(layout)
     # Listed before the backward pass, in which activation checkpoints call their layers once more.
@@ -113,9 +113,9 @@ def _one_pass(request: Request, tape: Tape, overwritten: set[str]) -> dict[str, 
 def _path_conductances(
     activations: list[Tensor], gradients: list[Tensor], num_samples: int, quadrature: Quadrature
 ) -> list[Tensor]:
-    """Give the conductance (B, *) of each activation: of small ones (rows, U) side by side, as if they were one.
+    """Give the conductance (B, *) of each activation. Small ones (rows, U) are put side by side and treated as one.
 
-    To copy these takes less time than to start the operations for each of them.
+    Copying these takes less time than starting the operations for each of them.
     """
     measured: dict[int, Tensor] = {}
     side_by_side: dict[torch.device, list[int]] = {}
@@ -134,7 +134,7 @@ def _path_conductances(
 
 
 def _along_the_path(rows: Tensor, num_starts: int, n_steps: int) -> Tensor:
-    """Give a row to each point: to those of the start, then to all samples' for each step."""
+    """Repeat rows for every point: for the starts, then for all samples at each step."""
     return torch.cat([rows[:num_starts], *[rows] * n_steps])
 
 

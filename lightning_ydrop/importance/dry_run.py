@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
-from lightning_ydrop.importance.arrangement import FIXED, Batch, Role, arrange
+from lightning_ydrop.importance.arrangement import Batch, Role, arrange, possible_roles
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.findings import Findings
+from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import request_from
 from lightning_ydrop.importance.settings import EngineSettings
@@ -60,7 +61,8 @@ def dry_run(
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
     look = look_at(subject, path, batch)
-    _compare_rows(look, path)
+    look = look.read_as(_roles_by_comparison(look))
+    batch = look.batch
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
     plan = replace(plan, num_units=num_units, smallest_batch=smallest_batch(subject, path, plan, batch))
@@ -70,8 +72,8 @@ def dry_run(
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
         plan, called = in_training(look, plan)
-        return Findings(subject, path, plan, look.left, frozenset(missed & called))
-    return Findings(subject, path, plan, look.left)
+        return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called))
+    return Findings(subject, path, plan, batch.device, look.left)
 
 
 def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Target) -> Batch:
@@ -86,32 +88,54 @@ def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Targ
     )
 
 
-def _compare_rows(look: Look, path: PathSettings) -> None:
+def _roles_by_comparison(look: Look) -> tuple[Role, ...]:
     """Pass half of the batch through the model, the last sample first, and compare with what it gave within the batch.
 
     Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its
-    own.
+    own. Of several ways to read the arguments, the first one counts in which they don't.
+
+    Returns:
+        The roles of the tensors among the arguments.
+
     """
-    size = look.batch.size
+    size, roles = look.batch.size, look.batch.call.roles
     if size < 2:
-        return
+        return roles
     rows = torch.arange(size - 1, (size - 1) // 2, -1)
-    alone = output_of(look, rows)
     within = look.output[rows.to(look.output.device)]
-    if _differs(alone, within) and not _normalises_by_batch(look.request.model):
-        again = output_of(look, torch.arange(size), draws=1)
-        if _differs(again, look.output):
-            return  # by chance, in evaluation too: a comparison says nothing
-        other = 1 - path.batch_dim if path.batch_dim < 2 else 0
-        warnings.warn(
-            f"The outputs of {type(look.request.model).__name__} for {len(rows)} samples of the first batch change "
-            f"when the others are not there: with batch_dim={path.batch_dim}, samples influence each other, and none "
-            "has a conductance of its own. "
-            f"Where another dimension is the batch, as in models of (T, B, F), pass batch_dim={other}. "
-            "Where it is what the model does, as a normalisation by the batch, scores are those of rows that mix.",
-            UserWarning,
-            stacklevel=5,
-        )
+    raised: Exception | None = None
+    possible: list[tuple[Role, ...]] = []
+    for choice in possible_roles(look.batch):
+        try:
+            alone = output_of(look.read_as(choice), rows)
+        except Exception as error:
+            raised = raised or error
+            continue
+        if not _differs(alone, within):
+            return choice
+        possible.append(choice)
+    if raised is not None and not possible:
+        raise raised
+    if not _normalises_by_batch(look.request.model):
+        _warn_of_mixing(look, len(rows))
+    return possible[0]
+
+
+def _warn_of_mixing(look: Look, num_rows: int) -> None:
+    batch_dim = look.request.batch_dim
+    again = output_of(look, torch.arange(look.batch.size), draws=1)
+    if _differs(again, look.output):
+        return  # by chance, in evaluation too: a comparison says nothing
+    other = 1 - batch_dim if batch_dim < 2 else 0
+    warnings.warn(
+        f"The outputs of {type(look.request.model).__name__} for {num_rows} samples of the first batch change when "
+        f"the others are not there: with batch_dim={batch_dim}, samples influence each other, and none has a "
+        f"conductance of its own. Where another dimension is the batch, as in models of (T, B, F), pass "
+        f"batch_dim={other}. Where it is what the model does, as a normalisation by the batch, scores are those of "
+        "rows that mix.",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def _differs(one: Tensor, other: Tensor) -> bool:
@@ -147,15 +171,13 @@ def _phase_1(
 ) -> tuple[Plan, dict[str, Tensor]]:
     """Score the units as every step will, in the first of some plans that the model works with."""
     plans = [plan]
-    if plan.roles is not None and (fixed := _without_square(plan.roles, subject, path, inputs, target)) != plan.roles:
-        plans.append(replace(plan, roles=fixed))
     first_error: Exception | None = None
     while plans:
         plan = plans.pop(0)
         try:
             request = request_from(subject, path, plan, inputs, target, generator_for, learning=True)
             assert request is not None  # no batch is too small by now
-            scores: Any = settings.measure.score(request)
+            scores: Any = scores_by(settings.measure, request)
         except Exception as error:
             if plan.constant_parameters and needs_graph(error):
                 plans.insert(0, replace(plan, constant_parameters=False))
@@ -170,16 +192,6 @@ def _phase_1(
         return plan, scores
     assert first_error is not None
     raise first_error
-
-
-def _without_square(
-    roles: tuple[Role, ...], subject: Subject, path: PathSettings, inputs: Inputs, target: Target
-) -> tuple[Role, ...]:
-    """Take tensors for fixed that have as many entries as there are samples in several dimensions, as a mask (T, T)."""
-    batch = _arranged(subject, path, inputs, target)
-    carried = iter(batch.carried)
-    square = [role.kind == "carried" and list(next(carried).shape[:3]).count(batch.size) > 1 for role in roles]
-    return tuple(FIXED if fixed else role for role, fixed in zip(roles, square, strict=True))
 
 
 def _count_scored(

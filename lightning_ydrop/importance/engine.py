@@ -1,7 +1,6 @@
 """Y-Drop for any training loop: one step of phase 1, and the probabilities that follow from it."""
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +15,12 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.importance.arrangement import is_empty
 from lightning_ydrop.importance.baseline import Baseline
+from lightning_ydrop.importance.counts import Count, count_false
+from lightning_ydrop.importance.driving import check_driver, check_state, restore, states_of, take_over
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
-from lightning_ydrop.importance.measures import Conductance, Measure
+from lightning_ydrop.importance.measures import Conductance, Measure, scores_by
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
@@ -30,8 +31,6 @@ from lightning_ydrop.layers.conductance_dropout import activate_layers, update_l
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.modules import device_of
 from lightning_ydrop.models.wrappers import unwrapped
-
-_NUMBERS = itertools.count(1)
 
 
 class YDrop:
@@ -78,14 +77,12 @@ class YDrop:
         layers: The layers driven, by name.
         scores: The score of every layer by name, which its units are ranked by: float32, shape (U,), on the device of
             its activations. All 0 where nothing was measured, as on samples whose labels do not count.
-        nonfinite: How often a layer's scores were not finite and its probabilities stayed what they were: one whole
-            number in a tensor on the training device.
-        unusable: How many entries of the targets drawn named nothing in the output and did not count: likewise.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the model has no `ConductanceDropout`.
 
     Example:
+        >>> from lightning_ydrop import ConductanceDropout
         >>> model = nn.Sequential(nn.Linear(4, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 2))
         >>> ydrop = YDrop(model)
         >>> ydrop.step(torch.rand(16, 4), torch.zeros(16, dtype=torch.long))
@@ -137,29 +134,27 @@ class YDrop:
                 "Pass, for example, forward=model.predict.",
             )
         self.settings = settings
-        self.elasticity, self.buckets, self.initial_drop_prob = (
-            settings.elasticity,
-            settings.buckets,
-            settings.initial_drop_prob,
-        )
-        self.measure, self.seed, self.every_n_batches = settings.measure, settings.seed, settings.every_n_batches
+        self.elasticity, self.initial_drop_prob = settings.elasticity, settings.initial_drop_prob
+        self.buckets, self.measure = settings.buckets, settings.measure
+        self.seed, self.every_n_batches = settings.seed, settings.every_n_batches
         self.model, self.forward = unwrapped(model, forward)
         self.layers = driven_layers(self.model)
         if path.interpolate_at is not None:
             find_module(type(self).__name__, self.model, path.interpolate_at)
-        # The layers know the engine that drives them by its number: the last one that was made for them.
-        self._number = next(_NUMBERS)
-        for layer in self.layers.values():
-            layer.driver = self._number
+        self.take_over()
         self.reset()
+
+    def take_over(self) -> None:
+        """Drive the layers from now on, where another engine has been made for them since."""
+        self._number = take_over(self.layers)
 
     def reset(self) -> None:
         """Forget all steps: the engine and its layers are as they were made."""
         for layer in self.layers.values():
             layer.reset()
         self.scores: dict[str, Tensor] = {}
-        self.nonfinite = torch.zeros((), dtype=torch.int64)
-        self.unusable = torch.zeros((), dtype=torch.int64)
+        self._nonfinite = Count(count_false)
+        self._unusable = Count(self._count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
         self._findings: Findings | None = None
@@ -173,6 +168,16 @@ class YDrop:
     def is_due(self) -> bool:
         """Whether the next step runs phase 1."""
         return self._steps_taken % self.settings.every_n_batches == 0 or not self.scores
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """How often a layer's scores were not finite and its probabilities stayed: int64, on the training device."""
+        return self._nonfinite.total
+
+    @property
+    def unusable(self) -> Tensor:
+        """How many entries of the targets drawn named nothing in the output and did not count: likewise."""
+        return self._unusable.total
 
     @property
     def unguarded(self) -> list[str]:
@@ -201,7 +206,7 @@ class YDrop:
             ConfigurationError: If inputs or target do not fit to the model, or another engine drives the layers.
 
         """
-        self._check_driver()
+        check_driver(self.settings.path.owner, self.layers, self._number)
         if self._findings is None:
             self.dry_run(inputs, target)
         scores = self._score(inputs, target) if self._findings is not None and self.is_due else {}
@@ -217,7 +222,7 @@ class YDrop:
         )
         self._steps_taken += 1
         self._progress = progress
-        for names, means in averages(scores, num_units, self.nonfinite.device):
+        for names, means in averages(scores, num_units, self._findings.device):
             self._update(names, means, low, high)
 
     def skip(self, *, progress: float = 1.0) -> None:
@@ -246,10 +251,10 @@ class YDrop:
             ConfigurationError: If inputs, target or measure do not fit to the model.
 
         """
-        settings, raised = self.settings, None
+        settings, raised, is_nothing = self.settings, None, False
         findings = without_samples(self.model, self.forward, self.layers, settings.path)
-        is_nothing = is_empty(inputs, settings.path.batch_dim)
         try:
+            is_nothing = is_empty(inputs, settings.path.batch_dim)
             if not is_nothing:
                 findings = dry_run(self.model, self.forward, self.layers, settings, inputs, target, self._generator)
         except Exception as error:
@@ -262,7 +267,8 @@ class YDrop:
         warn_of_layers_left(findings, self.layers, num_units)
         in_order = {name: num_units[name] for name in self.layers if name in num_units}
         self._findings = replace(findings, plan=replace(findings.plan, num_units=in_order))
-        self.nonfinite, self.unusable = (each.to(findings.device) for each in (self.nonfinite, self.unusable))
+        for count in (self._nonfinite, self._unusable):
+            count.total = count.total.to(findings.device)
 
     def deactivate(self) -> None:
         """Return every layer to vanilla dropout. Running means are kept for the next step."""
@@ -277,14 +283,7 @@ class YDrop:
             "unusable": self.unusable.clone(),
             "progress": self._progress,
             "scores": {name: scores.clone() for name, scores in self.scores.items()},
-            "layers": {
-                name: {
-                    "drop_prob": layer.drop_prob.clone(),
-                    "mean_drop_prob": layer.mean_drop_prob.clone(),
-                    "active": layer.active,
-                }
-                for name, layer in self.layers.items()
-            },
+            "layers": states_of(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -294,30 +293,19 @@ class YDrop:
             ConfigurationError: If the state is that of other layers, or none.
 
         """
-        if not (isinstance(state, dict) and state.keys() == self.state_dict().keys()):
-            raise ConfigurationError(
-                f"{describe(state)} was given as a Y-Drop state.",
-                "A state is what `YDrop.state_dict` gave, whole.",
-                "Load one of those, or start without it.",
-            )
-        if state["layers"].keys() != self.layers.keys():
-            raise ConfigurationError(
-                f"A Y-Drop state of the layers {', '.join(map(repr, state['layers']))} was given to a model with "
-                f"{', '.join(map(repr, self.layers))}.",
-                "A state fits to the network that it was taken from.",
-                "Load it into that network, or start without it.",
-            )
+        check_state(state, self.state_dict())
         device = device_of(self.model)
         self._steps_taken = state["steps_taken"]
-        self.nonfinite = state["nonfinite"].to(device, copy=True)
-        self.unusable = state["unusable"].to(device, copy=True)
+        self._nonfinite.total = state["nonfinite"].to(device, copy=True)
+        self._unusable.total = state["unusable"].to(device, copy=True)
         self._progress = state["progress"]
         self.scores = {name: scores.to(device, copy=True) for name, scores in state["scores"].items()}
-        for name, layer in self.layers.items():
-            saved = state["layers"][name]
-            layer.restore(saved["drop_prob"].to(device), saved["mean_drop_prob"].to(device))
-            if saved["active"]:
-                layer.activate(self._progress)
+        restore(self.layers, state["layers"], self._progress, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the dry run has found: a copy holds other tensors, and makes a dry run of its own."""
+        self.unusable  # noqa: B018, which counts what waits for that
+        return vars(self) | {"_findings": None}
 
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
         """Draw samples of the batch and measure them: nothing, where it has too few."""
@@ -328,20 +316,22 @@ class YDrop:
         request = request_from(findings.subject, findings.path, findings.plan, inputs, target, self._generator)
         if request is None:
             return {}
-        if findings.plan.output is not None:
-            unusable = findings.subject.objective.count_unusable(findings.plan.output, request.target)
-            if unusable is not None:
-                self.unusable += unusable
-        return self.settings.measure.score(request)
+        target = request.target
+        if findings.plan.counts_unusable and target is not None and not target.is_floating_point():
+            self._unusable.add(target)
+        return scores_by(self.settings.measure, request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
         """Rank the units of layers of one width by their scores (L, U), and give them this step's rates."""
         # Not isfinite().all(1), which is five operations.
         largest = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True)
         finite = largest < math.inf
-        self.nonfinite += (~finite).sum().to(self.nonfinite.device)
+        self._nonfinite.add(finite)
         self.scores.update(zip(names, scores.unbind(), strict=True))
-        rates = torch.tensor([[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32)
+        # On the CPU, whatever the default device is: made elsewhere, it would be copied there while the host waits.
+        rates = torch.tensor(
+            [[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32, device="cpu"
+        )
         low_here, high_here = rates.to(scores.device, non_blocking=True)
         update_layers(
             [self.layers[name] for name in names],
@@ -352,14 +342,9 @@ class YDrop:
             accept=finite & (largest > 0),  # zeros rank nothing
         )
 
-    def _check_driver(self) -> None:
-        if taken := [name for name, layer in self.layers.items() if layer.driver != self._number]:
-            raise ConfigurationError(
-                f"{self.settings.path.owner}.step was called for {', '.join(map(repr, taken))}, for which another "
-                "engine or callback has been made since.",
-                "A layer has one driver: of two, each would undo the probabilities of the other.",
-                "Use the one that was made last, or give each a model of its own.",
-            )
+    def _count_unusable(self, labels: Tensor) -> Tensor | None:
+        assert self._findings is not None
+        return self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""

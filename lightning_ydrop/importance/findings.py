@@ -30,6 +30,7 @@ class Findings:
         subject: The model, with everything on the training device.
         path: The settings, with the baseline on the training device.
         plan: How to measure each batch.
+        device: The training device.
         left: Why layers are not driven that forward calls, by name.
         in_training_alone: Layers that forward calls in training mode and not in evaluation mode.
 
@@ -38,13 +39,9 @@ class Findings:
     subject: Subject
     path: PathSettings
     plan: Plan
+    device: torch.device
     left: Mapping[str, str] = field(default_factory=dict)
     in_training_alone: frozenset[str] = frozenset()
-
-    @property
-    def device(self) -> torch.device:
-        """The training device."""
-        return device_of(self.subject.model)
 
 
 def without_samples(
@@ -52,7 +49,9 @@ def without_samples(
 ) -> Findings:
     """Give what is known where this rank has no samples and others have."""
     unit_dims = {name: layer.unit_dim for name, layer in layers.items()}
-    return Findings(subject_of(model, forward, layers, unit_dims, path.objective, Observations()), path, Plan())
+    return Findings(
+        subject_of(model, forward, layers, unit_dims, path.objective, Observations()), path, Plan(), device_of(model)
+    )
 
 
 def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Mapping[str, int]) -> None:

@@ -53,7 +53,7 @@ def outputs_of(model: nn.Module, name: str, batch: Batch, batch_dim: int) -> tup
             f"interpolate_at={name!r} was given, and in one forward pass of {batch.size} samples "
             f"this module put out {describe(outputs)}.",
             "The path starts at a module that is called once and puts out one floating tensor (B, *).",
-            "Name the embedding, or a module of your own around what should be walked through.",
+            "Name the embedding, or a module of your own whose output the paths should run through.",
         )
     return module, output.detach().movedim(batch_dim, 0)[: batch.size]
 

@@ -30,8 +30,8 @@ class Measure(ABC):
     def score(self, request: Request) -> dict[str, Tensor]:
         """Score the units of every layer.
 
-        It runs with the model as the user left it, and leaves it so: `request.borrowed` and `recording` help with that.
-        It reads no value from the device, which would make the host wait.
+        The model is as the user left it, and has to stay so: `request.borrowed` and `recording` help with that. Don't
+        read values from the device, which would make the host wait.
 
         Returns:
             For each layer by name a tensor (N, U) of any real numbers, higher for units to be dropped more often; the
@@ -52,7 +52,7 @@ class Conductance(Measure):
 
 
 class RandomImportance(Measure):
-    """A control: every unit's score is a fresh standard normal number, so that only the rates are Y-Drop's."""
+    """A control: every unit's score is a new standard normal number each time, so only the rates are Y-Drop's."""
 
     def score(self, request: Request) -> dict[str, Tensor]:
         """Draw scores, after one forward pass to see how many units there are."""
@@ -88,13 +88,13 @@ class Inverted(Measure):
 
 
 class Shuffled(Measure):
-    """A control: the scores of another measure, each given to a wrong unit, and to the same one in every phase 1.
+    """A control: each unit of a layer gets the score of another unit, of the same one in every phase 1.
 
-    Unlike RandomImportance it ranks as steadily as the measure itself: what it lacks is only which unit a score is of.
+    Its ranking is as steady as that of the measure, unlike RandomImportance's. Only the units are wrong.
 
     Args:
-        measure: The measure whose scores are handed round between the units of a layer.
-        seed: Of the order in which they are.
+        measure: The measure whose scores the units exchange.
+        seed: Seed of who gets whose score.
 
     Raises:
         ConfigurationError: If it is no measure, or the seed is no whole number.
@@ -108,11 +108,11 @@ class Shuffled(Measure):
         self.seed = seed
 
     def score(self, request: Request) -> dict[str, Tensor]:
-        """Hand round the scores of the wrapped measure."""
+        """Exchange the scores of the wrapped measure."""
         scores = {}
         for name, values in self.measure.score(request).items():
             order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(self.seed), device="cpu")
-            # Each has that of the next one in a circle of all, so that nobody keeps its own.
+            # Each gets the score of the next one in a circle of all units, so none keeps its own.
             giver = torch.empty_like(order).scatter(0, order, order.roll(1))
             scores[name] = values[:, giver.to(values.device, non_blocking=True)]
         return scores
@@ -124,9 +124,9 @@ class Shuffled(Measure):
 class CaptumMeasure(Measure):
     """Any of captum's layer attributions, by name: one or more passes for each layer, so slower than `Conductance`.
 
-    Each is taken at the layer's output, with F as the model's output, and given as much of phase 1 as it takes: the
-    baseline, the number of steps on an equally spaced path. Captum rounds its path to float32. All of captum's are here
-    but LayerLRP, which cannot be taken at a dropout layer.
+    Each attributes F to the layer's output, with what it takes of phase 1's settings: the baseline, and the number of
+    steps on an equally spaced path. Captum rounds its path to float32. All of captum's layer attributions are here
+    except LayerLRP, which cannot be taken at a dropout layer.
 
     Args:
         attribution: Name of a class of `captum.attr`, such as "InternalInfluence", "LayerConductance",
@@ -171,13 +171,29 @@ class CaptumMeasure(Measure):
                 layer, unit_dim = request.layers[name], request.unit_dims[name]
                 attributed = attribution(objective, layer).attribute(request.inputs, **arguments).detach()
                 rows = request.num_samples
-                layout = layout_of(layer, attributed, unit_dim, rows=rows, batch_dim=request.batch_dim)
+                layout = layout_of(attributed, unit_dim, rows=rows, batch_dim=request.dim_of_rows(name))
                 layout = layout or Layout(0, unit_dim)
                 scores[name] = sum_to_units(layout.rows_first(attributed), layout.units_behind_rows)
         return scores
 
     def __repr__(self) -> str:
         return f"CaptumMeasure({self.attribution!r}{f', {self.arguments!r}' if self.arguments else ''})"
+
+
+def scores_by(measure: Measure, request: Request) -> dict[str, Tensor]:
+    """Let a measure score. What it raises itself gets a note that says what it was called with."""
+    try:
+        return measure.score(request)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        if not getattr(error, "__notes__", None):  # of what the model or the objective has raised
+            error.add_note(
+                f"lightning_ydrop called {measure!r}.score with a request of {request.num_samples} samples, "
+                f"{describe(request.inputs)}, and {request.n_steps} steps. "
+                "It returns a tensor (N, U) for each layer by name. Mend it, or choose another measure=...."
+            )
+        raise
 
 
 def _called(request: Request) -> Tape:
@@ -188,7 +204,7 @@ def _called(request: Request) -> Tape:
 
 
 class _RowObjective(nn.Module):
-    """A module that returns F for each row, as captum wants it: what goes along comes behind the inputs."""
+    """A module that returns F for each row, as captum wants it. What is carried along comes after the inputs."""
 
     def __init__(self, request: Request) -> None:
         super().__init__()
@@ -219,17 +235,17 @@ def _captum_attribution(name: str) -> Any:
     """Find a class of captum by name; captum is imported here, on first use, since that takes a while."""
     import captum.attr
 
-    known = {
+    attributions = {
         key: value
         for key, value in vars(captum.attr).items()
         if inspect.isclass(value) and issubclass(value, captum.attr.LayerAttribution) and hasattr(value, "attribute")
     }
     # Relevance at a layer needs a rule for it, and captum has none for dropout layers, its own nn.Dropout included.
-    known.pop("LayerLRP", None)
-    if not isinstance(name, str) or name not in known:
+    attributions.pop("LayerLRP", None)
+    if not isinstance(name, str) or name not in attributions:
         raise ConfigurationError(
             f"CaptumMeasure(attribution={describe(name)}) was given.",
-            f"`attribution` names one of captum's layer attributions: {', '.join(sorted(known))}.",
+            f"`attribution` names one of captum's layer attributions: {', '.join(sorted(attributions))}.",
             'Pass, for example, attribution="InternalInfluence".',
         )
-    return known[name]
+    return attributions[name]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ydrop.checks import check_kind
@@ -150,9 +151,17 @@ class TargetLogit(Objective):
             return _sum_of_rows(output)
         if target.is_floating_point():
             return _sum_of_rows(output * target)
-        # `gather` itself would accept labels for only a part of the positions.
-        check_label_shape(output, target, self.class_dim)
         num_classes = output.shape[self.class_dim]
+        if output.ndim == 2 and target.ndim == 1:
+            # Labels out of range, -1 and less as well as C and more, become C, which does not count.
+            labels = target.long().clamp(-1, num_classes).remainder(num_classes + 1)
+            if 0 <= self.ignore_index < num_classes:
+                labels = labels.masked_fill(labels == self.ignore_index, num_classes)
+            # This loss is the logit with its sign turned, and 0 for what does not count.
+            return -F.nll_loss(output, labels, ignore_index=num_classes, reduction="none")
+        # For positions CUDA has no such loss under deterministic algorithms. `gather` by itself would accept labels
+        # for a part of them.
+        check_label_shape(output, target, self.class_dim)
         labels = target.long().unsqueeze(self.class_dim)
         # An index out of range stops a GPU for good. So every label reads the logit of the nearest class that counts,
         # and is left out afterwards if it names another one.
@@ -235,7 +244,7 @@ class OutputSum(Objective):
 
 
 class NegativeLoss(Objective):
-    """The loss with its sign turned, so that units matter that bring the loss down.
+    """The loss with its sign turned: the units that reduce the loss most matter most.
 
     Args:
         loss: A loss that is not averaged, such as `nn.CrossEntropyLoss(reduction="none")`. From (output, target) it

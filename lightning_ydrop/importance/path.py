@@ -52,7 +52,7 @@ class PathSettings:
         if self.interpolate_at is not None and not (isinstance(self.interpolate_at, str) and self.interpolate_at):
             raise ConfigurationError(
                 f"{self.owner}(interpolate_at={describe(self.interpolate_at)}) was given.",
-                "`interpolate_at` is the name of a module, or None where the path lies between inputs.",
+                "`interpolate_at` is the name of a module, or None for paths through the inputs.",
                 'Pass, for example, interpolate_at="embedding".',
             )
         check_count(self.owner, "batch_dim", self.batch_dim, minimum=0, example=1)
@@ -60,5 +60,5 @@ class PathSettings:
 
 
 def set_plain(settings: object, name: str, value: object) -> None:
-    """Keep a plain value of Python's: of NumPy's and OmegaConf's no checkpoint and no YAML file should hold one."""
+    """Set a plain Python value: checkpoints and YAML files should hold no values of NumPy or OmegaConf."""
     object.__setattr__(settings, name, value)

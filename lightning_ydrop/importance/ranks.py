@@ -1,4 +1,4 @@
-"""What phase 1 has to say to the other processes of a distributed run; alone, it says nothing."""
+"""What the processes of a distributed run exchange in phase 1. A process by itself exchanges nothing."""
 
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -64,7 +64,7 @@ def agree_on_units(num_units: Mapping[str, int], raised: Exception | None, is_no
             raise ConfigurationError(
                 f"Rank {other} cannot run phase 1: {message or theirs}",
                 "All ranks run phase 1 alike, on layers of the same width.",
-                "Mend what is wrong on that rank.",
+                "Fix what is wrong on that rank.",
             )
         units |= theirs
     return units
@@ -98,7 +98,7 @@ def _averages_of_all_ranks(
     scores: Mapping[str, Tensor], num_units: Mapping[str, int], device: torch.device
 ) -> dict[str, Tensor]:
     """Average over the samples of all ranks: (1, U) for each layer."""
-    # Sums and counts of all layers in one message: ranks may have samples in different number.
+    # Sums and counts of all layers in one message: ranks may have different numbers of samples.
     parts = []
     for name, size in num_units.items():
         values = scores.get(name, torch.empty(0, size, device=device)).detach().to(device, torch.float32)
@@ -106,5 +106,5 @@ def _averages_of_all_ranks(
     flat = torch.cat(parts)
     add_over_ranks(flat)
     totals = iter(torch.split(flat, [length for size in num_units.values() for length in (size, 1)]))
-    # Of a layer that no rank has called, 0, which rank nothing.
+    # A layer that no rank has called gets zeros, which rank nothing.
     return {name: (next(totals) / next(totals).clamp(min=1)).unsqueeze(0) for name in num_units}

@@ -1,4 +1,4 @@
-"""Everything that phase 1 borrows from a model, and gives back as it was, also when the model raises."""
+"""Borrowing a model for phase 1, and recording what its layers put out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ class Tape(dict[str, list[Tensor]]):
 
     def __init__(self) -> None:
         super().__init__()
-        # By name what shares its memory with an output, and how often that had been written to when it was recorded.
+        # By name, each tensor that shares memory with an output, and its version when it was recorded.
         self._shared: list[tuple[str, Tensor, int]] = []
 
     def record(self, name: str, activation: Tensor, shared: Sequence[Tensor] = ()) -> None:
@@ -57,11 +57,11 @@ def borrowed(
     Args:
         model: Any model.
         device: Where it runs; the random stream of this device is given back.
-        constant_parameters: Whether gradients with respect to parameters are left out: what they alone would need is
-            not kept, and the network before the first layer recorded keeps nothing at all.
-        beside: Whatever else passes run or may change.
-        observations: What passes were seen to change; None guards everything.
-        learning: Whether passes are observed.
+        constant_parameters: Whether to record no gradients for parameters. Then nothing is kept for them, and the
+            network before the first recorded layer keeps nothing at all.
+        beside: Whatever else the passes run or may change.
+        observations: What earlier passes were seen to change. None guards everything.
+        learning: Whether these passes are observed.
         evaluate: Whether modules are put in evaluation mode.
 
     """
@@ -111,24 +111,24 @@ def _recorder(name: str, tape: Tape, copied: Set[str]) -> Callable[[nn.Module, A
             raise ConfigurationError(
                 f"The layer {name!r} ({type(module).__name__}) put out {describe(output)}.",
                 "Conductance is measured at layers that put out one floating tensor.",
-                "Choose a layer inside or behind this one that does.",
+                "Choose a layer inside or after this one that does.",
             )
         if output.is_inference():
-            # To autograd nothing behind it depends on it: what is measured of it is 0.
+            # Autograd sees nothing that depends on it, so its conductance is 0.
             with torch.inference_mode(False):
                 tape.record(name, output.clone().requires_grad_())
             return output
         if name in copied:
             output = output.clone()
         if output.requires_grad:
-            # A node of its own, behind the layer: a dropout in evaluation returns its very input, which other parts of
-            # the network may take too, and what passes beside the layer is not the layer's.
+            # A node of its own, after the layer. A dropout in evaluation mode returns its input itself, which other
+            # parts of the network may use too. What passes through those parts is not the layer's.
             activation = output if name in copied else same_memory(output)
             tape.record(name, activation, shared=() if name in copied else (output, activation))
             return activation.clone() if name in copied else activation
-        # A frozen part of the network puts out what no gradient is recorded for: start the record here.
+        # No gradient is recorded for the output of a frozen part of the network: start recording here.
         activation = output.detach().requires_grad_()
-        # The network goes on with a tensor of its own, since it may write to no leaf.
+        # The network goes on with another tensor, because it may not write to a leaf in place.
         passed_on = activation.clone() if name in copied else same_memory(activation)
         tape.record(name, activation, shared=() if name in copied else (activation, passed_on))
         return passed_on

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Batch, arrange
+from lightning_ydrop.importance.arrangement import Batch, arrange, device_of_samples
 from lightning_ydrop.importance.baseline import Tensors, start_points
 from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
@@ -18,6 +18,7 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import rank
 from lightning_ydrop.importance.recording import borrowed
 from lightning_ydrop.importance.subject import Plan, Subject
+from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.models.checkpointing import checkpoint_outputs
 from lightning_ydrop.models.snapshot import Observations
@@ -40,7 +41,8 @@ class Request:
         objective: F, from the model's output and the target.
         n_steps: Steps on the path from the baseline to each sample.
         quadrature: Where on each step the gradient is taken.
-        generator: On the CPU, the same on every rank and after a restart: the only source of chance for a measure.
+        generator: The only random numbers that a measure may use. On the CPU, the same on every rank and after a
+            restart.
         forward: Calls the model with rows of `inputs` and of `carried`, both with the batch first.
         batch_dim: The dimension of the rows in outputs, of the model and of layers.
         max_rows: At most so many rows should pass through the model at once: the training batch has as many.
@@ -77,8 +79,15 @@ class Request:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
-        return (self.inputs or self.carried)[0].device
+        """Where the model works on the samples."""
+        return device_of_samples(self.inputs, self.carried)
+
+    def dim_of_rows(self, name: str) -> int:
+        """Say where the rows are in what a layer puts out, or for the empty name in what the model does."""
+        if name in self.plan.rows_first:
+            return 0
+        layer = self.layers.get(name)
+        return (layer.batch_dim if isinstance(layer, ConductanceDropout) else 0) or self.batch_dim
 
     @contextmanager
     def borrowed(self, *, constant_parameters: bool = False, evaluate: bool = True) -> Iterator[None]:
@@ -117,7 +126,8 @@ class Request:
         rows = len((inputs or carried)[0])
         if rows == 1:
             inputs, carried = (tuple(torch.cat([each, each]) for each in rows_of) for rows_of in (inputs, carried))
-        return read_rows(self.forward(inputs, carried), max(2, rows), self.batch_dim)[:rows]
+            return read_rows(self.forward(inputs, carried), 2, self.dim_of_rows(""))[:1]
+        return read_rows(self.forward(inputs, carried), rows, self.dim_of_rows(""))
 
     def value(self, inputs: Tensors, carried: Tensors, target: Target) -> Tensor:
         """Give F of any number of rows: shape (rows,).
@@ -147,7 +157,7 @@ class Request:
         return value
 
     def part(self, first: int, end: int) -> "Request":
-        """Keep some consecutive samples alone."""
+        """Keep only some consecutive samples."""
         shared = all(len(start) == 1 for start in self.starts)
         return replace(
             self,
@@ -174,7 +184,7 @@ def bare_request(
         subject: The model.
         batch: The samples.
         path: How they are measured.
-        generator: The measure's source of chance.
+        generator: The measure's random numbers.
         plan: What the dry run has decided.
         max_rows: At most so many rows should pass through the model at once.
         learning: Whether passes are observed.
@@ -218,7 +228,7 @@ def request_of(
         subject: As for `bare_request`, with all that follows.
         batch: The samples.
         path: How they are measured.
-        generator: The measure's source of chance.
+        generator: The measure's random numbers.
         plan: What the dry run has decided.
         max_rows: At most so many rows should pass through the model at once.
         learning: Whether passes are observed.
@@ -255,11 +265,11 @@ def request_from(
         plan: What the dry run has decided.
         inputs: What forward takes.
         target: What F is taken with.
-        generator_for: Gives the source of chance for a purpose.
+        generator_for: Gives the random numbers for a purpose.
         learning: Whether passes are observed.
 
     Raises:
-        ConfigurationError: If inputs and target do not fit to each other or to the model.
+        ConfigurationError: If inputs and target do not fit each other or the model.
 
     """
     batch = arrange(
@@ -275,15 +285,15 @@ def request_from(
     size, n_steps = batch.size, path.n_steps
     if size < plan.smallest_batch:
         return None
-    wanted = path.num_samples
-    if wanted is None:
+    num_samples_wanted = path.num_samples
+    if num_samples_wanted is None:
         # As many as there are rows for, where the start takes one row or one for each sample.
         one_start = path.quadrature == "right" and batch.shares_start
-        wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
-    if wanted != "all" and wanted < size:
+        num_samples_wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
+    if num_samples_wanted != "all" and num_samples_wanted < size:
         generator = generator_for(f"samples of rank {rank()}")
-        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:wanted])
-    # More rows at once than training has would need more memory; where one path has more, it has to be.
+        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:num_samples_wanted])
+    # More rows at once than in training would need more memory. Only if a single path has more, it can't be helped.
     max_rows = max(size, n_steps + 1)
     if plan.memory < 1:
         max_rows = max(2, int(max_rows * plan.memory))

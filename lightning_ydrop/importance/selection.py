@@ -1,10 +1,11 @@
 """Which layers are measured, and where their units are."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_ydrop.checks import is_list
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import dropout_like_modules
@@ -25,7 +26,7 @@ def select_layers(
         taken out.
 
     Raises:
-        ConfigurationError: If a name or type is not in the model; it speaks of `owner`, what the user called.
+        ConfigurationError: If a name or type is not in the model. The message names `owner`, what the user called.
 
     """
     modules = named_modules(model)
@@ -38,8 +39,8 @@ def select_layers(
                 "Pass the names or types of others, such as layers=nn.Linear.",
             )
         return dict(driven)
-    choices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
-    found: set[str] = set()
+    choices: list[Any] = list(layers) if is_list(layers) else [layers]  # type: ignore[arg-type]
+    chosen_names: set[str] = set()
     for choice in choices or [layers]:
         if isinstance(choice, str):
             matches = {choice} & modules.keys()
@@ -54,8 +55,8 @@ def select_layers(
                 f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
                 "Pass one of these names, or the type of one.",
             )
-        found |= matches
-    return {name: module for name, module in modules.items() if name in found}
+        chosen_names |= matches
+    return {name: module for name, module in modules.items() if name in chosen_names}
 
 
 def check_called(owner: str, chosen: Iterable[str], called: Container[str]) -> None:
@@ -99,7 +100,7 @@ class Layout(NamedTuple):
     units: int
 
     def rows_first(self, output: Tensor) -> Tensor:
-        """Give a tensor of this layout with the rows in front."""
+        """Move the rows of a tensor of this layout to the front."""
         return output.movedim(self.rows, 0) if self.rows else output
 
     @property
@@ -108,19 +109,17 @@ class Layout(NamedTuple):
         return self.units + 1 if 0 <= self.units < self.rows else self.units
 
 
-def layout_of(layer: nn.Module, output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
+def layout_of(output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> Layout | None:
     """Find out where an output of a layer has its rows and its units: None where it has no such dimensions.
 
     Args:
-        layer: The layer. A ConductanceDropout may have a `batch_dim` of its own.
         output: What it put out.
         unit_dim: The dimension of its units.
         rows: How many rows went into the model.
         batch_dim: The dimension of the rows; the first one also serves.
 
     """
-    own = layer.batch_dim if isinstance(layer, ConductanceDropout) else 0
-    dim = dim_of_rows(output, rows, own or batch_dim)
+    dim = dim_of_rows(output, rows, batch_dim)
     if dim is None or output.ndim < 2 or not -output.ndim <= unit_dim < output.ndim or unit_dim % output.ndim == dim:
         return None
     return Layout(dim, unit_dim % output.ndim if dim else unit_dim)
@@ -143,11 +142,11 @@ def count_units(
         U.
 
     Raises:
-        ConfigurationError: If an output has no such dimensions, or they have units in different number.
+        ConfigurationError: If an output has no such dimensions, or the outputs have different numbers of units.
 
     """
     for output in outputs:
-        if layout_of(layer, output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
+        if layout_of(output, unit_dim, rows=rows, batch_dim=batch_dim) is None:
             raise ConfigurationError(
                 f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
                 f"for {rows} rows.",
@@ -173,16 +172,16 @@ def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
         ConfigurationError: If there are none.
 
     """
-    found = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
-    if not found:
-        there = dropout_like_modules(model)
+    layers = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
+    if not layers:
+        dropout_like = dropout_like_modules(model)
         raise ConfigurationError(
             f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
-            f"{', '.join(there) if there else 'none'}.",
+            f"{', '.join(dropout_like) if dropout_like else 'none'}.",
             "Y-Drop drives ConductanceDropout layers.",
             "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
         )
-    return found
+    return layers
 
 
 def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> None:
@@ -197,6 +196,6 @@ def check_widths(scores: Mapping[str, Tensor], num_units: Mapping[str, int]) -> 
         if now != before:
             raise ConfigurationError(
                 f"The layer {name!r} had {before} units in an earlier batch, and has {now} in this one.",
-                "Units are features or channels, of which all batches have as many; positions are no units.",
+                "Units are features or channels, and their number is the same in all batches. Positions are no units.",
                 "Choose the layer's `unit_dim`, or leave it out: as nn.Dropout it stays what it is.",
             )

@@ -19,7 +19,7 @@ class EngineSettings:
         buckets: The two rates and the fraction of strong units (Eq. 5 and 8).
         initial_drop_prob: `p_0`, where the running mean starts, in [0, 1).
         measure: What makes a unit important.
-        seed: Of the samples drawn and the rates.
+        seed: Seed of the samples drawn and of the rates.
         every_n_batches: Phase 1 runs in every nth step, at least 1.
 
     Raises:
@@ -55,6 +55,6 @@ class EngineSettings:
 
     @property
     def elasticity_of_an_update(self) -> float:
-        """One update stands for `every_n_batches` towards the same rates, so that elasticity means the same for all."""
+        """One update stands for `every_n_batches` updates, so that elasticity means the same for any number."""
         n = self.every_n_batches
         return self.elasticity if n == 1 else 1 - (1 - self.elasticity) ** n

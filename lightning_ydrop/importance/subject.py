@@ -49,7 +49,7 @@ def subject_of(
     objective: Objective,
     observations: Observations | None = None,
 ) -> Subject:
-    """Find what is to be known of a model before it is called."""
+    """Collect what can be known of a model before it is called."""
     beside = [] if forward is model else modules_held(forward)
     guarded = (model, *(each for each in beside if each is not model), *objective.modules())
     signature = signature_of(model, forward)
@@ -64,12 +64,15 @@ class Plan:
         roles: Of the tensors among the arguments.
         num_units: Of each layer that is scored, by name.
         overwritten: Layers, by name, whose outputs in-place operations write over.
-        constant_parameters: Whether no gradient is recorded for parameters, which not every forward can do without.
+        constant_parameters: Whether no gradient is recorded for parameters. Some forwards need one.
         checkpointed: Modules to be run in activation checkpoints, which the model sets in training mode alone.
         memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
             memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
         smallest_batch: Batches with fewer samples are passed over.
+        rows_first: Layers, by name, whose outputs have their rows first although `batch_dim` is another dimension, such
+            as a layer of last states in a model of (T, B, F); the empty name stands for the model's output.
         output: The output of a whole batch without its values, on the meta device.
+        counts_unusable: Whether the objective counts entries of the target that name nothing in the output.
 
     """
 
@@ -80,11 +83,13 @@ class Plan:
     checkpointed: tuple[nn.Module, ...] = ()
     memory: float = 1.0
     smallest_batch: int = 1
-    output: Tensor | None = None
+    rows_first: frozenset[str] = frozenset()
+    output: Tensor = torch.empty(0, device="meta")  # noqa: RUF009, which nobody can change
+    counts_unusable: bool = False
 
 
 def needs_graph(error: Exception) -> bool:
-    """Tell whether a forward failed since no gradient was recorded where it takes one, as of its parameters."""
+    """Tell whether a forward failed because it takes a gradient, such as of its parameters, and none was recorded."""
     return (
         isinstance(error, RuntimeError)
         and "grad" in str(error).lower()

@@ -1,7 +1,8 @@
-"""Behind what each layer stands when the model runs, and whether its units can be what it says."""
+"""Which layer each dropout follows when the model runs, and whether its `unit_dim` can be right."""
 
 import logging
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,24 +15,25 @@ from lightning_ydrop.layers.surroundings import CHANNELS_SECOND, FEATURES_LAST, 
 
 LOGGER = logging.getLogger(__name__)
 
-# What tells where features are, in the order in which they run.
+# Layers that show in which dimension features are.
 TELLING = tuple(kind for kind in FEATURES_LAST + CHANNELS_SECOND if kind is not nn.Flatten)
 
 
 class _Standing(NamedTuple):
-    """A call of a layer: what it was given, and the last module before it that says where features are."""
+    """A call of a layer: the shape of its input, and the last module before it that shows where features are."""
 
+    given: "weakref.ref[Tensor]"
     shape: torch.Size
     behind: nn.Module
-    same_shape: bool
+    is_laid_out_alike: bool
 
 
 class Surroundings:
-    """What stands before each call of some layers while a model runs.
+    """Which modules run before each call of some layers.
 
     Args:
-        modules: Those of the model.
-        layers: The layers by name.
+        modules: The modules of the model.
+        layers: The layers, by name.
 
     """
 
@@ -39,11 +41,11 @@ class Surroundings:
         self._modules = list(modules)
         self.calls: dict[str, list[_Standing]] = {}
         self._names = {id(layer): name for name, layer in layers.items()}
-        self._last: tuple[nn.Module, torch.Size] | None = None
+        self._last: tuple[nn.Module, torch.Size, tuple[int, ...]] | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look on while a model runs."""
+        """Watch while a model runs."""
         # Not one hook for all modules: torch.compile warns where there is any.
         watched = [module for module in self._modules if id(module) in self._names or isinstance(module, TELLING)]
         handles = [module.register_forward_hook(self._see) for module in watched]
@@ -57,22 +59,27 @@ class Surroundings:
         name = self._names.get(id(module))
         given = args[0] if args else None
         if name is not None and self._last is not None and isinstance(given, Tensor):
-            behind, shape = self._last
-            self.calls.setdefault(name, []).append(_Standing(given.shape, behind, shape == given.shape))
+            behind, *layout = self._last
+            calls = self.calls.setdefault(name, [])
+            # Once more on the same features, as in multi-sample dropout: whatever has run since, it is the same place.
+            if not any(call.given() is given for call in calls):
+                calls.append(
+                    _Standing(weakref.ref(given), given.shape, behind, layout == [given.shape, given.stride()])
+                )
         elif isinstance(module, TELLING):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if isinstance(first, Tensor):
-                self._last = (module, first.shape)
+                self._last = (module, first.shape, first.stride())
 
 
 def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surroundings) -> None:
-    """Say where positions are taken for units, and where one layer stands for several."""
+    """Warn where positions are taken for units, and where one instance follows several layers."""
     for name, calls in surroundings.calls.items():
         layer = layers[name]
-        for shape, behind, same_shape in calls:
+        for _, shape, behind, is_laid_out_alike in calls:
             dims = len(shape)
-            # Behind another shape something has been moved, and nothing is known.
-            if dims < 3 or not same_shape or layer.replaced:
+            # If the shape or the strides have changed in between, dimensions may have moved: nothing is known.
+            if dims < 3 or not is_laid_out_alike or layer.replaced:
                 continue
             expected = dims - 1 if has_features_last(behind) else 1
             if layer.unit_dim % dims != expected:

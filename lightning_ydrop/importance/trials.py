@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.path import path_points
-from lightning_ydrop.importance.arrangement import Batch
+from lightning_ydrop.importance.arrangement import Batch, Role, possible_roles
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.recording import recording
 from lightning_ydrop.importance.request import Request, bare_request, request_of
@@ -18,6 +18,7 @@ from lightning_ydrop.importance.selection import count_units
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph
 from lightning_ydrop.importance.surroundings import Surroundings
 from lightning_ydrop.layers import ConductanceDropout
+from lightning_ydrop.models.calls import read_output
 from lightning_ydrop.models.checkpointing import (
     SavedMemory,
     affordable_rows,
@@ -41,6 +42,11 @@ class Look:
     recorded: int
     checkpointed: list[nn.Module]
 
+    def read_as(self, roles: tuple[Role, ...]) -> "Look":
+        """Read the same arguments in another way."""
+        batch, plan = self.batch.read_as(roles), replace(self.plan, roles=roles)
+        return replace(self, batch=batch, request=replace(self.request, forward=batch.call), plan=plan)
+
 
 def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     """Pass the whole batch through the model once, as training does, and check what comes out of it and its layers."""
@@ -48,6 +54,7 @@ def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     # Where training saves memory by checkpoints, a graph of the whole batch without them may be too large.
     records = not may_checkpoint(subject.model)
     try:
+        plan = replace(plan, rows_first=rows_first(subject, path, batch, records))
         return _look_with(subject, path, batch, plan, records)
     except NotImplementedError as error:
         raise ConfigurationError(
@@ -61,6 +68,52 @@ def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     with suppress(RuntimeError):
         return _look_with(subject, path, batch, plan, True)
     return _look_with(subject, path, batch, replace(plan, constant_parameters=False), True)
+
+
+def rows_first(subject: Subject, path: PathSettings, batch: Batch, records: bool = True) -> frozenset[str]:
+    """Name the layers that put out rows first, though `batch_dim` says another dimension, and by "" the output if so.
+
+    Where a dimension has as many entries as there are rows, that may be a coincidence. One row more tells.
+
+    Args:
+        subject: The model.
+        path: The settings.
+        batch: The samples.
+        records: Whether a graph is recorded, which some forwards need.
+
+    """
+    request = bare_request(subject, batch, path, torch.Generator(), learning=True)
+    dims = {name: request.dim_of_rows(name) for name in ("", *subject.layers)}
+    if not any(dims.values()):
+        return frozenset()
+    first: set[str] = set()
+    for count in (max(2, batch.size), max(2, batch.size) + 1):
+        outputs = _outputs_of(request, batch, torch.arange(count).remainder(batch.size), records)
+        is_clear = True
+        for name, tensors in outputs.items():
+            at_dim, at_first = (
+                [each.ndim > dim and each.shape[dim] == count for each in tensors] for dim in (dims[name], 0)
+            )
+            if dims[name] and all(at_first) and not any(at_dim):
+                first.add(name)
+            is_clear = is_clear and not (dims[name] and any(at_first) and any(at_dim))
+        if is_clear:
+            break
+    return frozenset(first)
+
+
+def _outputs_of(request: Request, batch: Batch, rows: Tensor, records: bool) -> dict[str, list[Tensor]]:
+    """Give what layers put out for some rows, and by "" the model, in the first reading of the arguments that works."""
+    first_error: Exception | None = None
+    for roles in possible_roles(batch):
+        taken = batch.read_as(roles).take(rows)
+        try:
+            with request.borrowed(), recording(request.layers) as tape, torch.set_grad_enabled(records):
+                return {"": [read_output(taken.call(taken.inputs, taken.carried))], **tape}
+        except Exception as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
 
 
 def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, records: bool) -> Look:
@@ -78,6 +131,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         output = request.output(request.inputs, request.carried)
         with torch.no_grad():
             request.objective.check(output, batch.target)
+            counts = request.objective.count_unusable(output, batch.target) is not None
         recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
     num_units: dict[str, int] = {}
     left: dict[str, str] = {}
@@ -90,10 +144,13 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
                 f"torch takes {describe(calls[0])} for a single sample, of which {layer.replaced[0]!r} drops whole rows"
             )
             continue
-        num_units[name] = count_units(name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=path.batch_dim)
+        num_units[name] = count_units(
+            name, layer, calls, layer.unit_dim, rows=rows_in, batch_dim=request.dim_of_rows(name)
+        )
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
+    plan = replace(plan, counts_unusable=counts)
     return Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed))
 
 

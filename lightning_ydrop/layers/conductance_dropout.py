@@ -12,6 +12,7 @@ from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
 from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
+from lightning_ydrop.torch_internals import copy_each
 
 # Layers of torch that drop whole channels, and how many dimensions they expect after (B, C).
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
@@ -302,12 +303,14 @@ def update_layers(
     kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
     former = torch.stack(kept).view(len(layers), 2, -1)
     # How far each moves towards the new probabilities: fully, by the elasticity, or not at all.
-    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32).to(drop_prob.device, non_blocking=True)
+    # Made on the CPU, whatever the default device is: the copy there would make the host wait.
+    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32, device="cpu")
+    weights = weights.to(drop_prob.device, non_blocking=True)
     if accept is not None:
         weights = weights * accept.view(-1, 1, 1)
     updated = former.lerp(drop_prob.unsqueeze(1), weights)
     # In place, because compiled code keeps reading the same tensors.
-    torch._foreach_copy_(kept, updated.flatten(0, 1).unbind())
+    copy_each(kept, updated.flatten(0, 1).unbind())
     activate_layers(layers, progress)
 
 
@@ -324,7 +327,7 @@ def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> No
     if progress != 1.0:
         vanilla = [layer.p for layer in layers for _ in range(2)]
         driven = [torch.full_like(each, p).lerp_(each, progress) for each, p in zip(driven, vanilla, strict=True)]
-    torch._foreach_copy_(applied, driven)
+    copy_each(applied, driven)
     for layer in layers:
         if not layer.active:  # setting an attribute of a module is slow
             layer.active = True

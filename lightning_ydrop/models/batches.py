@@ -50,9 +50,20 @@ def read_batch(model: nn.Module, adapter: Adapter, batch: Any) -> tuple[Inputs, 
 
     """
     method = own_method(model, "ydrop_inputs")
-    pair: Any = adapter.read(batch) if method is None else method(batch)
+    reader = f"{adapter!r}.read" if method is None else f"{type(model).__name__}.ydrop_inputs"
+    try:
+        pair: Any = adapter.read(batch) if method is None else method(batch)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"lightning_ydrop called {reader} with the batch {describe(batch)}. "
+            "It takes a batch of the loaders, on the device of the model, and returns (inputs, target). "
+            "Let it read such a batch, or choose another way: a method `ydrop_inputs(batch)` of the LightningModule "
+            "comes before the argument `adapter`."
+        )
+        raise
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        reader = f"{adapter!r}.read" if method is None else f"{type(model).__name__}.ydrop_inputs"
         raise ConfigurationError(
             f"{reader} returned {describe(pair)}.",
             "It returns a pair (inputs, target).",

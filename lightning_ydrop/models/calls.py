@@ -38,8 +38,7 @@ def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[An
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}, and the model's forward takes {signature}.",
             "A tensor is given to forward as it is, a tuple as positional arguments, a mapping as keyword arguments.",
-            "Let the inputs be those that forward takes: with an adapter, or with `ydrop_inputs` in the "
-            "LightningModule.",
+            "Give the inputs that forward takes, by an adapter or by `ydrop_inputs` in the LightningModule.",
         )
     return positional, {}
 
@@ -77,8 +76,8 @@ def read_output(output: Any) -> Tensor:
             return candidate
     raise ConfigurationError(
         f"The model's forward returned {describe(output)}.",
-        "It holds a floating tensor with a row for each sample: it is that tensor, or has it as its `logits`, or the "
-        "first such tensor in it is taken.",
+        "The output is a floating tensor with a row for each sample, or has one as its `logits`. Otherwise the first "
+        "such tensor in it counts.",
         "Return the logits from forward; whatever else is needed can be computed in training_step.",
     )
 

@@ -1,4 +1,4 @@
-"""Activation checkpoints, which many models set in training mode alone: found, and set in phase 1 too."""
+"""Activation checkpoints: many models set them in training mode only, so they are found and set in phase 1 too."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
 from lightning_ydrop.models.modules import all_modules, kind_of
+from lightning_ydrop.torch_internals import memory_of
 
 
 def may_checkpoint(model: nn.Module) -> bool:
@@ -23,9 +24,9 @@ def may_checkpoint(model: nn.Module) -> bool:
 
 
 def checkpoint_outputs(modules: Iterable[nn.Module]) -> None:
-    """Let modules keep their inputs alone for the backward pass, and run once more in it.
+    """Make modules keep only their inputs for the backward pass, and run again in it.
 
-    It sets an attribute of each, which whoever has borrowed the modules takes back.
+    It sets the attribute `forward` of each module. Whoever has borrowed the modules removes it again.
     """
     for module in modules:
         module.__dict__["forward"] = partial(checkpoints.checkpoint, module.forward, use_reentrant=False)
@@ -33,7 +34,7 @@ def checkpoint_outputs(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def seeing_checkpoints(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """See which modules are run by a checkpoint, without another module between.
+    """Note which modules a checkpoint runs directly, with no other module in between.
 
     Yields:
         These modules, filled while the model runs.
@@ -60,12 +61,12 @@ class SavedMemory:
     """Bytes that forward passes keep for a backward pass, beside the parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._others = {_place(each) for each in model.parameters()}
+        self._others = {memory_of(each) for each in model.parameters()}
         self._places: dict[int, int] = {}
 
     @property
     def size(self) -> int:
-        """So many bytes."""
+        """The number of bytes."""
         return sum(self._places.values())
 
     @contextmanager
@@ -73,8 +74,8 @@ class SavedMemory:
         """Count what the passes inside keep."""
 
         def pack(tensor: Tensor) -> Tensor:
-            if _place(tensor) not in self._others:
-                self._places[_place(tensor)] = bytes_of(tensor)
+            if memory_of(tensor) not in self._others:
+                self._places[memory_of(tensor)] = bytes_of(tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -91,20 +92,20 @@ def affordable_rows(in_training: int, plain: int, recorded: int, checkpointed: S
 
     Args:
         in_training: Bytes that a forward pass in training mode keeps.
-        plain: Bytes that one in evaluation mode keeps, without checkpoints that it does not set itself.
+        plain: Bytes that a pass in evaluation mode keeps, with the checkpoints that it sets itself.
         recorded: Bytes of the layers' outputs, which phase 1 keeps, and their gradients as well.
         checkpointed: The modules that phase 1 checkpoints as training does.
 
     """
     if not checkpointed:
         return min(1.0, in_training / max(1, plain + 2 * recorded)) if in_training < plain else 1.0
-    # In the backward pass one of them after the other keeps all that it would have kept.
+    # The backward pass runs these modules one at a time. Each then keeps what it would keep without a checkpoint.
     at_a_time = plain // len(checkpointed)
     return min(1.0, (in_training + at_a_time) / max(1, in_training + at_a_time + 2 * recorded))
 
 
 def _run_by_checkpoint(module: nn.Module) -> nn.Module | None:
-    """Tell what is checkpointed where a module is about to run: it, the module around it, or nothing."""
+    """Tell which module is checkpointed, when one is about to run: this one, the one around it, or none."""
     frame: FrameType | None = sys._getframe(1)
     calls = 0
     while frame is not None and calls < 2:  # up to the call of the module around this one
@@ -125,10 +126,6 @@ def _owner_of(function: Any) -> nn.Module | None:
     # A bound method, or the function of the class with its module as the first argument.
     owner = getattr(function, "__self__", first[0] if first else None)
     return owner if isinstance(owner, nn.Module) and getattr(function, "__name__", "") == "forward" else None
-
-
-def _place(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 @cache

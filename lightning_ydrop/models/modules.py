@@ -2,17 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from lightning_ydrop.torch_internals import is_compiled, without_compilation
+from lightning_ydrop.torch_internals import is_compiled, set_flag, without_compilation
 
 
 class ModuleKind(NamedTuple):
-    """What matters here of a module's class."""
+    """What this package has to know of a module's class.
+
+    Attributes:
+        ours: Whether it is a layer of this package.
+        of_torch: Whether it is one of torch's own.
+        logs: Whether it is a LightningModule.
+        sharded: Whether FSDP2 shards its parameters.
+        overrides_train: Whether it has a `train` or `eval` of its own.
+        minds_attributes: Whether it has a `__setattr__` of its own.
+        script: Whether it is TorchScript's.
+
+    """
 
     ours: bool
     of_torch: bool
@@ -23,12 +33,18 @@ class ModuleKind(NamedTuple):
     script: bool
 
 
+_KINDS: dict[type, ModuleKind] = {}
+
+
 def kind_of(module: object) -> ModuleKind:
     """Tell what matters here of a module's class."""
-    return _kind_of_class(type(module))  # type: ignore[arg-type] # mypy sees no hash in classes
+    cls = type(module)
+    kind = _KINDS.get(cls)
+    if kind is None:
+        kind = _KINDS[cls] = _kind_of_class(cls)
+    return kind
 
 
-@cache
 def _kind_of_class(cls: Any) -> ModuleKind:
     bases = {base.__name__ for base in cls.__mro__}
     script = issubclass(cls, torch.jit.ScriptModule)
@@ -54,7 +70,7 @@ def is_training(module: nn.Module) -> bool:
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """List what `model.modules()` gives, in another order and in a fraction of the time: each step looks at them."""
+    """List what `model.modules()` gives, in another order but much faster, because each step needs it."""
     modules = {id(model): model}
     ahead = [model]
     while ahead:
@@ -94,9 +110,9 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def set_training(module: nn.Module, training: bool) -> None:
-    """Set the flag of a module, and of none that it holds."""
+    """Set the flag of a module, but not of the modules in it."""
     kind = kind_of(module)
     if kind.minds_attributes or kind.script:
         module.training = training
     else:
-        module.__dict__["training"] = training
+        set_flag(module, training)

@@ -131,7 +131,7 @@ def _mangled(name: str, cls: type) -> str:
 
 
 def generator_state(value: object) -> Any:
-    """Give the state of a source of random numbers: of what is none, None."""
+    """Give the state of a source of random numbers, and None for any other object."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, random.Random):

@@ -33,6 +33,7 @@ from lightning_ydrop.torch_internals import (
     set_attribute_of_script,
     set_attributes,
     set_class,
+    set_flag,
 )
 
 # Values that can't be changed in place, and what is no part of a model's state.
@@ -61,6 +62,11 @@ MACHINERY = frozenset(
 )
 # Containers with more items than this are not searched for what lies inside.
 MOST_ITEMS = 1000
+# A step looks at no more objects than this, besides modules and what a pass was seen to write to: a model may hold its
+# data.
+MOST_OBJECTS_OF_A_STEP = 200
+# Of classes of torch's own, how many attributes a module had in which nothing could be changed in place.
+_SEARCHED_IN_VAIN: dict[type, int] = {}
 
 
 @dataclass
@@ -74,6 +80,7 @@ class Observations:
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
         tensor_hooks: Whether a pass registers hooks on tensors.
+        changeable: The containers and arrays among them.
         unguarded: Descriptions of tensors that a later pass was the first to write to.
 
     """
@@ -84,6 +91,7 @@ class Observations:
     python_random: bool = False
     numpy_random: bool = False
     tensor_hooks: bool = False
+    changeable: dict[int, Any] = field(default_factory=dict)
     unguarded: list[str] = field(default_factory=list)
 
 
@@ -110,11 +118,10 @@ class Snapshot:
         self.learning = learning or observations is None
         self._written: set[int] = set() if observations is None else observations.written
         self._minds_parameters = learning or observations is None or observations.parameters
-        registered = {
-            id(each): each for root in self.roots if isinstance(root, nn.Module) for each in all_modules(root)
-        }
-        self.registered = list(registered.values())
+        self.registered = _registered(self.roots)
         self._sharded = any(kind_of(module).sharded for module in self.registered)
+        # How many objects a step looks at, besides modules and what a pass was seen to write to.
+        self._most_objects = sys.maxsize if self.learning else MOST_OBJECTS_OF_A_STEP
         self._modules: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         self._minding: list[nn.Module] = []
         self._scripts: list[tuple[torch.jit.ScriptModule, dict[str, Any]]] = []
@@ -125,22 +132,26 @@ class Snapshot:
         self._of_parameters: set[int] = set()
         self._parameters: list[tuple[Tensor, bool, Tensor | None, int]] = []
         self._kept: list[KeptTensor] = []
-        self._watched: list[tuple[str, Tensor, int]] = []
+        self._watched: list[tuple[Tensor, int]] = []
         self._seen: set[int] = set()
 
     def take(self) -> None:
         """Copy what there is."""
-        ahead: list[Any] = [*self.roots, *self.registered]
-        while ahead:
+        ahead: list[Any] = [*self.roots, *(() if self.observations is None else self.observations.changeable.values())]
+        for module in self.registered:
+            self._seen.add(id(module))
+            ahead += self._take_module(module)
+        while ahead and self._most_objects > 0:
             value = ahead.pop()
             cls = type(value)
             if cls in CONSTANT or id(value) in self._seen:
                 continue
             self._seen.add(id(value))
+            self._most_objects -= 1
             if isinstance(value, Tensor):
                 self._guard(value)
             elif isinstance(value, nn.Module):
-                ahead += self._take_module(value)
+                ahead += (*self._take_module(value), *value._modules.values())
             elif isinstance(value, (dict, list, set, deque, bytearray)):
                 ahead += self._take_container(value)
             elif isinstance(value, (tuple, frozenset)):
@@ -187,14 +198,14 @@ class Snapshot:
                     break
         for container, copied in self._containers:
             if refill(container, copied):
-                self._written.add(id(container))
+                self._note_written(container)
                 if id(container) in self._of_parameters and self.observations is not None:
                     self.observations.parameters = True
         for value, slots in self._slotted:
             set_slots(value, slots)
         for array, copied in self._arrays:
             if refill_array(array, copied):
-                self._written.add(id(array))
+                self._note_written(array)
         for generator, state in self._generators:
             set_generator_state(generator, state)
         self._put_back_tensors()
@@ -218,10 +229,23 @@ class Snapshot:
             kept.release()
         for kept in self._kept:
             kept.unshare()
-        for name, tensor, version in self._watched:
+        for tensor, version in self._watched:
             if version_of(tensor) != version and self.observations is not None:
                 self._written.add(id(tensor))
-                self.observations.unguarded.append(name)
+                self.observations.unguarded.append(self._name_of(tensor))
+
+    def _note_written(self, value: Any) -> None:
+        """Remember what a pass has changed: later ones look at it, wherever it is."""
+        self._written.add(id(value))
+        if self.observations is not None:
+            self.observations.changeable[id(value)] = value
+
+    def _name_of(self, tensor: Tensor) -> str:
+        for module in self.registered:
+            for name, held in (*module._parameters.items(), *module._buffers.items()):
+                if held is tensor:
+                    return f"{type(module).__name__}.{name}"
+        return f"a tensor of shape {tuple(tensor.shape)}"
 
     def _set_flags(self) -> None:
         for module in self.registered:
@@ -232,14 +256,14 @@ class Snapshot:
                 if kind.minds_attributes or kind.script:
                     module.training = False
                 else:
-                    module.__dict__["training"] = False  # what it comes down to, without a search among parameters
+                    set_flag(module, False)
 
     def _take_module(self, module: nn.Module) -> list[object]:
         kind = kind_of(module)
         if kind.script:
             attributes = attributes_of_script(module)  # type: ignore[arg-type]
             self._scripts.append((module, attributes))  # type: ignore[arg-type]
-            return [*attributes.values(), *module._parameters.values(), *module._modules.values()]
+            return [*attributes.values(), *module._parameters.values()]
         held = module.__dict__
         own = held.copy()
         for registry in REGISTRIES:
@@ -252,26 +276,31 @@ class Snapshot:
             own["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
         self._modules.append((module, type(module), held))
         set_attributes(module, own)
-        ahead = self._take_tensors(module, held["_parameters"], always=False)
-        ahead += self._take_tensors(module, held["_buffers"], always=not kind.of_torch)
-        if kind.ours:  # which forward does not change
-            return ahead
+        ahead: list[object] = []
+        if not self._sharded and (parameters := held["_parameters"]):  # whose memory FSDP2 takes away, too
+            ahead += self._take_tensors(parameters, always=False)
+        if buffers := held["_buffers"]:
+            ahead += self._take_tensors(buffers, always=not kind.of_torch)
         for name in HOOKS if self.learning else HOOKS_THAT_RUN:
             if held[name]:
                 self._take_hooks(held)
                 ahead += (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
                 break
+        # In our layers a forward changes nothing, and in most of torch's there is nothing to change in place.
+        if kind.ours or _SEARCHED_IN_VAIN.get(type(module)) == len(held):
+            return ahead
         if not kind.of_torch:
             ahead += self._take_slots(module)
-        ahead += [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
-        ahead += held["_modules"].values()
-        return ahead
+        found = [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
+        if kind.of_torch and not found:
+            _SEARCHED_IN_VAIN[type(module)] = len(held)
+        return ahead + found
 
-    def _take_tensors(self, module: nn.Module, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
+    def _take_tensors(self, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
         """Take parameters or buffers."""
         ahead: list[object] = []
         guards_all, written, seen = self.learning or always, self._written, self._seen
-        for name, tensor in registry.items():
+        for tensor in registry.values():
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
@@ -280,7 +309,7 @@ class Snapshot:
             if guards_all or id(tensor) in written:
                 self._guard(tensor)
             elif not tensor.is_inference():
-                self._watched.append((f"{type(module).__name__}.{name}", tensor, tensor._version))
+                self._watched.append((tensor, tensor._version))
             if self._minds_parameters and isinstance(tensor, nn.Parameter):
                 ahead += self._take_parameter(tensor)
         return ahead
@@ -350,9 +379,17 @@ class Snapshot:
             may_share = not is_written and id(tensor) not in observations.read_raw
         copied = copy_on_write(tensor) if may_share else None
         if copied is None and not must_guard and tensor.numel() > MOST_ITEMS:
-            self._watched.append((f"a {type(tensor).__name__}", tensor, version_of(tensor)))
+            self._watched.append((tensor, version_of(tensor)))
         else:
             self._kept.append(KeptTensor(tensor, copied))
+
+
+def _registered(roots: Iterable[object]) -> list[nn.Module]:
+    """List the modules among some objects, and those in them, each once."""
+    modules = [root for root in roots if isinstance(root, nn.Module)]
+    if len(modules) == 1:
+        return all_modules(modules[0])
+    return list({id(each): each for module in modules for each in all_modules(module)}.values())
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:

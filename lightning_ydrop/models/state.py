@@ -15,6 +15,7 @@ from lightning_ydrop.torch_internals import (
     caches_off,
     defaults_kept,
     global_hooks_off,
+    has_global_hooks,
     tensor_hooks_off,
     unshared_before_resizing,
 )
@@ -28,14 +29,14 @@ def leaving_no_trace(
     learning: bool = False,
     evaluate: bool = True,
 ) -> Iterator[list[nn.Module]]:
-    """Put modules in evaluation mode for forward passes that are none of the user's own, and undo what these do.
+    """Put modules in evaluation mode for forward passes of ours, and undo what these passes change.
 
     Attributes, buffers, parameters, the objects in attributes, the random streams of Python and NumPy, and the caches
     of autocast and of parametrizations are afterwards what they were; what a LightningModule logs is dropped; hooks of
-    backward passes don't fire, and anomaly detection is off. `nn.TransformerEncoderLayer` runs the layers inside it.
+    backward passes don't fire, and anomaly detection is off. `nn.TransformerEncoderLayer` takes no fast path.
 
     Args:
-        roots: The modules, and whatever else the passes may change. What these hold is searched for more.
+        roots: The modules, and whatever else the passes may change, with all that these hold.
         observations: As for `Snapshot`: None guards everything.
         learning: Whether these passes are observed.
         evaluate: Whether to put modules in evaluation mode, or leave them in their own.
@@ -47,12 +48,14 @@ def leaving_no_trace(
     everything = learning or observations is None
     snapshot = Snapshot(roots, observations, learning)
     with ExitStack() as stack:
-        stack.enter_context(_random_streams(observations, learning))
+        if everything or observations is None or observations.python_random or observations.numpy_random:
+            stack.enter_context(_random_streams(observations, learning))
         stack.callback(snapshot.put_back)
         snapshot.take()
         stack.enter_context(defaults_kept())
         stack.enter_context(caches_off())
-        stack.enter_context(global_hooks_off())
+        if has_global_hooks():
+            stack.enter_context(global_hooks_off())
         stack.enter_context(slow_attention())
         if torch.is_anomaly_enabled():
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
@@ -72,7 +75,7 @@ def _note_hooks(observations: Observations, callers: Sequence[str]) -> None:
 
 @contextmanager
 def logging_muted(model: nn.Module) -> Iterator[None]:
-    """Keep what LightningModules in a model log out of the logs, where a pass of ours is one of training."""
+    """Drop what LightningModules in a model log, for passes of ours in training mode."""
     modules = [module for module in all_modules(model) if kind_of(module).logs]
     former = [module.__dict__.get("log") for module in modules]
     try:
@@ -112,7 +115,7 @@ def slow_attention() -> Iterator[None]:
 def _random_streams(observations: Observations | None, learning: bool) -> Iterator[None]:
     """Give the random streams of Python and NumPy back as they were.
 
-    To copy the two takes 50 microseconds, so that an engine's steps do it where its dry run has seen them move.
+    Copying the two takes 50 microseconds, so an engine's steps do it only if its dry run has seen them move.
     """
     everything = learning or observations is None
     numpy: Any = sys.modules.get("numpy")

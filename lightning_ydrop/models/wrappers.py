@@ -1,4 +1,4 @@
-"""What stands around a user's module: distributed wrappers, and Fabric's."""
+"""Wrappers around a user's module: those of distributed training, and Fabric's."""
 
 import inspect
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def unwrapped(model: nn.Module, forward: Callable[..., Any] | None) -> tuple[nn.
         forward: What the user wants to be called instead, or None.
 
     Returns:
-        The module, and what to call: the module itself, or, of Fabric's, the module in its precision.
+        The module, and what to call: the module itself, or, if Fabric wraps it, the module in Fabric's precision.
 
     """
     inner: Any = model
@@ -57,5 +57,5 @@ class _InPrecision:
 
 
 def _is_fabrics(module: nn.Module) -> Any:
-    # By name: this room needs no Lightning, and `lightning` and `lightning_fabric` have classes of their own.
+    # By name: nothing here needs Lightning, and `lightning` and `lightning_fabric` have classes of their own.
     return any(base.__name__ == "_FabricModule" for base in type(module).__mro__)

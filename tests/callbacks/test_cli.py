@@ -67,10 +67,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a program with a LightningCLI, as from a shell."""
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls it by an older name
 
-    def run(*arguments: str, cli: type[LightningCLI] = LightningCLI) -> LightningCLI:
+    def run(
+        *arguments: str, cli: type[LightningCLI] = LightningCLI, model: type[LightningModule] | None = None
+    ) -> LightningCLI:
         # Not by `args=`: LightningCLI warns of that wherever the program at work has arguments of its own.
         monkeypatch.setattr(sys, "argv", ["train.py", "fit", *arguments])
-        return cli(Model, Data, save_config_callback=None, seed_everything_default=0)
+        return cli(model or Model, Data, save_config_callback=None, seed_everything_default=0)
 
     return run
 
@@ -193,6 +195,7 @@ EVERYTHING: dict[str, Any] = {
     "convert": True,
     "include": ["body.*"],
     "exclude": "body.1",
+    "batch_dim": 0,
 }
 
 
@@ -228,7 +231,7 @@ def test_a_printed_configuration_is_read_back_as_it_was(
     typed, read = run(f"--config={first}", *QUIET, cli=cli), run(f"--config={second}", cli=cli)
     assert settings_of(typed) == settings_of(read)
     plain = {name: repr(value) for name, value in EVERYTHING.items() if not isinstance(value, dict)}
-    assert len(plain) == 15
+    assert len(plain) == 16
     for name in plain.keys() & settings_of(read).keys():
         assert settings_of(read)[name] == plain[name]
     for name in ("annealing_steps=1", "transition='linear'"):
@@ -278,3 +281,35 @@ def test_one_number_of_a_rate_is_set_alone(rate: str, run: Run) -> None:
     engine = callback_of(run(*QUIET, f"--ydrop.buckets.{rate}", cli=YDropCLI)).engine
     assert engine is not None
     assert getattr(getattr(engine.buckets, bucket), number) == float(value)
+
+
+class TimeFirst(Model):
+    """A recurrent network with time first, as torch has it by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.LSTM(3, 6)  # type: ignore[assignment]
+        self.drop, self.head = ConductanceDropout(unit_dim=-1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.drop(self.body(x)[0])[-1])
+
+    def ydrop_inputs(self, batch: dict[str, Tensor]) -> Any:
+        return batch["x"].unflatten(1, (4, 3)).transpose(0, 1), batch["y"]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        x, y = self.ydrop_inputs(batch)
+        return nn.functional.cross_entropy(self(x), y)
+
+
+def test_the_dimension_of_the_batch_is_read_from_yaml(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    settings = {"annealing_epochs": 0, "batch_dim": 1}
+    callback = {"class_path": "lightning_ydrop.YDropCallback", "init_args": settings}
+    file.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    cli = run(f"--config={file}", *QUIET, model=TimeFirst)  # warnings are errors
+    engine = callback_of(cli).engine
+    assert engine is not None
+    assert engine.settings.path.batch_dim == 1
+    assert engine.scores["drop"].shape == (6,)
+    assert engine.scores["drop"].any()

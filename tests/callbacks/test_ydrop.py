@@ -576,3 +576,48 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
 
 def test_testing_with_the_callback_needs_no_layers() -> None:
     trainer_of(YDropCallback()).test(Net(nn.Dropout), loader(), verbose=False)
+
+
+class Wrong(Net):
+    """Has labels that name no class in some batches, and trains without them."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y.clamp(0, 4))
+
+
+def test_labels_out_of_range_in_later_batches_are_counted_and_told_once(tmp_path: Path) -> None:
+    y = Y.clone()
+    y[20:23] = 7
+    callback = YDropCallback(annealing_epochs=0, num_samples="all")
+    logger = CSVLogger(tmp_path)
+    trainer = trainer_of(callback, logger=logger, log_every_n_steps=1, max_epochs=3)
+    with pytest.warns(RuntimeWarning, match=r"3 label\(s\) so far named no class of the output") as caught:
+        trainer.fit(Wrong(), loader(X, y))
+    assert sum("named no class" in str(each.message) for each in caught) == 1
+    assert callback.engine is not None
+    assert callback.engine.unusable == 9
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        logged = [row["ydrop/unusable_labels"] for row in csv.DictReader(file) if row["ydrop/unusable_labels"]]
+    assert float(logged[-1]) == 9.0
+
+
+def test_a_resumed_run_goes_on_counting_unusable_labels(tmp_path: Path) -> None:
+    y = Y.clone()
+    y[20:23] = 7
+    finals = []
+    for stops in ((4,), (2, 4)):
+        file: str | None = None
+        seed_everything(1, verbose=False)
+        for end in stops:
+            callback = YDropCallback(annealing_epochs=0, elasticity=0.1, num_samples="all")
+            trainer, model = trainer_of(callback, max_epochs=end), Wrong()
+            with pytest.warns(RuntimeWarning, match="named no class"):
+                trainer.fit(model, loader(X, y), ckpt_path=file)
+            file = str(tmp_path / f"{end}.ckpt")
+            trainer.save_checkpoint(file)
+        assert callback.engine is not None
+        finals.append(callback.engine.state_dict())
+    assert finals[0]["unusable"] == 12
+    for key in ("unusable", "steps_taken", "nonfinite"):
+        assert finals[0][key] == finals[1][key]

@@ -15,8 +15,8 @@ figures = imported("paper/figures")
 
 def shown(conductance: list[float], strongest: list[float]) -> object:
     accuracy = torch.tensor([strongest])
-    curve = RemovalCurve(figures.SHARES[: len(strongest)], accuracy)
-    flat = RemovalCurve(figures.SHARES, torch.full((25, len(figures.SHARES)), 0.98))
+    curve = RemovalCurve(figures.FRACTIONS[: len(strongest)], accuracy)
+    flat = RemovalCurve(figures.FRACTIONS, torch.full((25, len(figures.FRACTIONS)), 0.98))
     return figures.Shown({"network.1": torch.tensor(conductance)}, flat, curve, dict.fromkeys(figures.PRUNED_BY, flat))
 
 

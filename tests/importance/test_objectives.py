@@ -263,6 +263,7 @@ def test_a_check_leaves_the_mode_of_the_loss(training: bool) -> None:
     assert loss.training == training
 
 
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="older releases ask for a driver")
 def test_class_weights_on_the_cpu_follow_the_model() -> None:
     with FakeTensorMode(allow_non_fake_inputs=False):
         weight = torch.ones(3)

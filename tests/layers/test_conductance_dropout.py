@@ -314,6 +314,7 @@ def test_a_scheduled_rate_is_followed(compiles: bool, prepared: bool) -> None:
         assert counter.frame_count <= (1 if prepared else torchs_counter.frame_count)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="older releases lose what compiled code sets by a property")
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_compiled_forward_can_set_the_rate(prepared: bool) -> None:
     class Setting(nn.Module):

@@ -1007,7 +1007,7 @@ class Noise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + torch.rand(x.shape, generator=self.of_torch) + torch.rand(6, generator=self.held["deep"][0])
-        x = x + random.random() + np.random.rand() + random.gauss(0, 1)
+        x = x + random.random() + np.random.rand() + random.gauss(0, 1)  # noqa: NPY002
         return x + self.of_python.random() + self.of_numpy.random() + self.legacy.rand()
 
 

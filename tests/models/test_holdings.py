@@ -409,6 +409,7 @@ def test_what_is_shared_stays_shared() -> None:
     assert there.method.args[0] is there
 
 
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="older releases ask for a driver")
 @pytest.mark.parametrize("name", list(MOVED))
 def test_it_moves_to_a_gpu(name: str) -> None:
     make, tensors_of = MOVED[name]

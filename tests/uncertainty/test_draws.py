@@ -228,10 +228,10 @@ def test_a_function_that_compiles_itself_is_no_obstacle() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.drop, self.head = nn.Dropout(), nn.Linear(16, 2)
-            self.passes: list[int] = []
+            self.tell = recorder()
 
         def forward(self, x: Tensor) -> Any:
-            self.passes.append(len(x))
+            self.tell(len(x))
             heads = self.drop(x)[:, None]
             return self.head(flex_attention(heads, heads, heads)[:, 0].mean(1))
 
@@ -239,7 +239,7 @@ def test_a_function_that_compiles_itself_is_no_obstacle() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that this function should be compiled
         monte_carlo(model, torch.randn(BATCH_SIZE, 8, 16), 5)
-    assert model.passes == [BATCH_SIZE, ROWS]
+    assert model.tell.seen == [BATCH_SIZE, ROWS]
 
 
 @pytest.mark.parametrize(
