@@ -145,6 +145,7 @@ class Module(L.LightningModule):
 
 
 def run(kind: str, stage: str, callbacks: list[L.Callback]) -> tuple[dict[str, Any], dict[str, Any]]:
+    torch.set_default_dtype(torch.float32)  # one of them sets another
     model = Module(build(kind))
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
