@@ -49,7 +49,6 @@ REGISTRIES = ("_buffers", "_modules", "_non_persistent_buffers_set")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 # A pass may register hooks, or take them away by handles that know these very dictionaries.
 HOOKS = tuple(name for name in nn.Module().__dict__ if "_hooks" in name and name not in BACKWARD_HOOKS)
-HOOKS_THAT_RUN = ("_forward_hooks", "_forward_pre_hooks")
 # Objects of these libraries are machinery around a model, such as its Trainer and loggers, some with threads of their
 # own. They are no part of its state.
 MACHINERY = frozenset(
@@ -77,6 +76,7 @@ class Observations:
         written: Tensors, arrays and containers, by id, that a pass has written to.
         read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
         parameters: Whether a pass changes gradients, flags or attributes of parameters.
+        inference: Whether a model has tensors that were made in inference mode.
         python_random: Whether a pass draws from Python's random stream.
         numpy_random: Whether a pass draws from NumPy's.
         tensor_hooks: Whether a pass registers hooks on tensors.
@@ -88,6 +88,7 @@ class Observations:
     written: set[int] = field(default_factory=set)
     read_raw: set[int] = field(default_factory=set)
     parameters: bool = False
+    inference: bool = False
     python_random: bool = False
     numpy_random: bool = False
     tensor_hooks: bool = False
@@ -129,6 +130,8 @@ class Snapshot:
         self._slotted: list[tuple[Any, dict[str, Any]]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
+        self._minds_inference = learning or observations is None or observations.inference
+        self._copies: dict[int, Tensor] = {}
         self._of_parameters: set[int] = set()
         self._parameters: list[tuple[Tensor, bool, Tensor | None, int]] = []
         self._kept: list[KeptTensor] = []
@@ -192,10 +195,8 @@ class Snapshot:
             if type(module) is not cls:
                 set_class(module, cls)
             set_attributes(module, attributes)
-            for name in HOOKS if self.learning else HOOKS_THAT_RUN:
-                if attributes[name] and id(attributes[name]) not in self._seen:
-                    self._clear_hooks(attributes)
-                    break
+            if self.learning or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
+                self._clear_hooks(attributes)
         for container, copied in self._containers:
             if refill(container, copied):
                 self._note_written(container)
@@ -274,6 +275,8 @@ class Snapshot:
             own[hooks] = NO_HOOKS
         if kind.logs:
             own["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
+        if self._minds_inference:
+            self._replace_inference_tensors(own)
         self._modules.append((module, type(module), held))
         set_attributes(module, own)
         ahead: list[object] = []
@@ -281,11 +284,9 @@ class Snapshot:
             ahead += self._take_tensors(parameters, always=False)
         if buffers := held["_buffers"]:
             ahead += self._take_tensors(buffers, always=not kind.of_torch)
-        for name in HOOKS if self.learning else HOOKS_THAT_RUN:
-            if held[name]:
-                self._take_hooks(held)
-                ahead += (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
-                break
+        if self.learning or held["_forward_hooks"] or held["_forward_pre_hooks"]:
+            self._take_hooks(held)
+            ahead += (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
         # In our layers a forward changes nothing, and in most of torch's there is nothing to change in place.
         if kind.ours or _SEARCHED_IN_VAIN.get(type(module)) == len(held):
             return ahead
@@ -295,6 +296,23 @@ class Snapshot:
         if kind.of_torch and not found:
             _SEARCHED_IN_VAIN[type(module)] = len(held)
         return ahead + found
+
+    def _replace_inference_tensors(self, attributes: dict[str, Any]) -> None:
+        """Let a module have copies of tensors made in inference mode, as an `eval()` does in a Trainer's validation.
+
+        Torch takes no gradients through a layer that keeps one of them.
+        """
+        for holder in (attributes, attributes["_buffers"], attributes["_parameters"]):
+            for name, value in holder.items():
+                if isinstance(value, Tensor) and is_plain(value) and value.is_inference():
+                    if id(value) not in self._copies:
+                        with torch.inference_mode(False):
+                            copied = value.clone()
+                            is_parameter = isinstance(value, nn.Parameter)
+                            self._copies[id(value)] = nn.Parameter(copied, False) if is_parameter else copied
+                    holder[name] = self._copies[id(value)]
+        if self._copies and self.observations is not None:
+            self.observations.inference = True
 
     def _take_tensors(self, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
         """Take parameters or buffers."""

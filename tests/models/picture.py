@@ -47,9 +47,13 @@ def picture_of(*things: object) -> dict[str, Any]:
         elif isinstance(value, NOT_OF_THE_MODEL):
             picture[f"{path}.training"] = value.training
         elif isinstance(value, dict):
-            picture[f"{path}:keys"] = [str(key) for key in value]
-            for key, item in value.items():
-                if key not in SET_BY_A_TRAINER:
+            # Handles of hooks are numbered through: a network built a second time has others.
+            numbered = "hooks" in path
+            picture[f"{path}:keys"] = len(value) if numbered else [str(key) for key in value]
+            for index, (key, item) in enumerate(value.items()):
+                if numbered:
+                    look(f"{path}[{index}]", item)
+                elif key not in SET_BY_A_TRAINER:
                     look(f"{path}[{key}]", item)
         elif isinstance(value, (list, tuple, deque)):
             picture[f"{path}:length"] = len(value)
