@@ -152,7 +152,10 @@ class Snapshot:
             self._seen.add(id(value))
             self._most_objects -= 1
             if isinstance(value, Tensor):
-                self._guard(value)
+                if self.learning or id(value) in self._written:
+                    self._guard(value)
+                elif is_plain(value):  # of many that a container may hold
+                    self._watched.append((value, version_of(value)))
             elif isinstance(value, nn.Module):
                 ahead += (*self._take_module(value), *value._modules.values())
             elif isinstance(value, (dict, list, set, deque, bytearray)):
@@ -295,6 +298,10 @@ class Snapshot:
         found = [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
         if kind.of_torch and not found:
             _SEARCHED_IN_VAIN[type(module)] = len(held)
+        for value in found:
+            if isinstance(value, Tensor) and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self._guard(value)
         return ahead + found
 
     def _replace_inference_tensors(self, attributes: dict[str, Any]) -> None:
