@@ -346,7 +346,10 @@ class Snapshot:
         self._parameters.append((parameter, parameter.requires_grad, gradient, version))
         attributes = parameter.__dict__
         self._of_parameters.add(id(attributes))
-        return (attributes,) if gradient is None else (attributes, gradient)
+        if gradient is not None and id(gradient) not in self._seen:
+            self._seen.add(id(gradient))
+            self._guard(gradient)
+        return (attributes,)
 
     def _take_hooks(self, attributes: dict[str, Any]) -> None:
         for name in HOOKS:
