@@ -227,13 +227,16 @@ def arrange(
 def possible_roles(batch: Batch) -> list[tuple[Role, ...]]:
     """List what tensors may be: first as they were arranged, then with samples elsewhere, or without samples.
 
-    A tensor may be several things where it has as many entries as there are samples in several dimensions, as a mask
-    (T, T) may have.
+    A tensor may have as many entries as there are samples by coincidence, as a mask (T, T) or positions (T,) may.
     """
     carried, options = iter(batch.carried), []
     for role in batch.call.roles:
-        is_open = role.kind == "carried" and list(next(carried).shape[:3]).count(batch.size) > 1
-        options.append(dict.fromkeys([role, Role("carried"), FIXED]) if is_open else [role])
+        others: list[Role] = []
+        if role.kind == "carried":
+            # The samples are in front by now, and `role.dim` is where they were.
+            has_them_first = next(carried).movedim(0, role.dim).shape[0] == batch.size
+            others = [*([Role("carried")] if has_them_first else []), FIXED]
+        options.append(dict.fromkeys([role, *others]))
     return list(itertools.islice(itertools.product(*options), MOST_ROLES))
 
 

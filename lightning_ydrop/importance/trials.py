@@ -41,6 +41,7 @@ class Look:
     surroundings: Surroundings
     recorded: int
     checkpointed: list[nn.Module]
+    records: bool
 
     def read_as(self, roles: tuple[Role, ...]) -> "Look":
         """Read the same arguments in another way."""
@@ -65,6 +66,7 @@ def look_at(subject: Subject, path: PathSettings, batch: Batch) -> Look:
     except RuntimeError as error:
         if not needs_graph(error):
             raise
+    plan = replace(plan, rows_first=rows_first(subject, path, batch))
     with suppress(RuntimeError):
         return _look_with(subject, path, batch, plan, True)
     return _look_with(subject, path, batch, replace(plan, constant_parameters=False), True)
@@ -151,13 +153,13 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
     plan = replace(plan, counts_unusable=counts)
-    return Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed))
+    return Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed), records)
 
 
 def output_of(look: Look, rows: Tensor, draws: int = 0) -> Tensor:
     """Pass some samples through the model, after a number of draws from the random streams."""
     batch, request = look.batch.take(rows), look.request
-    with request.borrowed(constant_parameters=True):
+    with request.borrowed(constant_parameters=True), torch.set_grad_enabled(look.records):
         for _ in range(draws):
             random.random()
             for device in {torch.device("cpu"), request.device}:
@@ -209,6 +211,7 @@ def in_training(look: Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
         The plan, with the checkpoints that training sets, and the layers that run.
 
     """
+    look = replace(look, request=replace(look.request, plan=plan))
     request, saved = look.request, SavedMemory(look.request.model)
     rows = look.batch.take(torch.arange(look.batch.size))
     with warnings.catch_warnings():

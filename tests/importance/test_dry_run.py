@@ -365,6 +365,21 @@ def test_gradients_may_be_taken_inside_forward(kind: str, objective: Objective) 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_also_where_the_first_look_takes_no_graph() -> None:
+    def penalised(body: nn.Module, x: Tensor) -> Any:
+        output = body(x)
+        if not torch.is_grad_enabled():
+            return output
+        (slope,) = torch.autograd.grad(output.sum(), body[6].weight, create_graph=True)  # type: ignore[index]
+        return output + slope.square().sum()
+
+    model = Around(penalised, smooth())
+    model.gradient_checkpointing = True  # type: ignore[assignment] # so the dry run is careful with memory
+    engine = YDrop(model)
+    engine.step(X, Y)
+    assert engine.layers["body.1"].active
+
+
 class Tokens(nn.Module):
     """An embedding in front of a function that takes gradients."""
 

@@ -303,3 +303,34 @@ def test_compiled_parts_are_measured_eagerly() -> None:
     outer(x)
     expected = layer_conductance(plain, x, 0)
     assert torch.allclose(layer_conductance(outer, x, 0)["0.1"], expected["1"])
+
+
+@pytest.mark.parametrize("copied", [None, frozenset[str]()])
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_what_a_layer_returns_unchanged_is_recorded_behind_the_layer(copied: Any, needs_gradient: bool) -> None:
+    layer, x = nn.Identity(), torch.randn(3, 2, requires_grad=needs_gradient)
+    with recording({"layer": layer}, copied) as tape:
+        output = layer(x)
+        value = (output * 2 + x * 5).sum()
+    (recorded,) = tape["layer"]
+    assert recorded is not x
+    assert torch.equal(output, x)
+    (gradient,) = torch.autograd.grad(value, [recorded])
+    assert torch.equal(gradient, torch.full((3, 2), 2.0))  # without the 5 that pass beside it
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_layers_that_are_written_over_are_named_until_their_outputs_are_copied(needs_gradient: bool) -> None:
+    layers = {"one": nn.Identity(), "two": nn.Identity()}
+    x = torch.randn(3, 2, requires_grad=needs_gradient) * 1
+    copied: set[str] = set()
+    with recording(layers, copied) as tape:
+        for expected in ({"two"}, set[str]()):
+            one, two = layers["one"](x * 1), layers["two"](x * 1)
+            before = two.detach().clone()
+            (one.exp() + two.relu_()).sum()
+            assert tape.overwritten == expected
+            copied |= tape.overwritten
+            assert torch.equal(tape["two"][0], before) is not bool(expected)
+            tape.clear()
+    assert not any(layer._forward_hooks for layer in layers.values())
