@@ -22,7 +22,7 @@ from lightning_ydrop.importance.trials import Look, in_training, look_at, output
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.checkpointing import may_checkpoint
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 
 GeneratorFor = Callable[[str], torch.Generator]
 

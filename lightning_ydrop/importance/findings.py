@@ -13,7 +13,7 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.subject import Plan, Subject, subject_of
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.modules import device_of
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 
 _IN_TRAINING_ALONE = (
     "the model's forward calls them in training mode alone, and phase 1 runs in evaluation mode. "

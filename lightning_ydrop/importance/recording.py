@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 from lightning_ydrop.models.state import leaving_no_trace, random_stream_kept
 from lightning_ydrop.torch_internals import same_memory
 

@@ -21,7 +21,7 @@ from lightning_ydrop.importance.subject import Plan, Subject
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.models.checkpointing import checkpoint_outputs
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 
 Forward = Callable[[Tensors, Tensors], Any]
 

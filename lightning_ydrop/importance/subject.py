@@ -12,7 +12,7 @@ from lightning_ydrop.importance.arrangement import Role
 from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.models.calls import signature_of
 from lightning_ydrop.models.holdings import modules_held
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import sys
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,7 +23,8 @@ from lightning_ydrop.models.objects import (
     set_slots,
     slots_of,
 )
-from lightning_ydrop.models.tensors import KeptTensor, is_plain, version_of
+from lightning_ydrop.models.observations import Observations
+from lightning_ydrop.models.tensors import KeptTensor, is_plain, replace_inference_tensors, version_of
 from lightning_ydrop.torch_internals import (
     NO_HOOKS,
     PLAIN_TENSORS,
@@ -66,34 +66,6 @@ MOST_ITEMS = 1000
 MOST_OBJECTS_OF_A_STEP = 200
 # Of classes of torch's own, how many attributes a module had in which nothing could be changed in place.
 _SEARCHED_IN_VAIN: dict[type, int] = {}
-
-
-@dataclass
-class Observations:
-    """What an engine has seen passes through its model change, so that later passes guard that alone.
-
-    Attributes:
-        written: Tensors, arrays and containers, by id, that a pass has written to.
-        read_raw: Tensors, by id, whose memory something asked for that did not write: to share it would cost a copy.
-        parameters: Whether a pass changes gradients, flags or attributes of parameters.
-        inference: Whether a model has tensors that were made in inference mode.
-        python_random: Whether a pass draws from Python's random stream.
-        numpy_random: Whether a pass draws from NumPy's.
-        tensor_hooks: Whether a pass registers hooks on tensors.
-        changeable: The containers and arrays among them.
-        unguarded: Descriptions of tensors that a later pass was the first to write to.
-
-    """
-
-    written: set[int] = field(default_factory=set)
-    read_raw: set[int] = field(default_factory=set)
-    parameters: bool = False
-    inference: bool = False
-    python_random: bool = False
-    numpy_random: bool = False
-    tensor_hooks: bool = False
-    changeable: dict[int, Any] = field(default_factory=dict)
-    unguarded: list[str] = field(default_factory=list)
 
 
 class Snapshot:
@@ -279,7 +251,10 @@ class Snapshot:
         if kind.logs:
             own["log"] = ignore  # where it stands before the method of the class; `log_dict` comes here too
         if self._minds_inference:
-            self._replace_inference_tensors(own)
+            for holder in (own, own["_buffers"], own["_parameters"]):
+                replace_inference_tensors(holder, self._copies)
+            if self._copies and self.observations is not None:
+                self.observations.inference = True
         self._modules.append((module, type(module), held))
         set_attributes(module, own)
         ahead: list[object] = []
@@ -303,23 +278,6 @@ class Snapshot:
                 self._seen.add(id(value))
                 self._guard(value)
         return ahead + found
-
-    def _replace_inference_tensors(self, attributes: dict[str, Any]) -> None:
-        """Let a module have copies of tensors made in inference mode, as an `eval()` does in a Trainer's validation.
-
-        Torch takes no gradients through a layer that keeps one of them.
-        """
-        for holder in (attributes, attributes["_buffers"], attributes["_parameters"]):
-            for name, value in holder.items():
-                if isinstance(value, Tensor) and is_plain(value) and value.is_inference():
-                    if id(value) not in self._copies:
-                        with torch.inference_mode(False):
-                            copied = value.clone()
-                            is_parameter = isinstance(value, nn.Parameter)
-                            self._copies[id(value)] = nn.Parameter(copied, False) if is_parameter else copied
-                    holder[name] = self._copies[id(value)]
-        if self._copies and self.observations is not None:
-            self.observations.inference = True
 
     def _take_tensors(self, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
         """Take parameters or buffers."""

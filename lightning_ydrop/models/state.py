@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_ydrop.models.modules import all_modules, kind_of
-from lightning_ydrop.models.snapshot import Observations, Snapshot, ignore
+from lightning_ydrop.models.observations import Observations
+from lightning_ydrop.models.snapshot import Snapshot, ignore
 from lightning_ydrop.torch_internals import (
     caches_off,
     defaults_kept,

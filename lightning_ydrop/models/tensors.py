@@ -1,7 +1,9 @@
 """Tensors that a pass may write to, and how their values, memory and flags are put back."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ydrop.torch_internals import PLAIN_TENSORS, is_untouched
 
@@ -88,6 +90,25 @@ def is_plain(value: object) -> bool:
 def version_of(tensor: Tensor) -> int:
     """Count the writes to a tensor: -1 where torch does not."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def replace_inference_tensors(registry: dict[str, Any], copies: dict[int, Tensor]) -> None:
+    """Let a registry hold copies of tensors made in inference mode, as `eval()` makes them in a validation.
+
+    Torch takes no gradients through an operation that keeps one.
+
+    Args:
+        registry: By name, what a module holds.
+        copies: By the id of the tensor, the copies so far. New ones are added.
+
+    """
+    for name, value in registry.items():
+        if isinstance(value, Tensor) and is_plain(value) and value.is_inference():
+            if id(value) not in copies:
+                with torch.inference_mode(False):
+                    copied = value.clone()
+                    copies[id(value)] = nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied
+            registry[name] = copies[id(value)]
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -14,7 +14,7 @@ from lightning_ydrop.importance.arrangement import Batch, arrange
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.subject import Subject, subject_of
 from lightning_ydrop.importance.trials import in_training, look_at, output_of, rows_first, smallest_batch
-from lightning_ydrop.models.snapshot import Observations
+from lightning_ydrop.models.observations import Observations
 from tests.counting import Counting, recorder
 from tests.networks import perceptron
 
