@@ -247,6 +247,27 @@ def request_of(
     return replace(request, target=target)
 
 
+def arranged(
+    subject: Subject, path: PathSettings, inputs: Inputs, target: Target, roles: tuple[Role, ...] | None = None
+) -> Batch:
+    """Arrange a whole batch: see `arrange`.
+
+    Raises:
+        ConfigurationError: If inputs and target do not fit to each other or to the model.
+
+    """
+    return arrange(
+        subject.forward,
+        subject.signature,
+        inputs,
+        target if subject.objective.takes_target else None,
+        baseline=path.baseline,
+        interpolate=path.interpolate_at is None,
+        batch_dim=path.batch_dim,
+        roles=roles,
+    )
+
+
 def request_from(
     subject: Subject,
     path: PathSettings,
@@ -272,16 +293,7 @@ def request_from(
         ConfigurationError: If inputs and target do not fit each other or the model.
 
     """
-    batch = arrange(
-        subject.forward,
-        subject.signature,
-        inputs,
-        target if subject.objective.takes_target else None,
-        baseline=path.baseline,
-        interpolate=path.interpolate_at is None,
-        batch_dim=path.batch_dim,
-        roles=plan.roles,
-    )
+    batch = arranged(subject, path, inputs, target, plan.roles)
     size, n_steps = batch.size, path.n_steps
     if size < plan.smallest_batch:
         return None
