@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Batch, arrange, device_of_samples
+from lightning_ydrop.importance.arrangement import Batch, Role, arrange, device_of_samples
 from lightning_ydrop.importance.baseline import Tensors, start_points
 from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
