@@ -151,7 +151,7 @@ def removal_curve(
     ranks: dict[str, Tensor] = {}
     num_correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
     num_samples = 0
-    beside = [] if forward is model else modules_held(forward)
+    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with (
         borrowed(model, device, beside=beside),
         torch.no_grad(),

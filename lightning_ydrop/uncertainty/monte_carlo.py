@@ -133,7 +133,7 @@ def mean_probabilities(
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
     draws_of_one_mask: list[Draw] | None = None
     total: Tensor | None = None
-    beside = [] if forward is model else modules_held(forward)
+    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with dropping(model, (*beside, positional, keywords)) as modules:
         if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
