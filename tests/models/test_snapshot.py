@@ -355,6 +355,27 @@ def test_an_object_among_the_inputs_is_as_it_was(way: str) -> None:
     assert table["numbers"].tolist() == [0, 0]
 
 
+class WritesToItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.tell = recorder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tell(float(x[0, 0]))
+        logits: Tensor = self.net(x.mul_(2))
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:monte_carlo was given")
+def test_every_pass_sees_inputs_as_they_were_given() -> None:
+    model, x = WritesToItsInput(), X.clone()
+    monte_carlo(model, x, 5, max_rows=1)
+    removal_curve(model, [(x, Y)], fractions=(0, 0.5), repeats=2)
+    assert set(model.tell.seen) == {float(X[0, 0])}
+    assert torch.equal(x, X)
+
+
 # A snapshot by itself.
 
 
