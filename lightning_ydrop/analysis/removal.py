@@ -22,6 +22,7 @@ from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.models.state import leaving_no_trace
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -151,7 +152,7 @@ def removal_curve(
     ranks: dict[str, Tensor] = {}
     num_correct = torch.zeros(repeats if order == "random" else 1, len(fractions), dtype=torch.float64)
     num_samples = 0
-    beside = [] if forward is model else modules_held(forward)
+    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with (
         borrowed(model, device, beside=beside),
         torch.no_grad(),
@@ -161,14 +162,16 @@ def removal_curve(
             inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)
             if not ranks:
-                with recording(selected) as tape:
+                with recording(selected) as tape, leaving_no_trace((positional, keywords), evaluate=False):
                     output = read_output(forward(*positional, **keywords))
                 num_units = _num_units(selected, unit_dims, tape, num_rows=len(output))
                 ranks = _ranks(order, num_units, repeats, seed, device)
             for repeat, place in itertools.product(*map(range, num_correct.shape)):
                 for name, rank in ranks.items():
                     kept_units[name] = rank[repeat] >= round(fractions[place] * num_units[name])
-                logits = read_output(forward(*positional, **keywords))
+                # A forward may write to its inputs, which the next removal passes with.
+                with leaving_no_trace((positional, keywords), evaluate=False):
+                    logits = read_output(forward(*positional, **keywords))
                 num_correct[repeat, place] += _num_correct(logits, target).cpu()
             kept_units.clear()
             num_samples += len(logits)

@@ -50,7 +50,7 @@ def subject_of(
     observations: Observations | None = None,
 ) -> Subject:
     """Collect what can be known of a model before it is called."""
-    beside = [] if forward is model else modules_held(forward)
+    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     guarded = (model, *(each for each in beside if each is not model), *objective.modules())
     signature = signature_of(model, forward)
     return Subject(model, forward, signature, layers, unit_dims, objective, guarded, observations)

@@ -18,6 +18,7 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
 from lightning_ydrop.models.holdings import modules_held
+from lightning_ydrop.models.state import leaving_no_trace
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping, stochastic_modules
 
@@ -133,7 +134,7 @@ def mean_probabilities(
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
     draws_of_one_mask: list[Draw] | None = None
     total: Tensor | None = None
-    beside = [] if forward is model else modules_held(forward)
+    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with dropping(model, (*beside, positional, keywords)) as modules:
         if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
@@ -145,7 +146,8 @@ def mean_probabilities(
             count = 1 if is_compared and draws_of_one_mask is None else min(at_once, masks_left)
             noting: AbstractContextManager[list[Draw]] = noting_draws() if is_compared else nullcontext([])
             try:
-                with noting as draws:
+                # A forward may write to its inputs, which the next mask passes with.
+                with noting as draws, leaving_no_trace((positional, keywords), evaluate=False):
                     output = forward(
                         *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
                     )
