@@ -130,7 +130,7 @@ def test_a_first_write_in_a_later_step_is_told() -> None:
         def forward(self, x: Tensor) -> Tensor:
             if self.writes:
                 with torch.no_grad():
-                    self.net[0].weight.mul_(1.0)
+                    self.net[0].weight.mul_(1.0)  # type: ignore[operator]
             logits: Tensor = self.net(x)
             return logits
 
@@ -140,9 +140,9 @@ def test_a_first_write_in_a_later_step_is_told() -> None:
     model.writes = True
     ydrop.step(X, Y)
     assert ydrop.unguarded == ["Linear.weight"]
-    before = model.net[0].weight.clone()
+    before = model.net[0].weight.clone()  # type: ignore[operator]
     ydrop.step(X, Y)  # it is guarded from now on
-    assert torch.equal(model.net[0].weight, before)
+    assert torch.equal(model.net[0].weight, before)  # type: ignore[arg-type]
     assert len(ydrop.unguarded) == 1
 
 
@@ -386,7 +386,7 @@ def test_a_snapshot_learns_what_a_pass_writes() -> None:
     snapshot = Snapshot([module], observations, learning=True)
     snapshot.take()
     module(torch.randn(4, 2))
-    module[0].weight.data.mul_(2)
+    module[0].weight.data.mul_(2)  # type: ignore[operator]
     snapshot.put_back()
     statistics = [module[1].running_mean, module[1].running_var, module[1].num_batches_tracked, module[0].weight]
     assert observations.written == {id(each) for each in statistics}
