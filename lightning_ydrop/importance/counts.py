@@ -25,7 +25,9 @@ class Count:
         self._waiting: list[Tensor] = []
 
     def add(self, values: Tensor) -> None:
-        """Count values, of any shape, when it is time."""
+        """Count values, of any shape, when it is time: floating ones, such as soft labels, count for nothing."""
+        if values.is_floating_point():
+            return
         self._waiting.append(values)
         if len(self._waiting) >= MOST_TENSORS or values.numel() > MOST_ELEMENTS:
             self._count()

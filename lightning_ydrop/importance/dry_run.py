@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
-from lightning_ydrop.importance.arrangement import Batch, Role, arrange, possible_roles
+from lightning_ydrop.importance.arrangement import Batch, Role, possible_roles
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.request import request_from
+from lightning_ydrop.importance.request import arranged, request_from
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of
 from lightning_ydrop.importance.surroundings import warn_of_units
@@ -56,7 +56,7 @@ def dry_run(
     """
     unit_dims = {name: layer.unit_dim for name, layer in layers.items()}
     subject, path = subject_of(model, forward, layers, unit_dims, settings.path.objective), settings.path
-    batch = _arranged(subject, path, inputs, target)
+    batch = arranged(subject, path, inputs, target)
     path = replace(path, baseline=baseline_on(batch.device, path.baseline))
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
@@ -74,18 +74,6 @@ def dry_run(
         plan, called = in_training(look, plan)
         return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called))
     return Findings(subject, path, plan, batch.device, look.left)
-
-
-def _arranged(subject: Subject, path: PathSettings, inputs: Inputs, target: Target) -> Batch:
-    return arrange(
-        subject.forward,
-        subject.signature,
-        inputs,
-        target if subject.objective.takes_target else None,
-        baseline=path.baseline,
-        interpolate=path.interpolate_at is None,
-        batch_dim=path.batch_dim,
-    )
 
 
 def _roles_by_comparison(look: Look) -> tuple[Role, ...]:

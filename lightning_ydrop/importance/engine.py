@@ -213,15 +213,13 @@ class YDrop:
         if self._findings is None or not self.is_due or (not scores and world_size() == 1):
             self.skip(progress=progress)
             return
-        num_units = self._findings.plan.num_units
-        check_widths(scores, num_units)
+        check_widths(scores, num_units := self._findings.plan.num_units)
         generator = self._generator("rates")
         low, high = (
             dict(zip(self.layers, draw_rates(rate, len(self.layers), generator), strict=True))
             for rate in (self.settings.buckets.low, self.settings.buckets.high)
         )
-        self._steps_taken += 1
-        self._progress = progress
+        self._steps_taken, self._progress = self._steps_taken + 1, progress
         for names, means in averages(scores, num_units, self._findings.device):
             self._update(names, means, low, high)
 
@@ -316,9 +314,8 @@ class YDrop:
         request = request_from(findings.subject, findings.path, findings.plan, inputs, target, self._generator)
         if request is None:
             return {}
-        target = request.target
-        if findings.plan.counts_unusable and target is not None and not target.is_floating_point():
-            self._unusable.add(target)
+        if findings.plan.counts_unusable and request.target is not None:
+            self._unusable.add(request.target)
         return scores_by(self.settings.measure, request)
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import Quadrature
-from lightning_ydrop.importance.arrangement import Batch, arrange, device_of_samples
+from lightning_ydrop.importance.arrangement import Batch, Role, arrange, device_of_samples
 from lightning_ydrop.importance.baseline import Tensors, start_points
 from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
@@ -247,6 +247,27 @@ def request_of(
     return replace(request, target=target)
 
 
+def arranged(
+    subject: Subject, path: PathSettings, inputs: Inputs, target: Target, roles: tuple[Role, ...] | None = None
+) -> Batch:
+    """Arrange a whole batch: see `arrange`.
+
+    Raises:
+        ConfigurationError: If inputs and target do not fit to each other or to the model.
+
+    """
+    return arrange(
+        subject.forward,
+        subject.signature,
+        inputs,
+        target if subject.objective.takes_target else None,
+        baseline=path.baseline,
+        interpolate=path.interpolate_at is None,
+        batch_dim=path.batch_dim,
+        roles=roles,
+    )
+
+
 def request_from(
     subject: Subject,
     path: PathSettings,
@@ -272,16 +293,7 @@ def request_from(
         ConfigurationError: If inputs and target do not fit each other or the model.
 
     """
-    batch = arrange(
-        subject.forward,
-        subject.signature,
-        inputs,
-        target if subject.objective.takes_target else None,
-        baseline=path.baseline,
-        interpolate=path.interpolate_at is None,
-        batch_dim=path.batch_dim,
-        roles=plan.roles,
-    )
+    batch = arranged(subject, path, inputs, target, plan.roles)
     size, n_steps = batch.size, path.n_steps
     if size < plan.smallest_batch:
         return None

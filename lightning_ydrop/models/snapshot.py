@@ -124,7 +124,10 @@ class Snapshot:
             self._seen.add(id(value))
             self._most_objects -= 1
             if isinstance(value, Tensor):
-                self._guard(value)
+                if self.learning or id(value) in self._written:
+                    self._guard(value)
+                elif is_plain(value):  # of many that a container may hold
+                    self._watched.append((value, version_of(value)))
             elif isinstance(value, nn.Module):
                 ahead += (*self._take_module(value), *value._modules.values())
             elif isinstance(value, (dict, list, set, deque, bytearray)):
@@ -270,6 +273,10 @@ class Snapshot:
         found = [value for name, value in held.items() if type(value) not in CONSTANT and name not in OF_EVERY_MODULE]
         if kind.of_torch and not found:
             _SEARCHED_IN_VAIN[type(module)] = len(held)
+        for value in found:
+            if isinstance(value, Tensor) and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self._guard(value)
         return ahead + found
 
     def _take_tensors(self, registry: dict[str, Tensor | None], *, always: bool) -> list[object]:
@@ -297,7 +304,10 @@ class Snapshot:
         self._parameters.append((parameter, parameter.requires_grad, gradient, version))
         attributes = parameter.__dict__
         self._of_parameters.add(id(attributes))
-        return (attributes,) if gradient is None else (attributes, gradient)
+        if gradient is not None and id(gradient) not in self._seen:
+            self._seen.add(id(gradient))
+            self._guard(gradient)
+        return (attributes,)
 
     def _take_hooks(self, attributes: dict[str, Any]) -> None:
         for name in HOOKS:

@@ -17,7 +17,7 @@ LAYERS = {name: layer for name, layer in MODEL.named_modules() if isinstance(lay
 
 def findings(in_training: Iterable[str] = (), left: Mapping[str, str] = MappingProxyType({})) -> Findings:
     bare = without_samples(MODEL, MODEL, LAYERS, PathSettings("YDrop"))
-    return Findings(bare.subject, bare.path, bare.plan, left, frozenset(in_training))
+    return Findings(bare.subject, bare.path, bare.plan, bare.device, left, frozenset(in_training))
 
 
 def test_without_samples_nothing_is_decided() -> None:

@@ -40,7 +40,7 @@ def picture_of(*things: object) -> dict[str, Any]:
             look(f"{path}.hooks", dict(value._backward_hooks or {}))
             look(f"{path}.attributes", dict(value.__dict__))
         elif isinstance(value, torch.jit.ScriptModule):
-            for name in torch._C.ConcreteModuleType.from_jit_type(value._c._type()).get_attributes():
+            for name in torch._C.ConcreteModuleType.from_jit_type(value._c._type()).get_attributes():  # type: ignore[attr-defined]
                 look(f"{path}.{name}", value._c.getattr(name))
             for name, child in value.named_children():
                 look(f"{path}.{name}", child)

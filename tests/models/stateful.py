@@ -230,7 +230,7 @@ class NormaliserShownByNumpy(Normaliser):
 @stateful
 class ResizedBuffer(Normaliser):
     def write(self, mean: Tensor) -> None:
-        self.bank.resize_(20).fill_(1.0)
+        self.bank.resize_(20).fill_(1.0)  # type: ignore[operator]
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class ResizedBuffer(Normaliser):
 @stateful
 class BufferSetToOther(Normaliser):
     def write(self, mean: Tensor) -> None:
-        self.mean.set_(torch.ones(6))
+        self.mean.set_(torch.ones(6))  # type: ignore[call-overload]
 
 
 @stateful
@@ -321,7 +321,7 @@ def buffer_by_users_hook() -> nn.Module:
     norm.register_buffer("seen", torch.zeros(()))
 
     def see(module: nn.Module, args: Any, output: Any) -> None:
-        module.seen.add_(1)  # type: ignore[operator, union-attr]
+        module.seen.add_(1)  # type: ignore[operator]
 
     norm.register_forward_hook(see)
     return norm
@@ -335,7 +335,7 @@ class BufferOfTorchModuleByOuter(nn.Module):
         self.norm.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.norm.seen += 1
+        self.norm.seen += 1  # type: ignore[assignment, operator]
         return self.norm(x)
 
 
@@ -344,7 +344,7 @@ class BufferThatAppears(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if "late" not in self._buffers:
             self.register_buffer("late", torch.ones(6))
-        return x + self.late
+        return x + self.late  # type: ignore[operator]
 
 
 @stateful
@@ -521,7 +521,7 @@ class Dictionaries(nn.Module):
         self.user = collections.UserDict(a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.plain["b"].add_(1)
+        self.plain["b"].add_(1)  # type: ignore[attr-defined]
         self.plain["c"] = len(x)
         self.ordered.move_to_end("a")
         self.ordered["d"] = 4
@@ -625,7 +625,7 @@ class Objects(nn.Module):
         self.frozen.history.append(1)
         object.__setattr__(self.frozen, "count", self.frozen.count + 1)
         self.slots.seen += 1
-        self.slots.late = 1
+        self.slots.late = 1  # type: ignore[attr-defined]
         self.private.update()
         self.pair.numbers.append(1)
         self.pair.tensor.add_(1)
@@ -696,7 +696,7 @@ class SparseBuffers(nn.Module):
         self.register_buffer("written", torch.eye(6).to_sparse())
 
     def forward(self, x: Tensor) -> Tensor:
-        self.written.mul_(2)
+        self.written.mul_(2)  # type: ignore[operator]
         return torch.sparse.mm(self.adjacency, x.T).T
 
 
@@ -710,8 +710,8 @@ class InferenceTensors(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.inference_mode():
-            self.table += 1
-        return x + self.kept.clone()
+            self.table += 1  # type: ignore[assignment, operator]
+        return x + self.kept.clone()  # type: ignore[operator]
 
 
 @stateful

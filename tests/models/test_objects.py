@@ -46,7 +46,7 @@ CONTAINERS: dict[str, Any] = {
     "dict": lambda: {"a": 1, "b": 2},
     "ordered": lambda: OrderedDict(a=1, b=2),
     "ordered of a class of its own": lambda: Guarded(a=1, b=2),
-    "default": lambda: defaultdict(list, a=1, b=2),
+    "default": lambda: defaultdict(list, a=1, b=2),  # type: ignore[arg-type]
     "counter": lambda: Counter("aab"),
     "set": lambda: {1, 2},
     "deque": lambda: deque([1, 2], maxlen=2),
