@@ -227,8 +227,12 @@ def in_training(look: Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
         except Exception:
             return plan, frozenset()
     more = tuple(module for module in checkpointed if module not in look.checkpointed)
-    memory = affordable_rows(saved.size, _saved_in_evaluation(look), look.recorded, more)
-    return replace(plan, checkpointed=more, memory=memory), frozenset(tape)
+    plain = _saved_in_evaluation(look)
+    plan, kept = replace(plan, checkpointed=more), saved.size
+    if checkpointed.has_parts:  # each keeps its inputs, where training keeps those of the whole alone
+        kept = _saved_in_evaluation(replace(look, request=replace(request, plan=plan)))
+    memory = affordable_rows(saved.size, plain, kept, look.recorded, len(more))
+    return replace(plan, memory=memory), frozenset(tape)
 
 
 def _saved_in_evaluation(look: Look) -> int:

@@ -1,18 +1,21 @@
 """Activation checkpoints: many models set them in training mode only, so they are found and set in phase 1 too."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpoints
 from torch import Tensor, nn
 
+from lightning_ydrop.models.holdings import FRAMEWORKS, names_in
 from lightning_ydrop.models.modules import all_modules, kind_of
 from lightning_ydrop.torch_internals import memory_of
+
+CALLED = ("forward", "__call__")
 
 
 def may_checkpoint(model: nn.Module) -> bool:
@@ -32,19 +35,35 @@ def checkpoint_outputs(modules: Iterable[nn.Module]) -> None:
         module.__dict__["forward"] = partial(checkpoints.checkpoint, module.forward, use_reentrant=False)
 
 
+class Checkpointed(list[nn.Module]):
+    """The modules that checkpoints run.
+
+    Attributes:
+        has_parts: Whether a checkpoint ran something else, such as a lambda, so that these are parts of what it ran.
+
+    """
+
+    has_parts = False
+
+
 @contextmanager
-def seeing_checkpoints(model: nn.Module) -> Iterator[list[nn.Module]]:
+def seeing_checkpoints(model: nn.Module) -> Iterator[Checkpointed]:
     """Note which modules a checkpoint runs directly, with no other module in between.
 
     Yields:
         These modules, filled while the model runs.
 
     """
-    inside: list[nn.Module] = []
+    inside = Checkpointed()
 
     def look(module: nn.Module, args: Any) -> None:
-        checkpointed = _run_by_checkpoint(module)
-        if checkpointed is not None and checkpointed not in inside:
+        frame = _checkpoint_around()
+        if frame is None:
+            return
+        owner = _owner_of(frame.f_locals["function"])
+        inside.has_parts = inside.has_parts or owner is None
+        checkpointed = module if owner is None else owner
+        if checkpointed not in inside:
             inside.append(checkpointed)
 
     # TorchScript's modules take no such hooks.
@@ -75,7 +94,8 @@ class SavedMemory:
 
         def pack(tensor: Tensor) -> Tensor:
             if memory_of(tensor) not in self._others:
-                self._places[memory_of(tensor)] = bytes_of(tensor)
+                place = memory_of(tensor)
+                self._places[place] = max(bytes_of(tensor), self._places.get(place, 0))  # of views, the largest
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -87,30 +107,31 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def affordable_rows(in_training: int, plain: int, recorded: int, checkpointed: Sequence[nn.Module]) -> float:
+def affordable_rows(in_training: int, plain: int, kept: int, recorded: int, num_checkpointed: int) -> float:
     """Say how many rows phase 1 can take at once in the memory of training, as a fraction of the rows of training.
 
     Args:
         in_training: Bytes that a forward pass in training mode keeps.
         plain: Bytes that a pass in evaluation mode keeps, with the checkpoints that it sets itself.
+        kept: Bytes that it keeps with those that phase 1 sets besides.
         recorded: Bytes of the layers' outputs, which phase 1 keeps, and their gradients as well.
-        checkpointed: The modules that phase 1 checkpoints as training does.
+        num_checkpointed: The number of modules that phase 1 checkpoints as training does.
 
     """
-    if not checkpointed:
+    if num_checkpointed == 0:
         return min(1.0, in_training / max(1, plain + 2 * recorded)) if in_training < plain else 1.0
     # The backward pass runs these modules one at a time. Each then keeps what it would keep without a checkpoint.
-    at_a_time = plain // len(checkpointed)
-    return min(1.0, (in_training + at_a_time) / max(1, in_training + at_a_time + 2 * recorded))
+    at_a_time = plain // num_checkpointed
+    return min(1.0, (in_training + at_a_time) / max(1, max(kept, in_training) + at_a_time + 2 * recorded))
 
 
-def _run_by_checkpoint(module: nn.Module) -> nn.Module | None:
-    """Tell which module is checkpointed, when one is about to run: this one, the one around it, or none."""
-    frame: FrameType | None = sys._getframe(1)
+def _checkpoint_around() -> FrameType | None:
+    """Find the checkpoint that runs the module that is about to run, or the one around it."""
+    frame: FrameType | None = sys._getframe(2)
     calls = 0
     while frame is not None and calls < 2:  # up to the call of the module around this one
         if frame.f_code.co_filename == checkpoints.__file__ and "function" in frame.f_locals:
-            return _owner_of(frame.f_locals["function"]) or module
+            return frame
         calls += frame.f_code.co_name == "_call_impl"
         frame = frame.f_back
     return None
@@ -130,10 +151,22 @@ def _owner_of(function: Any) -> nn.Module | None:
 
 @cache
 def _code_speaks_of_it(cls: Any) -> bool:
-    for name in ("forward", "__call__"):
-        code = getattr(getattr(cls, name, None), "__code__", None)
-        names = code.co_names if code is not None and not cls.__module__.startswith("torch.") else ()
-        if any("checkpoint" in used for used in names):
+    """Tell whether a method of a user's class calls torch's function, in whatever it calls by a global name too."""
+    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in FRAMEWORKS]
+    methods = [method for base in own for method in vars(base).values() if isinstance(method, FunctionType)]
+    return any(_calls_it(method) or (method.__name__ in CALLED and _names_it(method)) for method in methods)
+
+
+def _names_it(function: FunctionType) -> bool:
+    return any("checkpoint" in name for name in names_in(function.__code__))
+
+
+def _calls_it(function: FunctionType, depth: int = 1) -> bool:
+    for name in names_in(function.__code__):
+        called = function.__globals__.get(name)
+        if name in ("checkpoint", "checkpoint_sequential") or getattr(called, "__module__", "") == checkpoints.__name__:
+            return True
+        if depth > 0 and isinstance(called, FunctionType) and _calls_it(called, depth - 1):
             return True
     return False
 

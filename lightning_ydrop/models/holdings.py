@@ -149,13 +149,13 @@ def _parts_of_function(function: FunctionType) -> list[Any]:
             parts.append(cell.cell_contents)
         except ValueError:  # the enclosing function has not assigned that variable
             continue
-    return parts + [function.__globals__.get(name) for name in _names_in(function.__code__)]
+    return parts + [function.__globals__.get(name) for name in names_in(function.__code__)]
 
 
-def _names_in(code: CodeType) -> list[str]:
+def names_in(code: CodeType) -> list[str]:
     """List the names that code uses, and those that functions and comprehensions inside it use."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return [*code.co_names, *(name for each in inner for name in _names_in(each))]
+    return [*code.co_names, *(name for each in inner for name in names_in(each))]
 
 
 def _is_plain(value: Any) -> bool:
