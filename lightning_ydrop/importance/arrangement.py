@@ -1,7 +1,6 @@
 """A batch, arranged: what the model is called with, as tensors whose first dimension is the batch."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -30,8 +29,6 @@ class Role(NamedTuple):
 
 
 FIXED = Role("fixed")
-# Ways to read the arguments that are tried, where their shapes allow for several.
-MOST_ROLES = 9
 
 
 @dataclass(frozen=True)
@@ -222,22 +219,6 @@ def arrange(
         target = target.movedim(batch_dim, 0)
     starts = start_points(interpolated, baseline, batch_dim) if interpolate else ()
     return Batch(Call(function, positional, keywords, roles), interpolated, starts, carried, target)
-
-
-def possible_roles(batch: Batch) -> list[tuple[Role, ...]]:
-    """List what tensors may be: first as they were arranged, then with samples elsewhere, or without samples.
-
-    A tensor may have as many entries as there are samples by coincidence, as a mask (T, T) or positions (T,) may.
-    """
-    carried, options = iter(batch.carried), []
-    for role in batch.call.roles:
-        others: list[Role] = []
-        if role.kind == "carried":
-            # The samples are in front by now, and `role.dim` is where they were.
-            has_them_first = next(carried).movedim(0, role.dim).shape[0] == batch.size
-            others = [*([Role("carried")] if has_them_first else []), FIXED]
-        options.append(dict.fromkeys([role, *others]))
-    return list(itertools.islice(itertools.product(*options), MOST_ROLES))
 
 
 def is_empty(inputs: Inputs, batch_dim: int = 0) -> bool:

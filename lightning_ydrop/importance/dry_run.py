@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
-from lightning_ydrop.importance.arrangement import Batch, Role, possible_roles
+from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.readings import possible_roles
 from lightning_ydrop.importance.request import arranged, request_from
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.path import path_points
-from lightning_ydrop.importance.arrangement import Batch, Role, possible_roles
+from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.readings import possible_roles
 from lightning_ydrop.importance.recording import recording
 from lightning_ydrop.importance.request import Request, bare_request, request_of
 from lightning_ydrop.importance.selection import count_units

@@ -1,12 +1,11 @@
 """A LightningModule that trains a student to predict in one pass what a teacher predicts on average over masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
@@ -31,6 +30,8 @@ from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 # The hooks in which a LightningModule changes a batch before its steps.
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+# As in lightning.pytorch.cli, which takes as long to import as all of this package.
+OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 class DropoutDistillation(LightningModule):
