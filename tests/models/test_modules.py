@@ -213,8 +213,9 @@ def test_hooks_of_a_forward_do_not_fire(kind: str, way: str) -> None:
     assert fired == []
     assert not model.head._backward_hooks
     assert not model.head._backward_pre_hooks
-    assert not model.head.weight._backward_hooks
-    assert not getattr(model.head.weight, "_post_accumulate_grad_hooks", None)
+    weight: Any = model.head.weight
+    assert not weight._backward_hooks
+    assert not getattr(weight, "_post_accumulate_grad_hooks", None)
     nn.functional.cross_entropy(model(X), Y).backward()
     assert fired
 
@@ -226,12 +227,13 @@ def test_hooks_that_were_there_do_not_fire(way: str) -> None:
     def tell(*args: Any) -> None:
         fired.append(1)
 
-    model = nn.Sequential(nn.Linear(6, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 3))
+    first, last = nn.Linear(6, 8), nn.Linear(8, 3)
+    model = nn.Sequential(first, ConductanceDropout(), nn.ReLU(), last)
     handles: list[Any] = [
-        model[3].register_full_backward_hook(tell),
-        model[3].register_full_backward_pre_hook(tell),
-        model[3].weight.register_hook(tell),
-        model[0].weight.register_post_accumulate_grad_hook(tell),
+        last.register_full_backward_hook(tell),
+        last.register_full_backward_pre_hook(tell),
+        last.weight.register_hook(tell),
+        first.weight.register_post_accumulate_grad_hook(tell),
         nn.modules.module.register_module_full_backward_hook(tell),
         nn.modules.module.register_module_full_backward_pre_hook(tell),
     ]

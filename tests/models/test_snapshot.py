@@ -385,15 +385,16 @@ def test_every_pass_sees_inputs_as_they_were_given() -> None:
 
 
 def test_a_snapshot_learns_what_a_pass_writes() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    module = nn.Sequential(linear, norm)
     module.register_buffer("own", torch.zeros(2))
     observations = Observations()
     snapshot = Snapshot([module], observations, learning=True)
     snapshot.take()
     module(torch.randn(4, 2))
-    module[0].weight.data.mul_(2)
+    linear.weight.data.mul_(2)
     snapshot.put_back()
-    statistics = [module[1].running_mean, module[1].running_var, module[1].num_batches_tracked, module[0].weight]
+    statistics = [norm.running_mean, norm.running_var, norm.num_batches_tracked, linear.weight]
     assert observations.written == {id(each) for each in statistics}
     assert observations.unguarded == []
     assert not observations.parameters
