@@ -15,6 +15,7 @@ from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
+from lightning_ydrop.importance.recording import recording
 from lightning_ydrop.importance.request import arranged, request_from
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of
@@ -235,7 +236,7 @@ def _warn_of_baseline(
     if all(bool(values.isfinite().all()) for values in scores.values()):
         return
     request = request_of_one(subject, path, plan, batch.take(torch.tensor([0])))
-    with request.borrowed(constant_parameters=True):
+    with request.borrowed(constant_parameters=True), recording(request.layers, plan.overwritten):
         at_start, at_end = (
             bool(request.value(points, request.carried, request.target).isfinite().all())
             for points in (request.starts, request.inputs)

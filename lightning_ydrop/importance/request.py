@@ -16,7 +16,7 @@ from lightning_ydrop.importance.interpolation import outputs_of, putting_out
 from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import rank
-from lightning_ydrop.importance.recording import borrowed
+from lightning_ydrop.importance.recording import borrowed, recording
 from lightning_ydrop.importance.subject import Plan, Subject
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
@@ -240,10 +240,13 @@ def request_of(
     request = bare_request(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
     if path.interpolate_at is None and type(subject.objective).settle is Objective.settle:
         return request
-    with request.borrowed(constant_parameters=True):  # not torch.no_grad(): a forward may take gradients itself
+    # Not torch.no_grad(): a forward may take gradients itself, also with respect to what phase 1 records.
+    with request.borrowed(constant_parameters=True), recording(request.layers, plan.overwritten):
         if path.interpolate_at is not None:
             request = _interpolated(request, batch, path)
-        target = request.objective.settle(lambda: request.output(request.inputs, request.carried), request.target)
+        target = request.objective.settle(
+            lambda: request.output(request.inputs, request.carried).detach(), request.target
+        )
     return replace(request, target=target)
 
 

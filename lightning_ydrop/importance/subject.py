@@ -91,7 +91,7 @@ class Plan:
 def needs_graph(error: Exception) -> bool:
     """Tell whether a forward failed because it takes a gradient, such as of its parameters, and none was recorded."""
     return (
-        isinstance(error, RuntimeError)
+        isinstance(error, (RuntimeError, AssertionError))
         and "grad" in str(error).lower()
         and not isinstance(error, torch.OutOfMemoryError)
     )

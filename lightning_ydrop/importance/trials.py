@@ -160,7 +160,11 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
 def output_of(look: Look, rows: Tensor, draws: int = 0) -> Tensor:
     """Pass some samples through the model, after a number of draws from the random streams."""
     batch, request = look.batch.take(rows), look.request
-    with request.borrowed(constant_parameters=True), torch.set_grad_enabled(look.records):
+    with (
+        request.borrowed(constant_parameters=True),
+        recording(request.layers, frozenset()),  # a forward may take gradients with respect to what phase 1 records
+        torch.set_grad_enabled(look.records),
+    ):
         for _ in range(draws):
             random.random()
             for device in {torch.device("cpu"), request.device}:
@@ -175,7 +179,7 @@ def smallest_batch(subject: Subject, path: PathSettings, plan: Plan, batch: Batc
     one = batch.take(torch.tensor([batch.size - 1]))
     try:
         request = request_of_one(subject, path, plan, one)
-        with request.borrowed(constant_parameters=True):
+        with request.borrowed(constant_parameters=True), recording(request.layers, plan.overwritten):
             points = tuple(
                 path_points(start, item, path.n_steps)
                 for start, item in zip(request.starts, request.inputs, strict=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, OutputSum, YDrop
+from lightning_ydrop import ConductanceDropout, ConfigurationError, OutputSum, PredictedLogit, TargetLogit, YDrop
 from lightning_ydrop.importance.arrangement import Batch, arrange
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.subject import Subject, subject_of
@@ -216,3 +216,26 @@ def test_where_the_batch_is_first_nothing_is_tried() -> None:
     model = Counting(perceptron())
     assert rows_first(*set_up(model)) == frozenset()
     assert model.rows == []
+
+
+class Inside(nn.Module):
+    """Takes a gradient inside its forward, with respect to an activation after a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drop, self.head = nn.Linear(12, 8), ConductanceDropout(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(self.inner(x))
+        (gradient,) = torch.autograd.grad((hidden**2).sum(), hidden, create_graph=True)
+        logits: Tensor = self.head(hidden + gradient)
+        return logits
+
+
+@pytest.mark.parametrize("objective", [TargetLogit(), PredictedLogit()])
+def test_gradients_inside_of_activations_are_taken_in_every_pass(objective: Any) -> None:
+    model = Inside()
+    ydrop = YDrop(model, objective=objective)
+    ydrop.step(X, Y)
+    ydrop.step(X[:1], Y[:1])
+    assert ydrop.scores["drop"].abs().sum() > 0

@@ -123,12 +123,13 @@ class ByAttribute(Network):
     def __init__(self, kind: str, reentrant: bool = False) -> None:
         super().__init__(kind, reentrant)
         self.gradient_checkpointing = True
-        self.run = functools.partial(ONCE[kind], reentrant=reentrant)  # type: ignore[call-arg]
+        self.run: Any = ONCE[kind]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.requires_grad_() if self.reentrant and self.training and not x.requires_grad else x * 1
         for block in self.blocks:
-            x = self.run(block, x) if self.training and self.saves and self.gradient_checkpointing else block(x)  # type: ignore[arg-type, call-arg]
+            saves = self.training and self.saves and self.gradient_checkpointing
+            x = self.run(block, x, self.reentrant) if saves else block(x)
         logits: Tensor = self.head(self.drop(x))
         return logits
 

@@ -130,7 +130,7 @@ def test_a_first_write_in_a_later_step_is_told() -> None:
         def forward(self, x: Tensor) -> Tensor:
             if self.writes:
                 with torch.no_grad():
-                    self.net[0].weight.mul_(1.0)  # type: ignore[operator]
+                    next(self.net.parameters()).mul_(1.0)
             logits: Tensor = self.net(x)
             return logits
 
@@ -140,14 +140,16 @@ def test_a_first_write_in_a_later_step_is_told() -> None:
     model.writes = True
     ydrop.step(X, Y)
     assert ydrop.unguarded == ["Linear.weight"]
-    before = model.net[0].weight.clone()  # type: ignore[operator]
+    before = next(model.net.parameters()).clone()
     ydrop.step(X, Y)  # it is guarded from now on
-    assert torch.equal(model.net[0].weight, before)  # type: ignore[arg-type]
+    assert torch.equal(next(model.net.parameters()), before)
     assert len(ydrop.unguarded) == 1
 
 
 def test_nothing_is_kept_alive() -> None:
     class Keeping(nn.Module):
+        tell: Any
+
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Linear(6, 8), ConductanceDropout(), nn.ReLU(), nn.Linear(8, 3))
@@ -176,6 +178,7 @@ class Criterion(nn.Module):
     """A loss with state, in training mode, that another network computes."""
 
     total: Tensor
+    tell: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,6 +359,8 @@ def test_an_object_among_the_inputs_is_as_it_was(way: str) -> None:
 
 
 class WritesToItsInput(nn.Module):
+    tell: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
@@ -380,15 +385,16 @@ def test_every_pass_sees_inputs_as_they_were_given() -> None:
 
 
 def test_a_snapshot_learns_what_a_pass_writes() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    module = nn.Sequential(linear, norm)
     module.register_buffer("own", torch.zeros(2))
     observations = Observations()
     snapshot = Snapshot([module], observations, learning=True)
     snapshot.take()
     module(torch.randn(4, 2))
-    module[0].weight.data.mul_(2)  # type: ignore[operator]
+    linear.weight.data.mul_(2)
     snapshot.put_back()
-    statistics = [module[1].running_mean, module[1].running_var, module[1].num_batches_tracked, module[0].weight]
+    statistics = [norm.running_mean, norm.running_var, norm.num_batches_tracked, linear.weight]
     assert observations.written == {id(each) for each in statistics}
     assert observations.unguarded == []
     assert not observations.parameters
