@@ -130,13 +130,7 @@ def check_unit_dim(owner: str, unit_dim: Any) -> int:
         ConfigurationError: If it is 0 or not a whole number.
 
     """
-    if not is_whole(unit_dim) or unit_dim == 0:
-        raise ConfigurationError(
-            f"{owner}(unit_dim={describe(unit_dim)}) was given.",
-            "`unit_dim` is the dimension of the units, any but 0, which is the batch.",
-            "Pass 1 for (B, U) and (B, C, H, W), or -1 for (B, T, U).",
-        )
-    return int(unit_dim)
+    return _check_dim(owner, "unit_dim", unit_dim, "units", "Pass 1 for (B, U) and (B, C, H, W), or -1 for (B, T, U).")
 
 
 def check_class_dim(owner: str, class_dim: Any) -> int:
@@ -153,13 +147,24 @@ def check_class_dim(owner: str, class_dim: Any) -> int:
         ConfigurationError: If it is 0 or not a whole number.
 
     """
-    if not is_whole(class_dim) or class_dim == 0:
+    return _check_dim(
+        owner,
+        "class_dim",
+        class_dim,
+        "classes in the output",
+        "Pass 1 for (B, C) and (B, C, H, W), or -1 for (B, T, C).",
+    )
+
+
+def _check_dim(owner: str, name: str, value: Any, of: str, remedy: str) -> int:
+    """Refuse a dimension that is the batch's, or no whole number."""
+    if not is_whole(value) or value == 0:
         raise ConfigurationError(
-            f"{owner}(class_dim={describe(class_dim)}) was given.",
-            "`class_dim` is the dimension of the classes in the output, any but 0, which is the batch.",
-            "Pass 1 for (B, C) and (B, C, H, W), or -1 for (B, T, C).",
+            f"{owner}({name}={describe(value)}) was given.",
+            f"`{name}` is the dimension of the {of}, any but 0, which is the batch.",
+            remedy,
         )
-    return int(class_dim)
+    return int(value)
 
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[str, ...]) -> str:

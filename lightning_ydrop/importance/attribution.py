@@ -15,7 +15,7 @@ from lightning_ydrop.importance.baseline import Baseline
 from lightning_ydrop.importance.conductance import conductance
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.request import request_of
+from lightning_ydrop.importance.request import bare_request, completed
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
 from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
 from lightning_ydrop.importance.trials import rows_first
@@ -130,7 +130,8 @@ def conductance_along(
     plan = Plan(rows_first=rows_first(subject, path, batch))
 
     def measured(plan: Plan) -> dict[str, Tensor]:
-        request = request_of(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
+        request = bare_request(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
+        request = completed(request, batch, path)
         return conductance(replace(request, objective=_Checked(request.objective, request.target)))
 
     try:

@@ -212,36 +212,22 @@ def bare_request(
     )
 
 
-def request_of(
-    subject: Subject,
-    batch: Batch,
-    path: PathSettings,
-    generator: torch.Generator,
-    *,
-    plan: Plan = Plan(),
-    max_rows: int | None = None,
-    learning: bool = False,
-) -> Request:
-    """Make a request that is complete: the model is run where the paths' ends or the target depend on it.
+def completed(request: Request, batch: Batch, path: PathSettings) -> Request:
+    """Complete a request of `bare_request`: the model is run where the paths' ends or the target depend on it.
 
     Args:
-        subject: As for `bare_request`, with all that follows.
-        batch: The samples.
+        request: The bare request.
+        batch: The samples that it was made of.
         path: How they are measured.
-        generator: The measure's random numbers.
-        plan: What the dry run has decided.
-        max_rows: At most so many rows should pass through the model at once.
-        learning: Whether passes are observed.
 
     Raises:
         ConfigurationError: If the module to interpolate at puts out no rows.
 
     """
-    request = bare_request(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
-    if path.interpolate_at is None and type(subject.objective).settle is Objective.settle:
+    if path.interpolate_at is None and type(request.objective).settle is Objective.settle:
         return request
     # Not torch.no_grad(): a forward may take gradients itself, also with respect to what phase 1 records.
-    with request.borrowed(constant_parameters=True), recording(request.layers, plan.overwritten):
+    with request.borrowed(constant_parameters=True), recording(request.layers, request.plan.overwritten):
         if path.interpolate_at is not None:
             request = _interpolated(request, batch, path)
         target = request.objective.settle(
@@ -313,7 +299,8 @@ def request_from(
     if plan.memory < 1:
         max_rows = max(2, int(max_rows * plan.memory))
     generator = generator_for("measure")
-    return request_of(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
+    request = bare_request(subject, batch, path, generator, plan=plan, max_rows=max_rows, learning=learning)
+    return completed(request, batch, path)
 
 
 def _interpolated(request: Request, batch: Batch, path: PathSettings) -> Request:

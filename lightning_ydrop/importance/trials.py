@@ -14,7 +14,7 @@ from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
 from lightning_ydrop.importance.recording import recording
-from lightning_ydrop.importance.request import Request, bare_request, request_of
+from lightning_ydrop.importance.request import Request, bare_request, completed
 from lightning_ydrop.importance.selection import count_units
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph
 from lightning_ydrop.importance.surroundings import Surroundings
@@ -204,7 +204,9 @@ def smallest_batch(subject: Subject, path: PathSettings, plan: Plan, batch: Batc
 
 def request_of_one(subject: Subject, path: PathSettings, plan: Plan, one: Batch) -> Request:
     """Make a request of a batch with a single sample."""
-    return request_of(subject, one, path, torch.Generator(), plan=plan, max_rows=path.n_steps + 1, learning=True)
+    max_rows = path.n_steps + 1
+    request = bare_request(subject, one, path, torch.Generator(), plan=plan, max_rows=max_rows, learning=True)
+    return completed(request, one, path)
 
 
 def in_training(look: Look, plan: Plan) -> tuple[Plan, frozenset[str]]:

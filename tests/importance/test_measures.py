@@ -24,7 +24,7 @@ from lightning_ydrop import (
 )
 from lightning_ydrop.importance.arrangement import arrange
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.request import request_of as complete_request_of
+from lightning_ydrop.importance.request import bare_request, completed
 from lightning_ydrop.importance.subject import subject_of
 from tests.networks import NETWORKS, network_and_batch, perceptron
 
@@ -55,7 +55,7 @@ def request_of(model: nn.Module, x: Tensor, y: Tensor | None, seed: int = 0, **k
     path = PathSettings("YDrop", **kwargs)
     subject = subject_of(model, model, layers, {name: layer.unit_dim for name, layer in layers.items()}, path.objective)
     batch = arrange(model, subject.signature, x, y if path.objective.takes_target else None, baseline=path.baseline)
-    return complete_request_of(subject, batch, path, torch.Generator().manual_seed(seed))
+    return completed(bare_request(subject, batch, path, torch.Generator().manual_seed(seed)), batch, path)
 
 
 def score(measure: Measure, phase1: Request) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
 from lightning_ydrop.importance.recording import borrowed, recording
 from lightning_ydrop.models.modules import all_modules
+from tests.models.stateful import Values
 from tests.networks import perceptron
 from tests.sameness import assert_same
 
@@ -171,25 +171,6 @@ def test_overridden_train_and_eval_are_not_called() -> None:
     layer_conductance(model, torch.randn(4, 6), 0)
 
 
-class Counter(Metric):
-    """Updates both kinds of state in place, as metrics do."""
-
-    seen: list[Tensor]
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("seen", [], dist_reduce_fx="cat")
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor) -> None:
-        self.seen.append(values)
-        self.total += len(values)
-
-    def compute(self) -> Tensor:
-        return self.total
-
-
 def test_modules_that_mind_their_attributes_hear_of_the_change() -> None:
     class Minding(nn.Module):
         heard: ClassVar[list[Any]] = []
@@ -218,7 +199,7 @@ def test_metrics_that_update_in_place_are_kept() -> None:
     class Collecting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.fc, self.drop, self.counter = nn.Linear(6, 3), ConductanceDropout(), Counter()
+            self.fc, self.drop, self.counter = nn.Linear(6, 3), ConductanceDropout(), Values()
 
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = self.drop(self.fc(x))

@@ -957,7 +957,7 @@ class AttributesOfParameters(nn.Module):  # as bitsandbytes and Megatron keep th
 # Metrics.
 
 
-class _Values(Metric):
+class Values(Metric):
     seen: list[Tensor]
     total: Tensor
 
@@ -978,7 +978,7 @@ class _Values(Metric):
 class Metrics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.values, self.mean = _Values(), MeanMetric()
+        self.values, self.mean = Values(), MeanMetric()
         self.group = MetricCollection([MulticlassAccuracy(6), MulticlassF1Score(6)])
         self.outside = [MeanMetric()]
 
