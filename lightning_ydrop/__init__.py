@@ -15,7 +15,15 @@ from lightning_ydrop.importance.measures import (
 )
 from lightning_ydrop.importance.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
 from lightning_ydrop.importance.request import Request
-from lightning_ydrop.layers import ConductanceDropout, ConversionReport, Jumpout, convert_dropout, restore_dropout
+from lightning_ydrop.layers import (
+    ConductanceDropout,
+    ConversionReport,
+    ConvPattern,
+    Jumpout,
+    TokenPattern,
+    convert_dropout,
+    restore_dropout,
+)
 from lightning_ydrop.models.adapters import Adapter, IndexAdapter, KeyAdapter
 from lightning_ydrop.uncertainty import DropoutDistillation, monte_carlo
 
@@ -29,6 +37,7 @@ __all__ = [
     "ConductanceDropout",
     "ConductanceMonitor",
     "ConfigurationError",
+    "ConvPattern",
     "ConversionReport",
     "DropoutDistillation",
     "HalfNormalRate",
@@ -46,6 +55,7 @@ __all__ = [
     "Request",
     "Shuffled",
     "TargetLogit",
+    "TokenPattern",
     "YDrop",
     "YDropCallback",
     "convert_dropout",

@@ -3,5 +3,14 @@
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.conversion import ConversionReport, convert_dropout, restore_dropout
 from lightning_ydrop.layers.jumpout import Jumpout
+from lightning_ydrop.layers.patterns import ConvPattern, TokenPattern
 
-__all__ = ["ConductanceDropout", "ConversionReport", "Jumpout", "convert_dropout", "restore_dropout"]
+__all__ = [
+    "ConductanceDropout",
+    "ConvPattern",
+    "ConversionReport",
+    "Jumpout",
+    "TokenPattern",
+    "convert_dropout",
+    "restore_dropout",
+]
