@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import distillation, fidelity, host, layers, mask, memory, ranks, report, step, trade
+from benchmarks import budget, distillation, fidelity, host, layers, mask, memory, ranks, report, search, step, trade
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import ACTIVATIONS
 from lightning_ydrop import ConductanceDropout
@@ -167,3 +167,20 @@ def test_processes_exchange_their_scores(results: Path) -> None:
     assert row["bytes"] == 4 * 2 * (1024 + 1)  # of each layer the sums and how many samples there were
     assert row["processes"] == 2
     assert row["step ms"] > 0
+
+
+def test_samplers_are_timed_with_finished_trials(results: Path) -> None:
+    search.main(places=(2,), trials=(3, 9), samplers=("random", "table"), rounds=2)
+    random, table = rows_of(results / "search-cpu.json")
+    assert (random["sampler"], random["sample ms"]) == ("random", "")
+    assert min(table["sample ms"], table["learn ms"], table["draw after 9 trials ms"]) > 0
+    # Replay of 9 updates takes longer than that of 3.
+    assert table["first draw after 9 trials s"] > table["learn ms"] / 1e3
+
+
+def test_a_controller_finds_more_than_chance(results: Path) -> None:
+    budget.main(trials=(150,), places=1, seeds=2, late=(0,), searchers=("random", "table"))
+    random, table = rows_of(results / "budget-cpu.json")
+    assert abs(random["last tenth"]) < 1
+    assert table["last tenth"] > random["last tenth"] + 0.5
+    assert 0 < table["entropy"] < 1.5

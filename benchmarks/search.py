@@ -1,0 +1,105 @@
+"""What the controllers cost per trial: to draw, to learn, and to replay a study, beside Optuna's own searchers."""
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import torch
+from jsonargparse import auto_cli
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, create_trial
+
+from benchmarks.measuring import interleaved
+from benchmarks.report import write_report
+from lightning_ydrop.search.controller import TablePolicy, TransformerPolicy
+from lightning_ydrop.search.sampler import SAMPLERS, make_sampler
+from lightning_ydrop.search.space import PatternSpace
+
+Row = dict[str, Any]
+
+
+def main(
+    places: Sequence[int] = (12, 48),
+    trials: Sequence[int] = (200, 1000),
+    samplers: Sequence[str] = SAMPLERS,
+    rounds: int = 20,
+    threads: int = 1,
+) -> None:
+    """Measure the overhead of a trial, in memory, so that no file is written.
+
+    Args:
+        places: How many places the patterns are for, each with 8 tokens.
+        trials: How many finished trials a new sampler finds before its first draw.
+        samplers: Which.
+        rounds: How often drawing and learning are timed.
+        threads: Of the CPU.
+
+    """
+    settings = dict(locals())
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows: list[Row] = []
+    for count in places:
+        space = PatternSpace({f"stage1.{number}": "conv" for number in range(1, count + 1)})
+        finished = random_trials(space, max(trials))
+        for name in samplers:
+            row: Row = {"places": count, "sampler": name, **_costs_of_policy(name, space, rounds)}
+            for number in trials:
+                row[f"first draw after {number} trials s"], row[f"draw after {number} trials ms"] = _resumed(
+                    name, space, finished[:number], rounds
+                )
+            rows.append(row)
+    write_report("search", torch.device("cpu"), settings, rows)
+
+
+def random_trials(space: PatternSpace, count: int) -> list[FrozenTrial]:
+    """Make finished trials of random patterns and rewards."""
+    draw = random.Random(0)
+    distributions = {token.name: CategoricalDistribution(token.values) for token in space.tokens}
+    trials = []
+    for number in range(count):
+        choices = [draw.randrange(len(token.values)) for token in space.tokens]
+        params = {token.name: token.values[choice] for token, choice in zip(space.tokens, choices, strict=True)}
+        trials.append(
+            create_trial(
+                value=draw.random(),
+                params=params,
+                distributions=dict(distributions),
+                user_attrs={"draw": {"choices": choices, "log_prob": -10.0 * len(choices) / 8, "index": number}},
+            )
+        )
+    return trials
+
+
+def _costs_of_policy(name: str, space: PatternSpace, rounds: int) -> Row:
+    """Time a policy's draws and updates, without Optuna."""
+    if name not in ("table", "transformer"):
+        return {"sample ms": "", "learn ms": ""}
+    policy = TablePolicy(space) if name == "table" else TransformerPolicy(space)
+    choices, log_prob = policy.sample(0)
+    runs = {"sample ms": lambda: policy.sample(1), "learn ms": lambda: policy.learn(choices, 0.0, log_prob)}
+    seconds = interleaved(runs, rounds=rounds, device=torch.device("cpu"))
+    return {column: 1e3 * statistics.median(values) for column, values in seconds.items()}
+
+
+def _resumed(name: str, space: PatternSpace, finished: Sequence[FrozenTrial], rounds: int) -> tuple[float, float]:
+    """Time the first draw of a new sampler in a study with finished trials, and the draws after it."""
+    study = optuna.create_study(sampler=make_sampler(name, space))
+    for trial in finished:
+        study.add_trial(trial)
+    seconds = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        trial = study.ask()
+        for token in space.tokens:
+            trial.suggest_categorical(token.name, token.values)
+        seconds.append(time.perf_counter() - start)
+        study.tell(trial, 0.0)
+    return seconds[0], 1e3 * statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    auto_cli(main)
