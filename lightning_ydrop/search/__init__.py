@@ -1,0 +1,1 @@
+"""AutoDropout: a search for the dropout pattern of every layer (arXiv 2101.01761)."""
