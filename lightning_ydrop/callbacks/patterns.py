@@ -1,0 +1,119 @@
+"""Dropout patterns in a Trainer."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_ydrop.checks import check_fraction
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.applying import layers_of, reattach
+from lightning_ydrop.search.files import as_patterns, read_patterns
+from lightning_ydrop.search.places import apply_patterns, remove_patterns
+
+
+class PatternCallback(Callback):
+    """Train with dropout patterns at their places (AutoDropout, arXiv 2101.01761).
+
+    The patterns are put into the model when a fit is set up, as `apply_patterns` does it, and taken out when it ends.
+    They drop in training mode only. Checkpoints bear no trace of them: a model loads strictly without the callback.
+
+    A network that the LightningModule builds in `setup` or `configure_model` gets its patterns after that.
+
+    Args:
+        patterns: A YAML file, or a mapping from places to patterns. `find_places` lists the places of a model.
+        warmup: Share of the optimiser steps of a fit over which the `rate` of all patterns rises from 0, in [0, 1]. It
+            follows `trainer.global_step`, so that a resumed fit equals an uninterrupted one. With several optimisers
+            or manual optimisation, steps are those that Lightning counts.
+
+    Raises:
+        ConfigurationError: If an argument is out of range, or the file is not there or holds no patterns; when a fit
+            is set up, if a pattern fits no place of the model, or the Trainer has several of these callbacks; when
+            training starts, if it has a warm-up and no end.
+
+    Example:
+        >>> from lightning_ydrop import ConvPattern
+        >>> callback = PatternCallback({"stage1.1": ConvPattern.spatial_dropout(0.1)}, warmup=0.2)
+        >>> trainer = Trainer(callbacks=[callback], logger=False)
+
+    """
+
+    def __init__(self, patterns: str | Path | Mapping[str, Any], warmup: float = 0.0) -> None:
+        # Now, though no model is there yet: a bad YAML file should fail when it is parsed.
+        self.patterns: dict[str, Pattern] = (
+            read_patterns(patterns) if isinstance(patterns, (str, Path)) else as_patterns("PatternCallback", patterns)
+        )
+        self.warmup = float(check_fraction("PatternCallback", "warmup", warmup, example=0.1))
+        self._is_applied = False
+        self._warmup_steps = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the patterns into the model, before a strategy wraps it."""
+        if stage != TrainerFn.FITTING:
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, PatternCallback) for callback in callbacks) > 1:
+            raise ConfigurationError(
+                "The Trainer has several PatternCallbacks.",
+                "A fit has one set of patterns: each callback would take out those of the other.",
+                "Leave one of them out, or write the patterns of both into one mapping.",
+            )
+        self._is_applied = False
+        builds_later = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
+        try:
+            self._apply(pl_module)
+        except ConfigurationError:
+            if not builds_later:
+                raise
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the patterns into what `setup` and `configure_model` have built."""
+        if not self._is_applied:
+            self._apply(pl_module)
+        reattach(pl_module)  # Lightning may have made SyncBatchNorm of batch norms
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the end of the warm-up, which is a share of all steps."""
+        total = trainer.estimated_stepping_batches if self.warmup > 0 else 0
+        if math.isinf(total):
+            raise ConfigurationError(
+                f"PatternCallback(warmup={describe(self.warmup)}) was given to a Trainer that has no last step.",
+                "The warm-up is a share of the steps of the fit.",
+                "Pass max_epochs or max_steps to the Trainer, or leave warmup out.",
+            )
+        self._warmup_steps = self.warmup * total
+        self._set_progress(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let the rate rise."""
+        self._set_progress(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the patterns out: Lightning does not call `teardown` when a fit raises."""
+        self._remove(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the patterns out."""
+        self._remove(pl_module)
+
+    def _apply(self, pl_module: LightningModule) -> None:
+        report = apply_patterns(pl_module, self.patterns)
+        self._is_applied = True
+        rank_zero_info(str(report).partition("\n")[0])
+
+    def _remove(self, pl_module: LightningModule) -> None:
+        if self._is_applied:
+            remove_patterns(pl_module)
+        self._is_applied = False
+
+    def _set_progress(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        progress = min(1.0, trainer.global_step / self._warmup_steps) if self._warmup_steps > 0 else 1.0
+        for layer in layers_of(pl_module):
+            if layer.progress != progress:
+                layer.progress = progress

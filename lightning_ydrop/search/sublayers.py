@@ -1,0 +1,281 @@
+"""Places of Transformers: queries, keys, values, attention weights, output projection, residual and feed-forward."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lightning_ydrop.layers.surroundings import drops_attention_weights
+from lightning_ydrop.search.layout import CONTAINERS, Layout, is_inside, is_ordinary_dropout
+from lightning_ydrop.search.reports import Place
+
+SUBLAYERS = ("queries", "keys", "values", "attention", "projection", "residual", "feed_forward")
+# Names of the layers of attention in the libraries that we know.
+SEPARATE = {
+    "queries": re.compile(r"q|w_?qs?|query|queries|(query|q)_(proj|lin|linear|layer)|to_q|linear_q"),
+    "keys": re.compile(r"k|w_?ks?|key|keys|(key|k)_(proj|lin|linear|layer)|to_k|linear_k"),
+    "values": re.compile(r"v|w_?vs?|value|values|(value|v)_(proj|lin|linear|layer)|to_v|linear_v"),
+}
+PACKED = re.compile(r"w?qkv|(to|in|attn|c)_?qkv|qkv_(proj|linear)|c_attn|in_proj|query_key_value|(to_|c_)?kv|kv_proj")
+PROJECTION = re.compile(r"proj|out|o|(out|o|c|output)_?(proj|lin|linear)|wo|w_o|fc|dense|to_out|linear_out")
+ACTIVATION = re.compile(r"act(ivation)?(_?fn)?\d*|\w+_act(_fn)?")
+# Windows of images: their tensors are (B, H, W, C).
+OF_WINDOWS = re.compile(r"swin|window|maxvit")
+PROJECTS_INSIDE = "nn.MultiheadAttention projects inside: its output is at `residual`"
+
+
+@dataclass
+class _Found:
+    """What a block has at each place: names of modules, or why there are none."""
+
+    name: str
+    modules: dict[str, list[str]] = field(default_factory=lambda: {each: [] for each in SUBLAYERS})
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def token_places(layout: Layout, per_block: bool) -> tuple[list[Place], dict[str, str]]:
+    """Find where patterns of tokens go.
+
+    Args:
+        layout: The modules of a model.
+        per_block: Whether each block has places of its own.
+
+    Returns:
+        The places in order, and what is not reached, with the reason.
+
+    """
+    blocks = [_explore(layout, name, attentions) for name, attentions in _blocks(layout).items()]
+    places: list[Place] = []
+    not_reached: dict[str, str] = {}
+    for sublayer in SUBLAYERS:
+        reached = [block for block in blocks if block.modules[sublayer]]
+        reasons = {block.name: block.reasons[sublayer] for block in blocks if sublayer in block.reasons}
+        if reasons and not reached:
+            not_reached[sublayer] = "; ".join(dict.fromkeys(reasons.values()))
+        else:
+            not_reached |= {f"{sublayer} of {name}": why for name, why in reasons.items()}
+        if reached and not per_block:
+            modules = tuple(name for block in reached for name in block.modules[sublayer])
+            places.append(Place(sublayer, "token", modules, (), f"in {len(reached)} block(s)"))
+    if per_block:
+        for number, block in enumerate(blocks, 1):
+            places += [
+                Place(f"block{number}.{sublayer}", "token", tuple(modules), (), f"in {block.name or 'the model itself'}")
+                for sublayer, modules in block.modules.items()
+                if modules
+            ]
+    return places, not_reached
+
+
+def _blocks(layout: Layout) -> dict[str, list[str]]:
+    """Find the blocks of Transformers by name, each with its layers of attention."""
+    attentions = [name for name in layout.modules if _is_attention(layout, name)]
+    # Attention that holds attention, such as a wrapper around nn.MultiheadAttention, counts once.
+    attentions = [name for name in attentions if not any(is_inside(each, name) and each != name for each in attentions)]
+    blocks: dict[str, list[str]] = {}
+    for attention in attentions:
+        blocks.setdefault(_block_of(layout, attention, attentions), []).append(attention)
+    return dict(sorted(blocks.items(), key=lambda block: layout.position(block[0])))
+
+
+def _is_attention(layout: Layout, name: str) -> bool:
+    module = layout[name]
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    children = [called for called, child in module._modules.items() if child is not None and is_linear(child)]
+    separate = all(any(pattern.fullmatch(called) for called in children) for pattern in SEPARATE.values())
+    return separate or any(PACKED.fullmatch(called.lower()) for called in children)
+
+
+def _block_of(layout: Layout, attention: str, attentions: list[str]) -> str:
+    """Find the block that a layer of attention stands in: the one item of a container that has a feed-forward too."""
+    closest = None
+    name = attention
+    while True:
+        own = [each for each in attentions if is_inside(each, name)]
+        if len(own) > 2:
+            break
+        held = name != "" and isinstance(layout[layout.holder_of(name)], CONTAINERS)
+        ready = isinstance(layout[name], (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+        alone = closest is None and name == "" == layout.holder_of(attention)
+        if held or ready or alone:
+            if _feed_forward(layout, name, own) is not None:
+                return name
+            closest = name if closest is None else closest
+        if not name:
+            break
+        name = layout.holder_of(name)
+    return attention if closest is None else closest
+
+
+def _feed_forward(layout: Layout, block: str, attentions: Iterable[str]) -> tuple[list[str], str] | None:
+    """Find the linear layers of a feed-forward: those that widen, and the one that narrows."""
+    linears = [
+        name
+        for name in layout.inside(block)
+        if is_linear(layout[name]) and not any(is_inside(name, each) for each in attentions)
+    ]
+    if len(linears) < 2:
+        return None
+    inner, _ = _sizes(layout[linears[-1]])
+    widening = [name for name in linears[:-1] if _sizes(layout[name])[1] in (inner, 2 * inner)]
+    return (widening, linears[-1]) if widening else None
+
+
+def _explore(layout: Layout, name: str, attentions: list[str]) -> _Found:
+    """Find what a block has at each place."""
+    found = _Found(name)
+    if any(OF_WINDOWS.search(type(layout[each]).__name__.lower()) for each in [name, *attentions]):
+        found.reasons = dict.fromkeys(SUBLAYERS, "it works on windows of (B, H, W, C), and a TokenPattern on (B, T, C)")
+        return found
+    if not all(getattr(layout[each], "batch_first", True) for each in attentions):
+        found.reasons = dict.fromkeys(SUBLAYERS, "its tensors are (T, B, C): build it with batch_first=True")
+        return found
+    feed_forward = _feed_forward(layout, name, attentions)
+    for attention in attentions:
+        _explore_attention(layout, found, attention, feed_forward)
+    if isinstance(layout[name], (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        held = [f"dropout{number}" for number in (1, 2, 3) if hasattr(layout[name], f"dropout{number}")]
+        found.modules["residual"] = [f"{name}.{called}" if name else called for called in held]
+        found.modules["feed_forward"] = [f"{name}.dropout" if name else "dropout"]
+    elif feed_forward is None:
+        found.reasons["feed_forward"] = "no pair of linear layers beside the attention is known to be one"
+    else:
+        _explore_feed_forward(layout, found, *feed_forward)
+    if not found.modules["residual"]:
+        found.reasons["residual"] = "no module puts out what is added: mask `projection` and `feed_forward`"
+    return found
+
+
+def _explore_attention(
+    layout: Layout, found: _Found, attention: str, feed_forward: tuple[list[str], str] | None
+) -> None:
+    module = layout[attention]
+    if isinstance(module, nn.MultiheadAttention):
+        found.reasons |= dict.fromkeys(SEPARATE, "nn.MultiheadAttention makes queries, keys and values in one function")
+        found.reasons["attention"] = "nn.MultiheadAttention takes its dropout as a number"
+        found.reasons["projection"] = PROJECTS_INSIDE
+        _explore_dropout_after(layout, found, attention)
+        return
+    linears = {called: child for called, child in module._modules.items() if child is not None and is_linear(child)}
+    for sublayer, pattern in SEPARATE.items():
+        called = next((each for each in linears if pattern.fullmatch(each)), None)
+        if called is None:
+            found.reasons[sublayer] = f"one layer of {layout.kind(attention)} makes queries, keys and values together"
+        else:
+            _add(layout, found, sublayer, f"{attention}.{called}")
+    _explore_weights(layout, found, attention)
+    projection = _projection_of(layout, found.name, attention, feed_forward)
+    if projection is None:
+        found.reasons["projection"] = f"no layer after {layout.kind(attention)} is known to be it"
+        return
+    _add(layout, found, "projection", projection)
+    _explore_dropout_after(layout, found, projection)
+
+
+def _explore_weights(layout: Layout, found: _Found, attention: str) -> None:
+    """Find the dropout of attention weights."""
+    module = layout[attention]
+    dropouts = [
+        f"{attention}.{called}" if attention else called
+        for called, child in module._modules.items()
+        if is_ordinary_dropout(child) and drops_attention_weights(module, called)
+    ]
+    if not dropouts:
+        found.reasons["attention"] = f"no module of {layout.kind(attention)} drops attention weights"
+    elif getattr(module, "fused_attn", False):
+        found.reasons["attention"] = "fused attention takes its dropout as a number: set fused_attn = False"
+    for dropout in dropouts if "attention" not in found.reasons else ():
+        _add(layout, found, "attention", dropout)
+
+
+def _projection_of(
+    layout: Layout, block: str, attention: str, feed_forward: tuple[list[str], str] | None
+) -> str | None:
+    """Find the output projection: in the attention, or the first linear layer after it."""
+    for called, child in layout[attention]._modules.items():
+        if child is not None and PROJECTION.fullmatch(called):
+            inner = f"{attention}.{called}" if attention else called
+            linears = [name for name in layout.inside(inner) if is_linear(layout[name])]
+            if linears:
+                return linears[0]
+    others = {*(feed_forward[0] if feed_forward else ()), feed_forward[1] if feed_forward else ""}
+    after = [name for name in layout.inside(block) if layout.position(name) > layout.ends_at(attention)]
+    closest = next((name for name in after if is_linear(layout[name])), None)
+    return None if closest in others else closest
+
+
+def _explore_dropout_after(layout: Layout, found: _Found, name: str) -> None:
+    """Find the dropout of what is added: after a layer, in the module that holds it, before another layer."""
+    holder = layout.holder_of(name)
+    for each in layout.inside(holder):
+        if layout.position(each) <= layout.ends_at(name) or each == holder:
+            continue
+        if is_linear(layout[each]):
+            return
+        if is_ordinary_dropout(layout[each]) and not drops_attention_weights(*layout.holders[each]):
+            _add(layout, found, "residual", each)
+            return
+
+
+def _explore_feed_forward(layout: Layout, found: _Found, widening: list[str], narrowing: str) -> None:
+    """Find the hidden layer of a feed-forward, and its output."""
+    start, end = layout.position(widening[0]), layout.position(narrowing)
+    between = [name for name in layout.inside(found.name) if start < layout.position(name) < end]
+    dropouts = [name for name in between if is_ordinary_dropout(layout[name])]
+    holders = {layout.holder_of(each) for each in (*widening, narrowing)}
+    activations = [
+        name
+        for name in layout.inside(found.name)
+        if layout.holder_of(name) in holders
+        and (ACTIVATION.fullmatch(name.rpartition(".")[2]) or _is_activation(layout[name]))
+    ]
+    hidden = [*dropouts[-1:], *activations[-1:], widening[0]]
+    _add(layout, found, "feed_forward", hidden[0])
+    before = len(found.modules["residual"])
+    _explore_dropout_after(layout, found, narrowing)
+    if len(found.modules["residual"]) == before:
+        _add(layout, found, "residual", narrowing)
+
+
+def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
+    """Add a module to a place if the forward that holds it calls it."""
+    if is_called(*layout.holders[name]):
+        found.modules[sublayer].append(name)
+    else:
+        holder, called = layout.holders[name]
+        found.reasons[sublayer] = f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
+
+
+def is_called(holder: nn.Module, called: str) -> bool:
+    """Tell whether the code of a class may call a module that it holds, and does not only read attributes of it."""
+    if isinstance(holder, CONTAINERS):
+        return True
+    sources = []
+    for base in type(holder).__mro__:
+        if base is not object and base is not nn.Module:
+            try:
+                sources.append(inspect.getsource(base))
+            except (OSError, TypeError):  # such as what was typed into an interpreter
+                return True
+    source = "\n".join(sources)
+    uses = re.findall(rf"self\.{re.escape(called)}\b(?!\s*=[^=])(\.\w+)?", source)
+    return not uses or any(use in ("", ".forward", ".__call__") for use in uses)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module maps the last dimension linearly: nn.Linear, or Transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Give the numbers of features that a linear layer takes and puts out."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return int(getattr(module, "nx", 0)), int(getattr(module, "nf", 0))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
