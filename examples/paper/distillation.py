@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import gather, last_of, num_cores, write_at_once
+from experiment import gather, last_of, write_at_once
 from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -40,6 +40,7 @@ from tqdm import tqdm
 from train import LastEpoch
 
 from lightning_ydrop import DropoutDistillation, monte_carlo
+from lightning_ydrop.search.processes import num_cores
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 
 TEXT = """# Distillation of {row}

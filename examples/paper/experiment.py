@@ -1,11 +1,9 @@
-"""One run of the paper's experiments, and the machine that runs share."""
+"""One run of the paper's experiments, and how it is carried out."""
 
 import argparse
 import fcntl
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,8 +11,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
 import torch
@@ -59,6 +55,11 @@ class Run:
         return self.out / self.row / "_".join([self.arm, *self.varied]) / f"seed_{self.seed}"
 
     @property
+    def name(self) -> str:
+        """The path of its folder in `out`."""
+        return str(self.folder.relative_to(self.out))
+
+    @property
     def checkpoints(self) -> Path:
         """Where its checkpoints are: the best, and while it is not done the last."""
         return self.folder / "checkpoints"
@@ -101,6 +102,15 @@ class Run:
         file = self.folder / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    @property
+    def refusal(self) -> str | None:
+        """Why its folder is not to be used, if it holds another run, or what one has learned."""
+        file = self.folder / "run.json"
+        learned = self.result is not None or any(self.checkpoints.glob("*.ckpt"))
+        if learned and file.exists() and json.loads(file.read_text()) != self.identity:
+            return f"{file} is of a run with other settings or YAML files: name another folder with --out."
+        return None
+
     def check(self) -> None:
         """Refuse a folder that holds another run, or what one has learned.
 
@@ -108,10 +118,8 @@ class Run:
             SystemExit: If it does.
 
         """
-        file = self.folder / "run.json"
-        learned = self.result is not None or any(self.checkpoints.glob("*.ckpt"))
-        if learned and file.exists() and json.loads(file.read_text()) != self.identity:
-            raise SystemExit(f"{file} is of a run with other settings or YAML files: name another folder with --out.")
+        if refusal := self.refusal:
+            raise SystemExit(refusal)
 
 
 def _content(file: Path) -> Any:
@@ -127,100 +135,67 @@ def what_matters(settings: tuple[str, ...], arm: str) -> list[str]:
     return sorted(each for each in last.values() if not each.startswith(elsewhere))
 
 
-class Machine:
-    """What runs share: cores, and GPUs where there are any. At the end of a `with` of it no run is left.
+def carry_out(run: Run, keep_checkpoints: bool = False, waits: bool = False) -> str | None:
+    """Run to the end, and write result.json.
 
     Args:
-        jobs: Runs at a time.
-        keep_checkpoints: Whether the best checkpoint of each run stays in its folder.
+        run: The run.
+        keep_checkpoints: Whether its best checkpoint stays in its folder.
+        waits: Whether to wait for another process that is at it, and go on with what that has left.
+
+    Returns:
+        What went wrong, if anything.
 
     """
-
-    def __init__(self, jobs: int, keep_checkpoints: bool = False) -> None:
-        self.keep_checkpoints = keep_checkpoints
-        self.threads = max(1, num_cores() // jobs)
-        self.slots: SimpleQueue[int] = SimpleQueue()
-        for slot in range(jobs):
-            self.slots.put(slot)
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = Lock()
-        self._stopped = False
-
-    def run(self, run: Run) -> str | None:
-        """Run to the end, and write result.json, as soon as there is room.
-
-        Returns:
-            What went wrong, if anything.
-
-        """
-        slot = self.slots.get()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "lock").open("w") as lock:
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            with (run.folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                run.check()
-                write_at_once(run.folder / "run.json", run.identity)
-                # Another process may have ended it in the meantime.
-                return None if run.result else self._train(run, slot, lock.fileno())
+            fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return f"{run.folder}: another process is at it."
-        finally:
-            self.slots.put(slot)
+        if refusal := run.refusal:
+            return refusal
+        write_at_once(run.folder / "run.json", run.identity)
+        # Another process may have ended it in the meantime.
+        return None if run.result else _train(run, keep_checkpoints, lock.fileno())
 
-    def __enter__(self) -> "Machine":
-        # A program that is told to end ends its runs too: started again, it goes on with them.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        """End all runs, and start no more."""
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.terminate()
+def _train(run: Run, keep_checkpoints: bool, lock: int) -> str | None:
+    last = last_of(run.checkpoints)
+    began = time.perf_counter()
+    if status := _call([*run.arguments, *([f"--ckpt_path={last}"] if last else [])], run.folder, lock):
+        return f"{run.folder}: train.py ended with {status}; see log.txt there."
+    reached = newest_logs(run.folder) / "reached.json"
+    if not reached.exists():
+        return f"{run.folder}: train.py left no result, as in a trial run; see log.txt there."
+    write_at_once(
+        run.folder / "result.json",
+        {
+            **run.identity,
+            **json.loads(reached.read_text()),
+            "seconds": time.perf_counter() - began,
+            "resumed": last is not None,
+            "arguments": run.arguments,
+        },
+    )
+    for file in run.checkpoints.glob("last.ckpt" if keep_checkpoints else "*.ckpt"):
+        file.unlink()
+    return None
 
-    def _train(self, run: Run, slot: int, lock: int) -> str | None:
-        last = last_of(run.checkpoints)
-        began = time.perf_counter()
-        if status := self._call([*run.arguments, *([f"--ckpt_path={last}"] if last else [])], run.folder, slot, lock):
-            return f"{run.folder}: train.py ended with {status}; see log.txt there."
-        reached = newest_logs(run.folder) / "reached.json"
-        if not reached.exists():
-            return f"{run.folder}: train.py left no result, as in a trial run; see log.txt there."
-        write_at_once(
-            run.folder / "result.json",
-            {
-                **run.identity,
-                **json.loads(reached.read_text()),
-                "seconds": time.perf_counter() - began,
-                "resumed": last is not None,
-                "arguments": run.arguments,
-            },
+
+def _call(arguments: list[str], folder: Path, lock: int) -> int:
+    """Call train.py, with the threads and GPUs of this worker; it ends with the worker, if that is told to end."""
+    with (folder / "log.txt").open("ab") as log:
+        # It holds the lock too: where this program is killed alone, no other begins the run beside it.
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *arguments], stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
         )
-        for file in run.checkpoints.glob("last.ckpt" if self.keep_checkpoints else "*.ckpt"):
-            file.unlink()
-        return None
-
-    def _call(self, arguments: list[str], folder: Path, slot: int, lock: int) -> int:
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        if torch.cuda.is_available():
-            gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-            environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[slot % torch.cuda.device_count()]
-        with (folder / "log.txt").open("ab") as log:
-            with self._lock:
-                if self._stopped:
-                    return -1
-                command = [sys.executable, str(TRAIN), *arguments]
-                # It holds the lock too: where this program is killed alone, no other begins the run beside it.
-                process = subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
-                )
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def last_of(checkpoints: Path) -> Path | None:
@@ -269,17 +244,15 @@ def results_in(places: Sequence[Path]) -> list[dict[str, Any]]:
     return [json.loads(text) for text in texts]
 
 
+def portable(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a result what is of this machine alone."""
+    return {name: value for name, value in result.items() if name != "arguments"}
+
+
 def gather(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write what runs reached into one file, a line each, with nothing of this machine."""
-    lines = [{name: value for name, value in result.items() if name != "arguments"} for result in results]
+    lines = map(portable, results)
     _write_text_at_once(file, "".join(f"{json.dumps(line)}\n" for line in lines))
-
-
-def num_cores() -> int:
-    """Count the cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -287,6 +260,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     named: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "type": setting}
     parser.add_argument("--set", **named, metavar="NAME=VALUE", help="arguments of all runs")
     parser.add_argument("--jobs", type=at_least_one, default=1, help="runs at a time; they share cores and GPUs")
+    parser.add_argument(
+        "--storage",
+        help="a file, or a postgresql:// URL that machines share; studies.journal in --out by default",
+    )
+
+
+def storage_of(known: argparse.Namespace) -> str:
+    """Say where the study of a program is kept."""
+    return known.storage or str(known.out / "studies.journal")
 
 
 def setting(text: str) -> str:

@@ -14,18 +14,44 @@ for it, and their number changes how sums are rounded. --vary multiplies the gri
 one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed} draws its
 training and validation samples by it, where they would otherwise be the same for all seeds.
 
+Several machines share a grid if each is given the same one and the same --storage, a postgresql:// URL: each run takes
+place on one of them, and at the end all have its result. The run of a machine that was lost is run again.
+
 At the end results.jsonl in --out holds all results, a line each, without what is of this machine alone: a record to
 keep, of which report.py makes what it makes of the folder.
 """
 
 import argparse
+import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiment import ARMS, ROWS, YDROP, YDROP_ARMS, Machine, Run, add_shared_arguments, gather, results_in, setting
+import optuna
+from experiment import (
+    ARMS,
+    ROWS,
+    YDROP,
+    YDROP_ARMS,
+    Run,
+    add_shared_arguments,
+    carry_out,
+    gather,
+    portable,
+    results_in,
+    setting,
+    storage_of,
+    write_at_once,
+)
+from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
+
+from lightning_ydrop import ConfigurationError
+from lightning_ydrop.search.processes import start_workers
+from lightning_ydrop.search.storage import open_claims, open_study
+from lightning_ydrop.search.workers import TrialError, queue_trials, work
 
 
 def grid_of(known: argparse.Namespace) -> Iterator[Run]:
@@ -77,36 +103,104 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     for run in grid:
         run.check()
-    ahead = [run for run in grid if run.result is None]
-    print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
-    failures = run_all(ahead, known.jobs, known.keep_checkpoints)
+    try:
+        failures = run_all(grid, known)
+    except ConfigurationError as error:
+        raise SystemExit(str(error)) from None
     gather(results_in([known.out]), known.out / "results.jsonl")
     if failures:
-        raise SystemExit(f"{failures} of {len(ahead)} runs are not done, for the reasons above.")
+        raise SystemExit(failures)
 
 
-def run_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> int:
-    """Run all, so many at a time, and say what goes wrong.
+def run_all(grid: Sequence[Run], known: argparse.Namespace) -> str | None:
+    """Run what is not done, so many at a time, and say what goes wrong.
 
     Returns:
-        How many runs are not done: they failed, or another process is at them.
+        How many runs are not done, if any: they failed, or another process is at them.
 
     """
-    failures = 0
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        with (
-            Machine(jobs, keep_checkpoints) as machine,
-            tqdm(total=len(runs), unit="run", dynamic_ncols=True) as progress,
-        ):
-            for future in as_completed([pool.submit(machine.run, run) for run in runs]):
-                if failure := future.result():
-                    failures += 1
-                    progress.write(failure)
-                progress.update()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return failures
+    storage, study_name, runs = storage_of(known), name_of(grid), {run.name: run for run in grid}
+    study = open_study(storage, study_name, workers=known.jobs)
+    if known.storage:
+        fetch_results(study, runs)
+    ahead = [name for name, run in runs.items() if run.result is None]
+    print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
+    # A run whose folder was removed is run again, except where others may have done it.
+    claims = open_claims(storage, study_name)
+    queue_trials(study, claims, {name: {} for name in ahead}, again=not known.storage)
+    claims.close()
+    with tqdm(total=len(ahead), unit="run", dynamic_ncols=True) as bar:
+        progress = Progress(study, ahead, bar)
+        if ahead:
+            arguments = (storage, study_name, runs, known.keep_checkpoints)
+            start_workers(known.jobs, run_queued, *arguments, tick=progress, say=bar.write)
+    if known.storage:
+        fetch_results(study, runs)
+    failures = [name for name in ahead if progress.latest[name].state != TrialState.COMPLETE]
+    return f"{len(failures)} of {len(ahead)} runs are not done, for the reasons above." if failures else None
+
+
+def name_of(grid: Sequence[Run]) -> str:
+    """Name the study of a grid: the same grid has the same, in whatever order and on whatever machine."""
+    identities = sorted(json.dumps(run.identity, sort_keys=True) for run in grid)
+    return f"grid {hashlib.sha256(json.dumps(identities).encode()).hexdigest()[:12]}"
+
+
+def run_queued(storage: str, study_name: str, runs: Mapping[str, Run], keep_checkpoints: bool) -> None:
+    """Be one worker: run what is queued, until nothing is left."""
+
+    def objective(trial: optuna.Trial, folder: Path) -> float:
+        run = runs[trial.user_attrs["name"]]
+        # What a worker that was killed has left may go on for a while.
+        if failure := carry_out(run, keep_checkpoints, waits="retry_of" in trial.user_attrs):
+            raise TrialError(failure)
+        result = run.result
+        assert result is not None
+        trial.set_user_attr("result", portable(result))
+        return float(result["val_loss"])
+
+    study, claims = open_study(storage, study_name), open_claims(storage, study_name)
+    work(study, objective, claims, folder=".", total=None, draw=False, max_failures=None, nan_value=math.inf)
+    claims.close()
+
+
+def fetch_results(study: optuna.Study, runs: Mapping[str, Run]) -> None:
+    """Write what other machines have done into the folders of this one."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        run = runs[trial.user_attrs["name"]]
+        if run.result is None:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_at_once(run.folder / "run.json", run.identity)
+            write_at_once(run.folder / "result.json", trial.user_attrs["result"])
+
+
+class Progress:
+    """Tells how far the runs of a grid are, and what goes wrong.
+
+    Attributes:
+        latest: The latest trial of each run, by name.
+
+    """
+
+    latest: dict[str, FrozenTrial]
+
+    def __init__(self, study: optuna.Study, names: Sequence[str], bar: "tqdm[None]") -> None:
+        self._study = study
+        self._names = set(names)
+        self._bar = bar
+        self._said: set[int] = set()
+        self.latest = {}
+
+    def __call__(self) -> None:
+        """Look, and tell."""
+        for trial in self._study.get_trials(deepcopy=False):
+            self.latest[trial.user_attrs["name"]] = trial
+        ended = [self.latest[name] for name in self._names if self.latest[name].state.is_finished()]
+        for trial in ended:
+            if "error" in trial.user_attrs and trial.number not in self._said:
+                self._said.add(trial.number)
+                self._bar.write(trial.user_attrs["error"])
+        self._bar.update(len(ended) - self._bar.n)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
     python examples/paper/tune.py --row mnist_fc_1 --jobs 4 --set data.root=data
 
 A trial is a run of run.py with a pair of the two. The study is Optuna's: started again, here or on another machine that
-reaches the same --storage, it goes on with the pairs that are left, at most --trials of them. A study.md beside the
-trials has the lowest validation loss of each pair.
+reaches the same --storage, it goes on with the pairs that are left, at most --trials of them; machines that are at it
+together share these. A study.md beside the trials has the lowest validation loss of each pair.
 """
 
 import argparse
 import itertools
 import math
+import random
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from experiment import ROWS, YDROP_ARMS, Machine, Run, add_shared_arguments
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
 from optuna.trial import TrialState
 from tables import markdown
+from tqdm import tqdm
+
+from lightning_ydrop import ConfigurationError
+from lightning_ydrop.search.processes import start_workers
+from lightning_ydrop.search.storage import open_claims, open_study
+from lightning_ydrop.search.workers import TrialError, queue_trials, work
 
 # Sec. 5, arXiv 2409.09088.
 ELASTICITIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -32,12 +37,10 @@ PAIRS = tuple(itertools.product(ELASTICITIES, ANNEALING_EPOCHS))
 class Objective:
     """The lowest validation loss of a run, averaged over seeds."""
 
-    def __init__(self, known: argparse.Namespace, folder: Path, machine: Machine) -> None:
+    def __init__(self, known: argparse.Namespace) -> None:
         self.known = known
-        self.folder = folder
-        self.machine = machine
 
-    def __call__(self, trial: optuna.Trial) -> float:
+    def __call__(self, trial: optuna.Trial, folder: Path) -> float:
         """Train with the pair that the trial suggests."""
         elasticity = trial.suggest_categorical("elasticity", ELASTICITIES)
         annealing_epochs = trial.suggest_categorical("annealing_epochs", ANNEALING_EPOCHS)
@@ -45,15 +48,12 @@ class Objective:
         pair = (f"ydrop.elasticity={elasticity}", f"ydrop.annealing_epochs={annealing_epochs}")
         losses = []
         for seed in known.seeds:
-            # A folder for each trial: one that was interrupted on this machine may be going on elsewhere.
-            run = Run(known.row, known.arm, seed, pair, tuple(known.set), self.folder / f"trial_{trial.number:03}")
-            if failure := self.machine.run(run):
-                raise RuntimeError(failure)
+            run = Run(known.row, known.arm, seed, pair, tuple(known.set), folder)
+            if failure := carry_out(run, waits="retry_of" in trial.user_attrs):
+                raise TrialError(failure)
             assert run.result is not None
             losses.append(run.result["val_loss"])
-        mean = statistics.fmean(losses)
-        # Optuna takes none for a failure, which is tried again; a run that diverged would diverge again.
-        return math.inf if math.isnan(mean) else mean
+        return statistics.fmean(losses)
 
 
 def pair_of(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
@@ -97,14 +97,6 @@ def chosen(lowest: Mapping[tuple[float, int], float]) -> str:
     return f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`."
 
 
-def storage(text: str) -> BaseStorage | str:
-    """Take the URL of a database, or the path of a file that processes and machines append to."""
-    if "://" in text:
-        return text
-    Path(text).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(text))
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,16 +106,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=len(PAIRS), help="how many more to run")
     add_shared_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
-    parser.add_argument("--storage", help="a file or a database's URL; studies.journal in --out by default")
     known = parser.parse_args(args)
-    folder = known.out / f"{known.row}_{known.arm}"
-    study = optuna.create_study(
-        study_name=f"{known.row} {known.arm}",
-        storage=storage(known.storage or str(known.out / "studies.journal")),
-        # The pairs in random order: a part of them is a random search.
-        sampler=optuna.samplers.GridSampler({"elasticity": ELASTICITIES, "annealing_epochs": ANNEALING_EPOCHS}),
-        load_if_exists=True,
-    )
+    try:
+        study = open_study(storage_of(known), f"{known.row} {known.arm}", workers=known.jobs)
+    except ConfigurationError as error:
+        raise SystemExit(str(error)) from None
+    folder = folder_of(known)
     identity = Run(known.row, known.arm, 0, (), tuple(known.set), folder).identity
     same = {"settings": identity["settings"], "seeds": known.seeds, "files": identity["files"]}
     if study.user_attrs.setdefault("runs", same) != same:
@@ -132,29 +120,57 @@ def main(args: Sequence[str] | None = None) -> None:
             "content of the YAML files: name another --out, or --storage."
         )
     study.set_user_attr("runs", same)
-    tune(study, known, folder)
+    tune(study, known)
     folder.mkdir(parents=True, exist_ok=True)  # where all trials were on other machines, there is none yet
     (folder / "study.md").write_text(table(study))
     print(f"\n{table(study)}")
 
 
-def tune(study: optuna.Study, known: argparse.Namespace, folder: Path) -> None:
+def tune(study: optuna.Study, known: argparse.Namespace) -> None:
     """Try the pairs that are left, at most so many."""
     done = losses_of(study)
     left = [pair for pair in PAIRS if pair not in done]
-    failed = {pair_of(trial) for trial in study.get_trials(states=[TrialState.FAIL])}
-    for elasticity, annealing_epochs in failed.intersection(left):
-        # The sampler takes what has failed for done.
-        study.enqueue_trial({"elasticity": elasticity, "annealing_epochs": annealing_epochs})
+    random.Random(0).shuffle(left)  # a part of them is a random search
     num_trials = min(known.trials, len(left))
     if num_trials == 0:
         return
-    try:
-        with Machine(known.jobs) as machine:
-            objective = Objective(known, folder, machine)
-            study.optimize(objective, n_trials=num_trials, n_jobs=known.jobs, show_progress_bar=True)
-    except RuntimeError as failure:
-        raise SystemExit(str(failure)) from None
+    claims = open_claims(storage_of(known), study.study_name)
+    pairs = {f"{pair[0]:g}, {pair[1]}": {"elasticity": pair[0], "annealing_epochs": pair[1]} for pair in left}
+    queue_trials(study, claims, pairs, at_most=num_trials)
+    claims.close()
+    total = num_complete(study) + num_trials
+    with tqdm(total=num_trials, unit="trial", dynamic_ncols=True) as bar:
+
+        def tell() -> None:
+            bar.update(num_complete(study) - total + num_trials - bar.n)
+
+        try:
+            codes = start_workers(known.jobs, try_pairs, known, total, tick=tell, say=bar.write)
+        except ConfigurationError as error:
+            raise SystemExit(str(error)) from None
+    if any(codes):
+        raise SystemExit("Some workers stopped, for the reasons above.")
+
+
+def try_pairs(known: argparse.Namespace, total: int) -> None:
+    """Be one worker: try the pairs that are queued, until the study has so many trials."""
+    study = open_study(storage_of(known), f"{known.row} {known.arm}")
+    claims = open_claims(storage_of(known), study.study_name)
+    # Optuna takes NaN for a failure, which is tried again; a run that diverged would diverge again.
+    limits = {"total": total, "draw": False, "max_failures": 1, "nan_value": math.inf}
+    work(study, Objective(known), claims, folder=folder_of(known), **limits)
+    claims.close()
+
+
+def folder_of(known: argparse.Namespace) -> Path:
+    """Find the folder of the trials."""
+    folder: Path = known.out / f"{known.row}_{known.arm}"
+    return folder
+
+
+def num_complete(study: optuna.Study) -> int:
+    """Count the trials that are done."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
 if __name__ == "__main__":
