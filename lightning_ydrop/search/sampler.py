@@ -163,7 +163,7 @@ class PatternSampler(_Locked):
     def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         if trial.number in self._draws:
             return self._draws[trial.number]
-        self._learn(study)
+        self.replay(study)
         draw = trial.user_attrs.get("draw")
         if draw is None:
             index = draw_index(study, trial)
@@ -172,7 +172,7 @@ class PatternSampler(_Locked):
         self._draws[trial.number] = draw
         return draw
 
-    def _learn(self, study: Study) -> None:
+    def replay(self, study: Study) -> None:
         """Learn from each trial once, in order of their numbers."""
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         for trial in study.get_trials(deepcopy=False, states=LEARNED_FROM):

@@ -1,0 +1,320 @@
+"""One training of a search: the network of a configuration, with given patterns."""
+
+import contextlib
+import fnmatch
+import json
+import logging
+import math
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from lightning_ydrop.callbacks.last_epoch import LastEpoch
+from lightning_ydrop.callbacks.patterns import PatternCallback
+from lightning_ydrop.errors import ConfigurationError
+from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.places import find_places
+from lightning_ydrop.search.settings import SearchSettings
+from lightning_ydrop.search.space import PatternSpace
+
+SamplerName = Literal["random", "tpe", "table", "transformer"]
+# Called with the epoch and its reward after each validation; true if the training should stop.
+Report = Callable[[int, float], bool]
+# What of the configuration says where a search runs, and changes nothing that it finds.
+WHERE = ("trials", "workers", "storage", "study", "out", "config")
+
+
+class SearchCLI(LightningCLI):
+    """LightningCLI with the settings of a search, for any LightningModule and DataModule.
+
+    Args:
+        args: As for LightningCLI: a list of arguments, or a configuration.
+        defaults: Defaults of arguments that differ from the usual ones.
+
+    """
+
+    def __init__(self, args: ArgsType, defaults: Mapping[str, Any] | None = None) -> None:
+        self._defaults = dict(defaults or {})
+        self._trainer_arguments: dict[str, Any] = {}
+        self._trial_callbacks: list[Callback] = []
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "python -m lightning_ydrop.search fit", "description": "Search for dropout patterns."},
+            args=args,
+            run=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a search needs beside a model, data and a Trainer."""
+        parser.add_class_arguments(SearchSettings, "search")
+        parser.add_argument(
+            "--sampler",
+            type=SamplerName,
+            default="transformer",
+            help="what chooses patterns: random, tpe (Optuna's), or a controller that learns: table or transformer",
+        )
+        parser.add_argument("--trials", type=PositiveInt, default=100, help="trainings that the study is to have")
+        parser.add_argument("--workers", type=PositiveInt, default=1, help="processes that train at the same time")
+        parser.add_argument(
+            "--storage", type=str | None, default=None, help="a journal file, in --out by default, or postgresql://..."
+        )
+        parser.add_argument("--study", type=str | None, default=None, help="its name; SAMPLER-SEED by default")
+        parser.add_argument("--out", type=str, default="runs/search", help="folder for checkpoints and pictures")
+        parser.set_defaults(self._defaults)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Make the Trainer of one training, which logs nothing."""
+        given = self.config_init["trainer"].get("callbacks") or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *self._trial_callbacks]
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return super().instantiate_trainer(**{**quiet, **self._trainer_arguments, **kwargs, "callbacks": callbacks})
+
+    def make(self, seed: int, callbacks: list[Callback], **trainer_arguments: Any) -> None:
+        """Make model, data and Trainer anew, with weights by a seed."""
+        self._trial_callbacks, self._trainer_arguments = callbacks, trainer_arguments
+        L.seed_everything(seed, workers=True, verbose=False)
+        self.instantiate_classes()
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The settings of the search."""
+        settings: SearchSettings = self.config_init["search"]
+        return settings
+
+    @property
+    def seed(self) -> int:
+        """The seed of the search, from which those of its trainings are made."""
+        return int(self.config["seed_everything"] or 0)
+
+    @property
+    def study_name(self) -> str:
+        """The name of the study."""
+        return self.config["study"] or f"{self.config['sampler']}-{self.seed}"
+
+    @property
+    def storage(self) -> str:
+        """The storage: the path of a journal file, or the URL of a database."""
+        return self.config["storage"] or str(Path(self.config["out"]) / "studies.journal")
+
+    @property
+    def folder(self) -> Path:
+        """Where the study keeps checkpoints."""
+        return Path(self.config["out"]) / self.study_name
+
+    def search_logger(self) -> Logger | None:
+        """Give the Trainer's logger, to which the progress of the search goes. Single trainings log nothing."""
+        loggers = self.config_init["trainer"].get("logger")
+        logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
+        return logger if isinstance(logger, Logger) else None
+
+    def identity(self) -> dict[str, Any]:
+        """Give the configuration without what says where it runs."""
+        content: dict[str, Any] = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        for name in WHERE:
+            content.pop(name, None)
+        return content
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training reached.
+
+    Attributes:
+        reward: What the search maximises; NaN where the training diverged.
+        metrics: All numbers of the last validation.
+        stopped_at: The epoch at which it was stopped early, if it was.
+
+    """
+
+    reward: float
+    metrics: dict[str, float]
+    stopped_at: int | None
+
+
+class _Rewards(Callback):
+    """Notes the reward of each validation, and stops the training if it is told to."""
+
+    def __init__(self, settings: SearchSettings, report: Report | None) -> None:
+        self._settings = settings
+        self._report = report
+        self.by_epoch: dict[int, float] = {}
+        self.stopped_at: int | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the reward."""
+        metric = trainer.callback_metrics.get(self._settings.metric)
+        if trainer.sanity_checking or metric is None:
+            return
+        reward = self._settings.reward(float(metric))
+        self.by_epoch[trainer.current_epoch] = reward
+        if self._report is not None and math.isfinite(reward) and self._report(trainer.current_epoch, reward):
+            self.stopped_at = trainer.current_epoch
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the rewards in checkpoints."""
+        return {"by_epoch": self.by_epoch, "stopped_at": self.stopped_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self.by_epoch, self.stopped_at = state_dict["by_epoch"], state_dict["stopped_at"]
+
+
+class Training:
+    """Trains the network of a configuration.
+
+    Args:
+        cli: The configuration.
+
+    """
+
+    def __init__(self, cli: SearchCLI) -> None:
+        self.cli = cli
+        self.settings = cli.settings
+
+    def space(self) -> PatternSpace:
+        """Find the places of the network, and what to try there.
+
+        Raises:
+            ConfigurationError: If the network has no places, or the settings name others.
+
+        """
+        self._make(seed=self.cli.seed, patterns={}, callbacks=[], **_on_one_device(), fast_dev_run=1)
+        with _quiet():
+            report = self._places_after_setup()
+        names = list(report.places)
+        if not names:
+            raise ConfigurationError(
+                f"A search was started with the model {type(self.cli.model).__name__}.",
+                f"It has no place for a pattern. {report}",
+                "Pass a network with batch normalisation, convolutions or attention.",
+            )
+        for wanted in self.settings.places or ():
+            if not fnmatch.filter(names, wanted):
+                raise ConfigurationError(
+                    f"SearchSettings(places={list(self.settings.places or ())}) was given, and {wanted!r} is no place.",
+                    f"The places of {type(self.cli.model).__name__} are {', '.join(map(repr, names))}.",
+                    "Name some of these, or leave `places` out for all.",
+                )
+        chosen = [
+            name for name in names if any(fnmatch.fnmatchcase(name, each) for each in self.settings.places or ["*"])
+        ]
+        kinds = {name: report.places[name].kind for name in chosen}
+        return PatternSpace(kinds, self.settings.conv, self.settings.token)
+
+    def dry_run(self, patterns: Mapping[str, Pattern]) -> None:
+        """Train and validate one batch with patterns, and check that the metric is logged.
+
+        Raises:
+            ConfigurationError: If it is not.
+
+        """
+        self._make(self.cli.seed, patterns, [], **_on_one_device(), fast_dev_run=1)
+        with _quiet():
+            self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
+        logged = sorted(self.cli.trainer.callback_metrics)
+        if self.settings.metric not in logged:
+            raise ConfigurationError(
+                f"SearchSettings(metric={self.settings.metric!r}) was given, and the model does not log it.",
+                f"In training and validation {type(self.cli.model).__name__} logs "
+                f"{', '.join(map(repr, logged)) or 'nothing'}.",
+                "Name one of these, or log the metric in validation_step.",
+            )
+
+    def untrained(self) -> float:
+        """Give the reward of the network before its training."""
+        self._make(self.cli.seed, {}, [], **_on_one_device())
+        with _quiet():
+            self.cli.trainer.validate(self.cli.model, self.cli.datamodule, verbose=False)
+        return self.settings.reward(float(self.cli.trainer.callback_metrics.get(self.settings.metric, math.nan)))
+
+    def __call__(
+        self, patterns: Mapping[str, Pattern], seed: int, folder: Path, report: Report | None = None
+    ) -> Outcome:
+        """Train to the end, from the last epoch on where a training was interrupted.
+
+        Args:
+            patterns: By place.
+            seed: Of weights, batches and masks.
+            folder: Where the checkpoint of the last epoch lies meanwhile.
+            report: Called after each validation.
+
+        Returns:
+            What the training reached. On other ranks than the first, the same.
+
+        """
+        rewards = _Rewards(self.settings, report)
+        self._make(seed, patterns, [rewards, LastEpoch(str(folder))], default_root_dir=str(folder))
+        trainer = self.cli.trainer
+        with _quiet():
+            trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=_last_of(folder))
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = list(rewards.by_epoch.values())
+        if self.settings.measured == "best" and values:
+            reward = max((value for value in values if math.isfinite(value)), default=math.nan)
+        else:
+            last = values[-1] if values else math.nan
+            reward = self.settings.reward(metrics[self.settings.metric]) if self.settings.metric in metrics else last
+        if trainer.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
+        return Outcome(reward if math.isfinite(reward) else math.nan, metrics, rewards.stopped_at)
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes a training of the configuration takes."""
+        self._make(self.cli.seed, {}, [])
+        return self.cli.trainer.world_size
+
+    def _make(
+        self, seed: int, patterns: Mapping[str, Pattern], callbacks: list[Callback], **trainer_arguments: Any
+    ) -> None:
+        masks = [PatternCallback(patterns, self.settings.warmup)] if patterns else []
+        with _quiet():
+            self.cli.make(seed, [*masks, *callbacks], **trainer_arguments)
+
+    def _places_after_setup(self) -> Any:
+        """Find the places of a network, also of one that is built in `configure_model`."""
+        report = find_places(self.cli.model, self.settings.per_block)
+        if not report.places:
+            with contextlib.suppress(Exception):
+                self.cli.model.configure_model()
+            report = find_places(self.cli.model, self.settings.per_block)
+        return report
+
+
+def _on_one_device() -> dict[str, Any]:
+    return {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+
+
+def _last_of(folder: Path) -> str | None:
+    """Find the checkpoint of an interrupted training. One that was killed while it was written is no ZIP file."""
+    last = folder / "last.ckpt"
+    return str(last) if zipfile.is_zipfile(last) else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Lightning says of each training, which is the same for hundreds of them."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers")
+            warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", ".*exists and is not empty")
+            warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+            yield
+    finally:
+        logger.setLevel(level)
