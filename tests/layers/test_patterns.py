@@ -145,6 +145,11 @@ def test_ready_made_patterns() -> None:
     assert TokenPattern.dropout(0.2) == TokenPattern("all", rate=0.2)
 
 
+def instantiated(parser: ArgumentParser, config: Any) -> Any:
+    """Call the method by the name that the installed release has."""
+    return getattr(parser, "instantiate" if hasattr(parser, "instantiate") else "instantiate_classes")(config)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("kind", [Pattern, dict[str, Pattern]], ids=["one", "by name"])
 def test_yaml_names_patterns_and_gets_them_back(pattern: Pattern, kind: Any, tmp_path: Path) -> None:
@@ -158,8 +163,7 @@ def test_yaml_names_patterns_and_gets_them_back(pattern: Pattern, kind: Any, tmp
     parser.add_argument("--config", action="config")
     parser.add_argument("--pattern", type=kind)
     config = parser.parse_args([f"--config={file}"])
-    made = parser.instantiate_classes(config).pattern
-    assert made == expected
+    assert instantiated(parser, config).pattern == expected
     again = tmp_path / "again.yaml"
     again.write_text(parser.dump(config))
-    assert parser.instantiate_classes(parser.parse_args([f"--config={again}"])).pattern == expected
+    assert instantiated(parser, parser.parse_args([f"--config={again}"])).pattern == expected
