@@ -208,6 +208,7 @@ def _replace(holder: nn.Module, called: str, layer: nn.Module, place: str) -> No
     was_registered = called in holder._modules
     module = holder._modules.get(called)
     layer.__dict__["former"] = _Former(place, module, was_registered)
+    layer.__dict__["p"] = 0.0  # for code that reads the rate of a dropout layer
     layer.train(holder.training if module is None else module.training)
     layer.to(_device_of(holder))
     holder.__dict__.pop(called, None)

@@ -69,6 +69,11 @@ class Layout:
         """Tell whether a module is a part of something that weighs channels, such as squeeze-and-excitation."""
         return any(is_inside(name, gate) for gate in self._gates)
 
+    def is_in_embedding(self, name: str) -> bool:
+        """Tell whether a module is a part of something that embeds, such as patches of an image."""
+        holders = [outer for outer in self.modules if outer != name and is_inside(name, outer)]
+        return any("embed" in self.kind(outer).lower() for outer in holders)
+
     def batch_norms(self, names: Iterable[str]) -> list[str]:
         """List the batch norms of maps among some modules."""
         return [name for name in names if is_batch_norm(self.modules[name]) and not self.is_in_gate(name)]
