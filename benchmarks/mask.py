@@ -44,7 +44,7 @@ def main(
             x = torch.randn(*shape, device=where).relu().requires_grad_()
             modules: dict[str, Callable[[Tensor], Tensor]] = {"plain": plain, **ours}
             compiled = {f"compiled {name}": torch.compile(module, dynamic=False) for name, module in modules.items()}
-            steps = {name: _forward_and_backward(module, x) for name, module in (modules | compiled).items()}
+            steps = {name: forward_and_backward(module, x) for name, module in (modules | compiled).items()}
             seconds = interleaved(steps, rounds=rounds, device=where)
             rows += [
                 {
@@ -55,15 +55,16 @@ def main(
                     "eager quartiles": quartiles(seconds, name, "plain"),
                     "compiled": ratios(seconds, "compiled plain")[f"compiled {name}"],
                     "compiled quartiles": quartiles(seconds, f"compiled {name}", "compiled plain"),
-                    "bytes kept": _bytes_kept(layer, x) / x.numel(),
-                    "bytes kept by torch": _bytes_kept(plain, x) / x.numel(),
+                    "bytes kept": bytes_kept(layer, x) / x.numel(),
+                    "bytes kept by torch": bytes_kept(plain, x) / x.numel(),
                 }
                 for name, layer in ours.items()
             ]
     write_report("mask", where, settings, rows)
 
 
-def _forward_and_backward(module: Callable[[Tensor], Tensor], x: Tensor) -> Step:
+def forward_and_backward(module: Callable[[Tensor], Tensor], x: Tensor) -> Step:
+    """Make a step of one layer, forward and backward."""
     gradient = torch.randn_like(x)
 
     def step() -> None:
@@ -73,7 +74,7 @@ def _forward_and_backward(module: Callable[[Tensor], Tensor], x: Tensor) -> Step
     return step
 
 
-def _bytes_kept(module: Callable[[Tensor], Tensor], x: Tensor) -> int:
+def bytes_kept(module: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """Count the bytes that wait for the backward pass."""
     kept: dict[int, int] = {}
 

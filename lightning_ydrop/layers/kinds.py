@@ -4,14 +4,17 @@ from torch import nn
 
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
+from lightning_ydrop.layers.pattern_dropout import PatternDropout
 
 CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 # The layers that `convert_dropout` replaces.
 CONVERTED = (nn.Dropout, *CHANNEL_DROPOUTS)
 TORCH_DROPOUTS = (*CONVERTED, nn.AlphaDropout, nn.FeatureAlphaDropout)
-OUR_DROPOUTS = (ConductanceDropout, Jumpout)
+OUR_DROPOUTS = (ConductanceDropout, Jumpout, PatternDropout)
 # Layers that draw for each element of their input, or for each of its channels.
 ELEMENTWISE = (*TORCH_DROPOUTS, ConductanceDropout)
+# Layers that draw for each sample, though the samples of a batch may share a scale.
+FOR_EACH_SAMPLE = (*ELEMENTWISE, PatternDropout)
 # Layers that do something else and have a rate in their attribute `dropout`.
 WITH_A_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 # Dropout layers of other libraries have one of these in the name of their class.
@@ -38,12 +41,14 @@ def drops(module: nn.Module) -> bool:
         return module.dropout > 0 and getattr(module, "num_layers", 2) > 1
     if isinstance(module, TORCH_DROPOUTS):
         return module.p > 0
+    if isinstance(module, PatternDropout):
+        return not module.pattern.is_empty
     return is_dropout_like(module)
 
 
 def draws_for_each_sample(module: nn.Module) -> bool:
     """Tell whether a module that drops is known to draw separately for each sample of a batch."""
-    known = isinstance(module, (*ELEMENTWISE, *WITH_A_DROPOUT))
+    known = isinstance(module, (*FOR_EACH_SAMPLE, *WITH_A_DROPOUT))
     return known or getattr(module, "mode", None) == "row"  # torchvision's StochasticDepth
 
 

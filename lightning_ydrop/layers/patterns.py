@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeAlias
 from lightning_ydrop.checks import check_count, check_flag, check_fraction, is_real
 from lightning_ydrop.errors import ConfigurationError, describe
 
-# Turned by this many degrees, a tiling of rectangles is itself again, on maps of any shape.
-HALF_TURN = 180.0
+# A cell whose centre lies on the edge of a square belongs to one side of it, so half a turn may move such cells.
+FULL_TURN = 360.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ residual=False, rate=1.0)
         for name in ("share_c", "residual"):
             _settle(self, name, check_flag("ConvPattern", name, getattr(self, name)))
         _settle(self, "rate", float(check_fraction("ConvPattern", "rate", self.rate, example=0.1)))
-        upright = self.rotate % HALF_TURN == 0.0 and self.shear_x == 0.0 and self.shear_y == 0.0
+        upright = self.rotate % 180.0 == 0.0 and self.shear_x == 0.0 and self.shear_y == 0.0
         if self.size == 1.0 and self.rate == 1.0 and upright:
             raise ConfigurationError(
                 "ConvPattern(size=1.0, rate=1.0) was given.",
@@ -76,7 +76,7 @@ residual=False, rate=1.0)
     def canonical(self) -> "ConvPattern":
         """Write the pattern in one way: patterns that are equal on every map become the same settings.
 
-        The stride of one square, squares that fit no map, and half turns make no difference.
+        The stride of one square, squares that fit no map, and full turns make no difference.
         """
         if self.is_empty:
             return ConvPattern(0.0)
@@ -88,7 +88,7 @@ residual=False, rate=1.0)
             size=self.size,
             stride=self.stride if repeat > 1 else 1 / 8,
             repeat=repeat,
-            rotate=self.rotate % HALF_TURN,
+            rotate=self.rotate % FULL_TURN,
             shear_x=self.shear_x + 0.0,  # -0.0 becomes 0.0
             shear_y=self.shear_y + 0.0,
             share_c=self.share_c,

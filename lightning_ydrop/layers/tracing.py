@@ -25,7 +25,7 @@ def can_be_leaf(layer: nn.Module, forward: Callable[..., Any], x: Proxy) -> bool
     return type(layer).forward is forward and _path(layer, x) != ""
 
 
-def leaf_call(layer: nn.Module, x: Proxy) -> Tensor:
+def leaf_call(layer: nn.Module, x: Proxy, *others: object) -> Tensor:
     """Record a call of a layer in the graph that is being traced.
 
     A tracer treats the modules of torch as leaves and runs the forward of all others. Each tracer has its own rules for
@@ -34,12 +34,13 @@ def leaf_call(layer: nn.Module, x: Proxy) -> Tensor:
     Args:
         layer: The layer that is called.
         x: What the layer is called with.
+        others: Further positional arguments.
 
     Returns:
         A proxy for the output.
 
     """
-    return cast(Tensor, x.tracer.create_proxy("call_module", _path(layer, x), (x,), {}))
+    return cast(Tensor, x.tracer.create_proxy("call_module", _path(layer, x), (x, *others), {}))
 
 
 def _path(layer: nn.Module, x: Proxy) -> str:
