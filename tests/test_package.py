@@ -46,7 +46,7 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-FLOORS = ["functional", "layers", "models", "importance", "uncertainty analysis", "callbacks"]
+FLOORS = ["functional", "layers", "models", "importance", "uncertainty analysis search", "callbacks"]
 BESIDE = {"errors", "checks", "torch_internals"}  # which know no room
 
 

@@ -10,6 +10,7 @@ from lightning_ydrop.search.layout import CONTAINERS, Layout, has_own_forward, i
 from lightning_ydrop.search.reports import Place
 from lightning_ydrop.search.stages import name_stages
 
+
 @dataclass(frozen=True)
 class _Block:
     """A residual block.

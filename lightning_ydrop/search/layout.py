@@ -17,7 +17,9 @@ READY = (nn.Module.forward, *(container.forward for container in CONTAINERS))
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 ORDINARY = (*CONVERTED, *OUR_DROPOUTS)
 # Squeeze-and-excitation and its like weigh channels by what they make of a pooled map: nothing to mask a part of.
-GATE = re.compile(r"(effective)?squeeze_?(and_?)?exc\w*|(effective)?se(layer|module|block|unit)?(2d)?|cbam\w*|eca(module|layer)?")
+GATE = re.compile(
+    r"(effective)?squeeze_?(and_?)?exc\w*|(effective)?se(layer|module|block|unit)?(2d)?|cbam\w*|eca(module|layer)?"
+)
 
 
 class Layout:

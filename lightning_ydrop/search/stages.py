@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lightning_ydrop.search.layout import CONTAINERS, Layout, stride_of, width_of
 
@@ -29,9 +30,9 @@ def name_stages(layout: Layout, blocks: Sequence[tuple[Sequence[str], str]], by_
     )
     ends = [max(layout.ends_at(each) for each in parts) for parts, _ in blocks]
     shrinks = [False]
-    shrinks += [any(start < each <= end for each in smaller) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    shrinks += [any(start < each <= end for each in smaller) for start, end in pairwise(ends)]
     widths = [width_of(layout[last]) for _, last in blocks]
-    widens = [False] + [one != other for one, other in zip(widths[:-1], widths[1:], strict=True)]
+    widens = [False] + [one != other for one, other in pairwise(widths)]
     containers = [_container_of(layout, parts[0]) for parts, _ in blocks]
     sizes = Counter(containers)
     by_width = by_width or not any(shrinks)

@@ -62,7 +62,9 @@ def token_places(layout: Layout, per_block: bool) -> tuple[list[Place], dict[str
     if per_block:
         for number, block in enumerate(blocks, 1):
             places += [
-                Place(f"block{number}.{sublayer}", "token", tuple(modules), (), f"in {block.name or 'the model itself'}")
+                Place(
+                    f"block{number}.{sublayer}", "token", tuple(modules), (), f"in {block.name or 'the model itself'}"
+                )
                 for sublayer, modules in block.modules.items()
                 if modules
             ]
@@ -279,7 +281,9 @@ def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
         found.modules[sublayer].append(name)
     else:
         holder, called = layout.holders[name]
-        found.reasons[sublayer] = f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
+        found.reasons[sublayer] = (
+            f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
+        )
 
 
 def is_called(holder: nn.Module, called: str) -> bool:
