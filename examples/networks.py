@@ -54,7 +54,55 @@ def convolutional(shape: Sequence[int], channels: Sequence[int], batch_norm: boo
     return nn.Sequential(*layers), in_channels * math.prod(size)
 
 
-class Classifier(L.LightningModule):
+class ImageClassifier(L.LightningModule):
+    """What all classifiers of images share: the loss, accuracies, and SGD with momentum.
+
+    Args:
+        num_classes: Classes to tell apart.
+        lr: Learning rate.
+        momentum: Momentum.
+        milestones: Epochs at whose end the learning rate falls to a tenth.
+
+    """
+
+    def __init__(self, num_classes: int, lr: float, momentum: float, milestones: Sequence[int]) -> None:
+        super().__init__()
+        self.lr = lr
+        self.momentum = momentum
+        self.milestones = milestones
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a training batch."""
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on held-out data."""
+        x, y = batch
+        logits = self(x)
+        self.val_acc(logits, y)
+        self.log_dict({"val_loss": F.cross_entropy(logits, y), "val_acc": self.val_acc}, prog_bar=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accuracy on the test set."""
+        x, y = batch
+        self.test_acc(self(x), y)
+        self.log("test_acc", self.test_acc)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD with momentum, as in the paper."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, fused=True)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones)},
+        }
+
+
+class Classifier(ImageClassifier):
     """A classifier of images, trained with SGD and momentum.
 
     Args:
@@ -84,15 +132,10 @@ class Classifier(L.LightningModule):
         momentum: float = 0.9,
         milestones: list[int] = [],  # noqa: B006
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, lr, momentum, milestones)
         self.save_hyperparameters()
         self.convolutions, num_features = convolutional(shape, channels, batch_norm)
         self.network = fully_connected(num_features, hidden, num_classes, dropout, p)
-        self.lr = lr
-        self.momentum = momentum
-        self.milestones = milestones
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits (B, C)."""
@@ -103,31 +146,3 @@ class Classifier(L.LightningModule):
         """Name the hidden linear layers: their outputs are the units."""
         linear = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
         return linear[:-1]
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of a training batch."""
-        x, y = batch
-        loss = F.cross_entropy(self(x), y)
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy on held-out data."""
-        x, y = batch
-        logits = self(x)
-        self.val_acc(logits, y)
-        self.log_dict({"val_loss": F.cross_entropy(logits, y), "val_acc": self.val_acc}, prog_bar=True)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy on the test set."""
-        x, y = batch
-        self.test_acc(self(x), y)
-        self.log("test_acc", self.test_acc)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with momentum, as in the paper."""
-        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, fused=True)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones)},
-        }

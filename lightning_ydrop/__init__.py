@@ -1,6 +1,6 @@
 """Y-Drop for PyTorch Lightning: dropout that drops the most important units more often (arXiv 2409.09088)."""
 
-from lightning_ydrop.callbacks import ConductanceMonitor, YDropCallback
+from lightning_ydrop.callbacks import ConductanceMonitor, PatternCallback, YDropCallback
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
 from lightning_ydrop.importance.attribution import layer_conductance
@@ -26,6 +26,7 @@ from lightning_ydrop.layers import (
     restore_dropout,
 )
 from lightning_ydrop.models.adapters import Adapter, IndexAdapter, KeyAdapter
+from lightning_ydrop.search.places import apply_patterns, find_places, remove_patterns
 from lightning_ydrop.uncertainty import DropoutDistillation, monte_carlo
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "NoEffectWarning",
     "Objective",
     "OutputSum",
+    "PatternCallback",
     "PatternDropout",
     "PredictedLogit",
     "RandomImportance",
@@ -60,8 +62,11 @@ __all__ = [
     "TokenPattern",
     "YDrop",
     "YDropCallback",
+    "apply_patterns",
     "convert_dropout",
+    "find_places",
     "layer_conductance",
     "monte_carlo",
+    "remove_patterns",
     "restore_dropout",
 ]

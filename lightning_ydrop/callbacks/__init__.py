@@ -1,6 +1,7 @@
 """The Lightning face: hooks of a few lines over what stands below."""
 
 from lightning_ydrop.callbacks.monitor import ConductanceMonitor
+from lightning_ydrop.callbacks.patterns import PatternCallback
 from lightning_ydrop.callbacks.ydrop import YDropCallback
 
-__all__ = ["ConductanceMonitor", "YDropCallback"]
+__all__ = ["ConductanceMonitor", "PatternCallback", "YDropCallback"]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_ydrop.checks import check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.layers.pattern_dropout import PatternDropout
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.applying import layers_of, reattach
 from lightning_ydrop.search.files import as_patterns, read_patterns
@@ -50,7 +51,7 @@ class PatternCallback(Callback):
             read_patterns(patterns) if isinstance(patterns, (str, Path)) else as_patterns("PatternCallback", patterns)
         )
         self.warmup = float(check_fraction("PatternCallback", "warmup", warmup, example=0.1))
-        self._is_applied = False
+        self._layers: list[PatternDropout] = []
         self._warmup_steps = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -64,7 +65,6 @@ class PatternCallback(Callback):
                 "A fit has one set of patterns: each callback would take out those of the other.",
                 "Leave one of them out, or write the patterns of both into one mapping.",
             )
-        self._is_applied = False
         builds_later = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
         try:
             self._apply(pl_module)
@@ -74,7 +74,8 @@ class PatternCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the patterns into what `setup` and `configure_model` have built."""
-        if not self._is_applied:
+        standing = layers_of(pl_module)
+        if not standing or list(map(id, standing)) != list(map(id, self._layers)):
             self._apply(pl_module)
         reattach(pl_module)  # Lightning may have made SyncBatchNorm of batch norms
 
@@ -88,11 +89,11 @@ class PatternCallback(Callback):
                 "Pass max_epochs or max_steps to the Trainer, or leave warmup out.",
             )
         self._warmup_steps = self.warmup * total
-        self._set_progress(trainer, pl_module)
+        self._set_progress(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the rate rise."""
-        self._set_progress(trainer, pl_module)
+        self._set_progress(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the patterns out: Lightning does not call `teardown` when a fit raises."""
@@ -104,16 +105,16 @@ class PatternCallback(Callback):
 
     def _apply(self, pl_module: LightningModule) -> None:
         report = apply_patterns(pl_module, self.patterns)
-        self._is_applied = True
+        self._layers = layers_of(pl_module)
         rank_zero_info(str(report).partition("\n")[0])
 
     def _remove(self, pl_module: LightningModule) -> None:
-        if self._is_applied:
+        if self._layers:
             remove_patterns(pl_module)
-        self._is_applied = False
+        self._layers = []
 
-    def _set_progress(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _set_progress(self, trainer: Trainer) -> None:
         progress = min(1.0, trainer.global_step / self._warmup_steps) if self._warmup_steps > 0 else 1.0
-        for layer in layers_of(pl_module):
+        for layer in self._layers:
             if layer.progress != progress:
                 layer.progress = progress

@@ -14,7 +14,6 @@ from lightning_ydrop.layers.patterns import ConvPattern, Pattern
 from lightning_ydrop.search.layout import CHILD, CONTAINERS, Layout, has_own_forward, is_inside, is_ordinary_dropout
 from lightning_ydrop.search.reports import Place
 
-
 # A module with the modules in it, its hooks, and the names of its attributes that are None.
 _Registries = tuple[nn.Module, dict[str, nn.Module | None], dict[int, Any], list[str]]
 
@@ -208,6 +207,7 @@ def _replace(holder: nn.Module, called: str, layer: nn.Module, place: str) -> No
     was_registered = called in holder._modules
     module = holder._modules.get(called)
     layer.__dict__["former"] = _Former(place, module, was_registered)
+    layer.__dict__["p"] = 0.0  # for code that reads the rate of a dropout layer
     layer.train(holder.training if module is None else module.training)
     layer.to(_device_of(holder))
     holder.__dict__.pop(called, None)
@@ -215,7 +215,7 @@ def _replace(holder: nn.Module, called: str, layer: nn.Module, place: str) -> No
 
 
 def _gives_way(module: nn.Module | None) -> bool:
-    """Tell whether a pattern takes the place of what is there: None, a dropout, or a module that passes its input on."""
+    """Tell whether a pattern takes the place of what is there: None, a dropout, or a module that does nothing."""
     if module is None or is_ordinary_dropout(module):
         return True
     empty = isinstance(module, nn.Sequential) and not module._modules

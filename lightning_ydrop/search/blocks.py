@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_ydrop.search.joins import OF_SHORTCUT, Join, find_dormant_shortcut, find_joins
-from lightning_ydrop.search.layout import CONTAINERS, Layout, has_own_forward, is_inside
+from lightning_ydrop.search.layout import CONTAINERS, Layout, has_own_forward, is_batch_norm, is_inside
 from lightning_ydrop.search.reports import Place
 from lightning_ydrop.search.stages import name_stages
-
-NO_BRANCH = Join((), (), is_told=False)
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,7 @@ class _Block:
         name: Of the module, or of the first masked module where the block is a part of a forward.
         modules: Masked.
         shortcuts: Masked too, where a pattern says so.
+        last: Its last batch norm or convolution, whose channels are its width.
         kind: What to call it.
         unreached: Why its shortcut cannot be masked. None if it can.
 
@@ -29,6 +28,7 @@ class _Block:
     name: str
     modules: tuple[str, ...]
     shortcuts: tuple[str, ...]
+    last: str
     kind: str
     unreached: str | None
 
@@ -45,13 +45,17 @@ def conv_places(layout: Layout, has_tokens: bool) -> tuple[list[Place], dict[str
 
     """
     blocks = _residual_blocks(layout)
-    not_reached = {block.name: block.unreached for block in blocks if block.unreached is not None}
+    not_reached = {f"the shortcut of {each.name}": each.unreached for each in blocks if each.unreached is not None}
     if not blocks:
         places, others = _plain_places(layout, has_tokens)
         return places, not_reached | others
     norms = bool(layout.batch_norms(name for block in blocks for name in block.modules))
     after = "after batch normalisation" if norms else "after convolutions, as it has no batch norms"
-    names = name_stages(layout, [(block.name, block.modules) for block in blocks], by_width=True)
+    parts = [
+        ((each.name, *each.modules, *(name for name in each.shortcuts if name in layout.modules)), each.last)
+        for each in blocks
+    ]
+    names = name_stages(layout, parts, by_width=True)
     places = [
         Place(name, "conv", block.modules, block.shortcuts, f"{block.kind} {block.name}, {after}")
         for name, block in zip(names, blocks, strict=True)
@@ -71,7 +75,9 @@ def _residual_blocks(layout: Layout) -> list[_Block]:
     for name in sorted(layout.modules, key=lambda name: -name.count(".") if name else 1):
         module = layout[name]
         inside = layout.inside(name)
-        if len(inside) < 2 or not has_own_forward(module) or layout.is_in_gate(name) or not layout.maskable(inside):
+        if len(inside) < 2 or not has_own_forward(module) or is_batch_norm(module) or layout.is_in_gate(name):
+            continue
+        if not layout.maskable(inside):
             continue
         if any(is_inside(each, name) for each in blocks):
             continue
@@ -84,9 +90,9 @@ def _residual_blocks(layout: Layout) -> list[_Block]:
     kinds_of_blocks = {type(layout[name]) for name in blocks}
     for name in without:
         if type(layout[name]) in kinds_of_blocks and not any(is_inside(each, name) for each in blocks):
-            modules = tuple(layout.maskable(layout.inside(name)))
-            why = f"this {layout.kind(name)} has no shortcut"
-            blocks[name] = [_Block(name, modules, (), layout.kind(name), why)]
+            inside = layout.inside(name)
+            modules, kind = tuple(layout.maskable(inside)), layout.kind(name)
+            blocks[name] = [_Block(name, modules, (), _last(layout, inside), kind, f"this {kind} has no shortcut")]
     return sorted((block for found in blocks.values() for block in found), key=lambda each: layout.position(each.name))
 
 
@@ -108,17 +114,19 @@ def _blocks_of(layout: Layout, name: str, whole: bool) -> list[_Block]:
     masked = [layout.maskable(branch) for branch in branches]
     alone = sum(map(bool, masked)) == 1
     found = []
-    for join, modules in zip(joins, masked, strict=True):
+    for join, branch, modules in zip(joins, branches, masked, strict=True):
         if not modules:
             continue
         shortcuts, why_not = _shortcut_of(layout, name, join, alone)
         if whole and alone:
             beside = [prefix + called for called in join.shortcut]
             inside = [each for each in layout.inside(name) if not any(is_inside(each, side) for side in beside)]
-            found.append(_Block(name, tuple(layout.maskable(inside)), shortcuts, layout.kind(name), why_not))
+            masks, last, kind = tuple(layout.maskable(inside)), _last(layout, inside), layout.kind(name)
+            found.append(_Block(name, masks, shortcuts, last, kind, why_not))
         else:
             kind = f"a path of {layout.kind(name)} that begins at"
-            found.append(_Block(prefix + join.branch[0], tuple(modules), shortcuts, kind, why_not))
+            last = _last(layout, branch)
+            found.append(_Block(prefix + join.branch[0], tuple(modules), shortcuts, last, kind, why_not))
     return found
 
 
@@ -153,9 +161,14 @@ def _block_by_names(layout: Layout, name: str) -> list[_Block]:
     if called is None or isinstance(held[called], (nn.ModuleList, nn.ModuleDict)):
         return []
     shortcut = f"{name}.{called}" if name else called
-    modules = tuple(layout.maskable(each for each in layout.inside(name) if not is_inside(each, shortcut)))
+    inside = [each for each in layout.inside(name) if not is_inside(each, shortcut)]
+    modules = tuple(layout.maskable(inside))
     kind = f"{layout.kind(name)}, whose shortcut is told by its name,"
-    return [_Block(name, modules, (shortcut,), kind, None)] if modules else []
+    return [_Block(name, modules, (shortcut,), _last(layout, inside), kind, None)] if modules else []
+
+
+def _last(layout: Layout, names: list[str]) -> str:
+    return max(layout.batch_norms(names) + layout.convolutions(names), key=layout.position)
 
 
 def _plain_places(layout: Layout, has_tokens: bool) -> tuple[list[Place], dict[str, str]]:
@@ -170,10 +183,10 @@ def _plain_places(layout: Layout, has_tokens: bool) -> tuple[list[Place], dict[s
             for name, module in layout.modules.items()
         ):
             not_reached[modules.pop()] = "it makes the output"
-        if has_tokens:
-            not_reached |= dict.fromkeys(modules, "it makes tokens, which have places of their own")
-            modules = []
+        embedding = [name for name in modules if has_tokens or layout.is_in_embedding(name)]
+        not_reached |= dict.fromkeys(embedding, "it makes tokens of maps")
+        modules = [name for name in modules if name not in embedding]
     why = "after batch normalisation" if norms else "after a convolution, as there is no batch norm"
-    names = name_stages(layout, [(name, (name,)) for name in modules], by_width=False) if modules else []
+    names = name_stages(layout, [((name,), name) for name in modules], by_width=False) if modules else []
     places = [Place(name, "conv", (module,), (), why) for name, module in zip(names, modules, strict=True)]
     return places, not_reached

@@ -43,7 +43,9 @@ def read_patterns(path: str | Path) -> dict[str, Pattern]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ConfigurationError(
-            f"{given}, and the file is no YAML: {where}.", "It maps places to patterns.", f"Write, for example, {EXAMPLE}"
+            f"{given}, and the file is no YAML: {where}.",
+            "It maps places to patterns.",
+            f"Write, for example, {EXAMPLE}",
         ) from error
     return as_patterns(f"read_patterns({describe(str(path))})", content)
 

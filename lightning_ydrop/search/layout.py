@@ -17,7 +17,9 @@ READY = (nn.Module.forward, *(container.forward for container in CONTAINERS))
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 ORDINARY = (*CONVERTED, *OUR_DROPOUTS)
 # Squeeze-and-excitation and its like weigh channels by what they make of a pooled map: nothing to mask a part of.
-GATE = re.compile(r"(effective)?squeeze_?(and_?)?exc\w*|(effective)?se(layer|module|block|unit)?(2d)?|cbam\w*|eca(module|layer)?")
+GATE = re.compile(
+    r"(effective)?squeeze_?(and_?)?exc\w*|(effective)?se(layer|module|block|unit)?(2d)?|cbam\w*|eca(module|layer)?"
+)
 
 
 class Layout:
@@ -68,6 +70,11 @@ class Layout:
     def is_in_gate(self, name: str) -> bool:
         """Tell whether a module is a part of something that weighs channels, such as squeeze-and-excitation."""
         return any(is_inside(name, gate) for gate in self._gates)
+
+    def is_in_embedding(self, name: str) -> bool:
+        """Tell whether a module is a part of something that embeds, such as patches of an image."""
+        holders = [outer for outer in self.modules if outer != name and is_inside(name, outer)]
+        return any("embed" in self.kind(outer).lower() for outer in holders)
 
     def batch_norms(self, names: Iterable[str]) -> list[str]:
         """List the batch norms of maps among some modules."""

@@ -32,8 +32,9 @@ class Place:
     why: str
 
     def __str__(self) -> str:
+        modules = ", ".join(name or "the model itself" for name in self.modules)
         shortcut = f"; shortcut {', '.join(self.shortcuts)}" if self.shortcuts else ""
-        return f"{self.name}: {', '.join(self.modules)}{shortcut}; {self.why}"
+        return f"{self.name}: {modules}{shortcut}; {self.why}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class PlaceReport:
     def __str__(self) -> str:
         lines = [f"{len(self.places)} place(s) for patterns, {len(self.not_reached)} not reached."]
         lines += [f"  {place}" for place in self.places.values()]
-        lines += [f"  {name}: not reached, {why}" for name, why in self.not_reached.items()]
+        alike: dict[str, list[str]] = {}
+        for name, why in self.not_reached.items():
+            alike.setdefault(why, []).append(name)
+        lines += [f"  {', '.join(names)}: not reached, {why}" for why, names in alike.items()]
         return "\n".join(lines)
 
 

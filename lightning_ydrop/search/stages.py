@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lightning_ydrop.search.layout import CONTAINERS, Layout, stride_of, width_of
 
 
-def name_stages(layout: Layout, blocks: Sequence[tuple[str, Sequence[str]]], by_width: bool) -> list[str]:
+def name_stages(layout: Layout, blocks: Sequence[tuple[Sequence[str], str]], by_width: bool) -> list[str]:
     """Name blocks by stage and order: "stage2.1" is the first block of the second stage.
 
     A stage begins where maps get smaller, and, with `by_width` or where they never do, where their channels change in
@@ -14,7 +15,8 @@ def name_stages(layout: Layout, blocks: Sequence[tuple[str, Sequence[str]]], by_
 
     Args:
         layout: The modules of the model.
-        blocks: In the order of definition: the name of a block, and of its masked modules.
+        blocks: In the order of definition: names of the modules that make a block, the first of which says where it
+            stands, and of the one whose channels are its width.
         by_width: Whether a change of width begins a stage.
 
     Returns:
@@ -26,12 +28,12 @@ def name_stages(layout: Layout, blocks: Sequence[tuple[str, Sequence[str]]], by_
         for name, module in layout.modules.items()
         if stride_of(module) > 1 and not layout.is_in_gate(name)
     )
-    ends = [max(layout.ends_at(each) for each in (block, *modules)) for block, modules in blocks]
+    ends = [max(layout.ends_at(each) for each in parts) for parts, _ in blocks]
     shrinks = [False]
-    shrinks += [any(start < each <= end for each in smaller) for start, end in zip(ends[:-1], ends[1:], strict=True)]
-    widths = [width_of(layout[modules[-1]]) for _, modules in blocks]
-    widens = [False] + [one != other for one, other in zip(widths[:-1], widths[1:], strict=True)]
-    containers = [_container_of(layout, block) for block, _ in blocks]
+    shrinks += [any(start < each <= end for each in smaller) for start, end in pairwise(ends)]
+    widths = [width_of(layout[last]) for _, last in blocks]
+    widens = [False] + [one != other for one, other in pairwise(widths)]
+    containers = [_container_of(layout, parts[0]) for parts, _ in blocks]
     sizes = Counter(containers)
     by_width = by_width or not any(shrinks)
     names, stage, order = [], 1, 0

@@ -1,6 +1,5 @@
 """Places of Transformers: queries, keys, values, attention weights, output projection, residual and feed-forward."""
 
-import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lightning_ydrop.layers.surroundings import drops_attention_weights
+from lightning_ydrop.search.calls import uses_of
 from lightning_ydrop.search.layout import CONTAINERS, Layout, is_inside, is_ordinary_dropout
 from lightning_ydrop.search.reports import Place
 
@@ -62,11 +62,25 @@ def token_places(layout: Layout, per_block: bool) -> tuple[list[Place], dict[str
     if per_block:
         for number, block in enumerate(blocks, 1):
             places += [
-                Place(f"block{number}.{sublayer}", "token", tuple(modules), (), f"in {block.name or 'the model itself'}")
+                Place(
+                    f"block{number}.{sublayer}", "token", tuple(modules), (), f"in {block.name or 'the model itself'}"
+                )
                 for sublayer, modules in block.modules.items()
                 if modules
             ]
-    return places, not_reached
+    return places, not_reached | _unknown_attention(layout)
+
+
+def _unknown_attention(layout: Layout) -> dict[str, str]:
+    """Name classes that are called attention, and in which none of its layers is known."""
+    known = [name for name in layout.modules if _is_attention(layout, name)]
+    unknown: dict[str, str] = {}
+    for name, module in layout.modules.items():
+        kind = type(module).__name__
+        called_so = re.search(r"attention|attn", kind.lower()) is not None and bool(module._modules)
+        if called_so and not any(is_inside(each, name) or is_inside(name, each) for each in known):
+            unknown.setdefault(kind, name)
+    return {f"{name} ({kind})": "its layers are not known by name" for kind, name in unknown.items()}
 
 
 def _blocks(layout: Layout) -> dict[str, list[str]]:
@@ -114,7 +128,7 @@ def _feed_forward(layout: Layout, block: str, attentions: Iterable[str]) -> tupl
     """Find the linear layers of a feed-forward: those that widen, and the one that narrows."""
     linears = [
         name
-        for name in layout.inside(block)
+        for name in in_order_of_calls(layout, block)
         if is_linear(layout[name]) and not any(is_inside(name, each) for each in attentions)
     ]
     if len(linears) < 2:
@@ -187,6 +201,10 @@ def _explore_weights(layout: Layout, found: _Found, attention: str) -> None:
         found.reasons["attention"] = f"no module of {layout.kind(attention)} drops attention weights"
     elif getattr(module, "fused_attn", False):
         found.reasons["attention"] = "fused attention takes its dropout as a number: set fused_attn = False"
+    elif getattr(getattr(module, "config", None), "_attn_implementation", "eager") != "eager":
+        found.reasons["attention"] = (
+            'this attention takes its dropout as a number: load the model with attn_implementation="eager"'
+        )
     for dropout in dropouts if "attention" not in found.reasons else ():
         _add(layout, found, "attention", dropout)
 
@@ -201,43 +219,60 @@ def _projection_of(
             linears = [name for name in layout.inside(inner) if is_linear(layout[name])]
             if linears:
                 return linears[0]
-    others = {*(feed_forward[0] if feed_forward else ()), feed_forward[1] if feed_forward else ""}
-    after = [name for name in layout.inside(block) if layout.position(name) > layout.ends_at(attention)]
-    closest = next((name for name in after if is_linear(layout[name])), None)
+    others = {*feed_forward[0], feed_forward[1]} if feed_forward else set()
+    closest = next((name for name in _after(layout, block, attention) if is_linear(layout[name])), None)
     return None if closest in others else closest
 
 
-def _explore_dropout_after(layout: Layout, found: _Found, name: str) -> None:
-    """Find the dropout of what is added: after a layer, in the module that holds it, before another layer."""
-    holder = layout.holder_of(name)
-    for each in layout.inside(holder):
-        if layout.position(each) <= layout.ends_at(name) or each == holder:
-            continue
+def _explore_dropout_after(layout: Layout, found: _Found, name: str) -> bool:
+    """Find the dropout of what is added: after a layer, in a module that holds it, before another layer."""
+    for each in _after(layout, found.name, name):
         if is_linear(layout[each]):
-            return
-        if is_ordinary_dropout(layout[each]) and not drops_attention_weights(*layout.holders[each]):
+            return False
+        if (
+            is_ordinary_dropout(layout[each])
+            and is_inside(name, layout.holder_of(each))
+            and not drops_attention_weights(*layout.holders[each])
+        ):
             _add(layout, found, "residual", each)
-            return
+            return True
+    return False
 
 
 def _explore_feed_forward(layout: Layout, found: _Found, widening: list[str], narrowing: str) -> None:
     """Find the hidden layer of a feed-forward, and its output."""
-    start, end = layout.position(widening[0]), layout.position(narrowing)
-    between = [name for name in layout.inside(found.name) if start < layout.position(name) < end]
+    between = _after(layout, found.name, widening[0])
+    between = between[: between.index(narrowing)]
     dropouts = [name for name in between if is_ordinary_dropout(layout[name])]
-    holders = {layout.holder_of(each) for each in (*widening, narrowing)}
     activations = [
-        name
-        for name in layout.inside(found.name)
-        if layout.holder_of(name) in holders
-        and (ACTIVATION.fullmatch(name.rpartition(".")[2]) or _is_activation(layout[name]))
+        name for name in between if ACTIVATION.fullmatch(name.rpartition(".")[2]) or _is_activation(layout[name])
     ]
-    hidden = [*dropouts[-1:], *activations[-1:], widening[0]]
-    _add(layout, found, "feed_forward", hidden[0])
-    before = len(found.modules["residual"])
-    _explore_dropout_after(layout, found, narrowing)
-    if len(found.modules["residual"]) == before:
+    _add(layout, found, "feed_forward", [*dropouts[-1:], *activations[-1:], widening[0]][0])
+    if not _explore_dropout_after(layout, found, narrowing):
         _add(layout, found, "residual", narrowing)
+
+
+def in_order_of_calls(layout: Layout, block: str) -> list[str]:
+    """List the modules in a module, in the order in which code calls them, or else of their definition."""
+
+    def rank(name: str) -> tuple[tuple[int, int], ...]:
+        ranks = []
+        while name != block:
+            holder, called = layout.holders[name]
+            uses = None if isinstance(holder, CONTAINERS) else uses_of(type(holder))
+            order = uses.called.index(called) if uses is not None and called in uses.called else len(layout.modules)
+            ranks.append((order, layout.position(name)))
+            name = layout.holder_of(name)
+        return tuple(reversed(ranks))
+
+    return sorted(layout.inside(block), key=rank)
+
+
+def _after(layout: Layout, block: str, name: str) -> list[str]:
+    """List the modules of a block that are called after another one."""
+    ordered = in_order_of_calls(layout, block)
+    inside = [position for position, each in enumerate(ordered) if is_inside(each, name)]
+    return ordered[inside[-1] + 1 :]
 
 
 def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
@@ -246,23 +281,17 @@ def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
         found.modules[sublayer].append(name)
     else:
         holder, called = layout.holders[name]
-        found.reasons[sublayer] = f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
+        found.reasons[sublayer] = (
+            f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
+        )
 
 
 def is_called(holder: nn.Module, called: str) -> bool:
     """Tell whether the code of a class may call a module that it holds, and does not only read attributes of it."""
-    if isinstance(holder, CONTAINERS):
+    uses = None if isinstance(holder, CONTAINERS) else uses_of(type(holder))
+    if uses is None or called in uses.called or called in uses.passed:
         return True
-    sources = []
-    for base in type(holder).__mro__:
-        if base is not object and base is not nn.Module:
-            try:
-                sources.append(inspect.getsource(base))
-            except (OSError, TypeError):  # such as what was typed into an interpreter
-                return True
-    source = "\n".join(sources)
-    uses = re.findall(rf"self\.{re.escape(called)}\b(?!\s*=[^=])(\.\w+)?", source)
-    return not uses or any(use in ("", ".forward", ".__call__") for use in uses)
+    return all(name != called for name, _ in uses.read)
 
 
 def is_linear(module: nn.Module) -> bool:
