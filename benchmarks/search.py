@@ -93,11 +93,11 @@ def _resumed(name: str, space: PatternSpace, finished: Sequence[FrozenTrial], ro
     seconds = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
-        trial = study.ask()
+        asked = study.ask()
         for token in space.tokens:
-            trial.suggest_categorical(token.name, token.values)
+            asked.suggest_categorical(token.name, token.values)
         seconds.append(time.perf_counter() - start)
-        study.tell(trial, 0.0)
+        study.tell(asked, 0.0)
     return seconds[0], 1e3 * statistics.median(seconds[1:])
 
 

@@ -263,7 +263,7 @@ class TablePolicy(ReinforcePolicy):
 class TransformerPolicy(ReinforcePolicy):
     """A small causal Transformer that chooses one token after another, each given those before it.
 
-    Figure 3 of the paper, arXiv 2101.01761. Sizes and learning rate are not in our sources of it; the defaults are ours.
+    Figure 3 of arXiv 2101.01761 shows it. Its sizes and learning rate are in none of our sources; the defaults are ours.
 
     Args:
         space: What it chooses from.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ class Decoder(nn.Module):
             width, num_heads, feedforward, dropout=0.0, batch_first=True, norm_first=True, device=where, dtype=DTYPE
         )
         norm = nn.LayerNorm(width, device=where, dtype=DTYPE)
-        self.encoder = nn.TransformerEncoder(block, num_blocks, norm, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(block, num_blocks, enable_nested_tensor=False)
+        self.norm = norm
         self.heads = nn.Linear(width, num_slots, device=where, dtype=DTYPE)
         self.to_empty(device="cpu")
         for name, buffer in buffers.items():
@@ -85,7 +87,7 @@ class Decoder(nn.Module):
         """Give all weights their first values."""
         for parameter in (self.start, self.values, self.places, self.kinds):
             parameter.normal_(generator=generator)
-        for module in self.encoder.modules():
+        for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.fill_(1.0)
                 module.bias.fill_(0.0)
@@ -110,9 +112,9 @@ class Decoder(nn.Module):
         before = self.values[choices[:, :-1] + self.first_slot[:-1]]  # (B, T-1, width)
         before = torch.cat([self.start.expand(len(choices), 1, -1), before], dim=1)
         inputs = before + self.places[self.place_of] + self.kinds[self.kind_of]
-        logits = self.heads(self.encoder(inputs, mask=self.future, is_causal=True))  # (B, T, slots)
-        logits = logits.gather(2, self.slots.expand(len(choices), -1, -1))
-        return logits.masked_fill(~self.exists, -math.inf)
+        logits = self.heads(self.norm(self.encoder(inputs, mask=self.future, is_causal=True)))  # (B, T, slots)
+        values: Tensor = logits.gather(2, self.slots.expand(len(choices), -1, -1))
+        return values.masked_fill(~self.exists, -math.inf)
 
     @torch.no_grad()
     def generate(self, choose: Callable[[int, list[float]], int]) -> list[int]:
@@ -131,20 +133,20 @@ class Decoder(nn.Module):
         count, width = len(self.slots), len(self.start)
         past = torch.empty(len(blocks), 2, self.num_heads, count, width // self.num_heads, dtype=DTYPE, device="cpu")
         surroundings = self.places[self.place_of] + self.kinds[self.kind_of]
-        before, choices = self.start, list[int]()
+        before: Tensor = self.start
+        choices: list[int] = []
         for position in range(count):
             x = before + surroundings[position]
             for block, kept in zip(blocks, past, strict=True):
                 x = _step(block, x, kept[:, :, : position + 1])
             slots = self.slots[position][self.exists[position]]
-            x = F.layer_norm(x, (width,), self.encoder.norm.weight, self.encoder.norm.bias, self.encoder.norm.eps)
-            logits = F.linear(x, self.heads.weight[slots], self.heads.bias[slots])
+            logits = F.linear(self.norm(x), self.heads.weight[slots], self.heads.bias[slots])
             choices.append(choose(position, logits.softmax(0).tolist()))
             before = self.values[slots[choices[-1]]]
         return choices
 
 
-def _step(block: nn.Module, x: Tensor, past: Tensor) -> Tensor:
+def _step(block: Any, x: Tensor, past: Tensor) -> Tensor:
     """Pass the last token through an encoder layer, as the layer itself does with `norm_first`.
 
     Args:
@@ -159,7 +161,8 @@ def _step(block: nn.Module, x: Tensor, past: Tensor) -> Tensor:
     past[0, :, -1:], past[1, :, -1:] = key, value
     mixed = F.scaled_dot_product_attention(query[None], past[None, 0], past[None, 1])
     x = x + attention.out_proj(mixed.reshape(-1))
-    return x + block.linear2(block.activation(block.linear1(block.norm2(x))))
+    out: Tensor = x + block.linear2(block.activation(block.linear1(block.norm2(x))))
+    return out
 
 
 def whole(numbers: object) -> Tensor:

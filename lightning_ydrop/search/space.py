@@ -335,4 +335,4 @@ class PatternSpace:
 
 
 def _index(values: tuple[Value, ...], value: object) -> int:
-    return values.index(value) if value in values else 0  # type: ignore[arg-type]
+    return values.index(value) if value in values else 0

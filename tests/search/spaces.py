@@ -42,7 +42,7 @@ def moved(policy: ReinforcePolicy, scale: float = 0.5) -> ReinforcePolicy:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in weights_of(policy):
-            weight += scale * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight.add_(scale * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
     return policy
 
 

@@ -138,7 +138,7 @@ def objective(policy: ReinforcePolicy, beta: float) -> Tensor:
 class Spied(torch.optim.SGD):
     """Keeps the gradient of an update and moves nothing."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.gradient = torch.cat([each.grad.flatten() for each in self.param_groups[0]["params"]])
 
 

@@ -92,7 +92,7 @@ def test_a_pattern_outside_the_space_has_no_choices() -> None:
 def test_values_come_from_numpy_and_lists() -> None:
     values = ConvValues(
         size=np.array([0, 0.25], dtype=np.float64),  # type: ignore[arg-type]
-        repeat=[np.int64(1), np.int64(2)],
+        repeat=np.array([1, 2]),  # type: ignore[arg-type]
         share_c=[np.True_],  # type: ignore[list-item]
         rotate=[0, 45],
     )
@@ -144,8 +144,8 @@ def test_spaces_without_a_choice_are_refused() -> None:
     with pytest.raises(ConfigurationError) as error:
         PatternSpace({})
     assert str(error.value) == (
-        "PatternSpace(kinds=dict()) was given. `kinds` says for each place of a network which kind of pattern it takes: "
-        'at least one place. Pass, for example, kinds={"stage1.1": "conv"}; `find_places(model)` lists the places.'
+        "PatternSpace(kinds=dict()) was given. `kinds` says for each place of a network which kind of pattern it "
+        'takes: at least one place. Pass, for example, kinds={"stage1.1": "conv"}; `find_places(model)` lists the places.'
     )
     one = ConvValues((0.5,), (0.5,), (1,), (0,), (0,), (0,), (True,), (True,))
     with pytest.raises(ConfigurationError, match="there is nothing to search"):
