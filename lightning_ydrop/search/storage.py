@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import re
+import weakref
 from pathlib import Path
 from typing import Literal
 
@@ -246,9 +247,11 @@ def _open_sqlite(owner: str, url: sqlalchemy.URL) -> BaseStorage:
 def _rdb_storage(owner: str, url: sqlalchemy.URL, connect_args: dict[str, int]) -> BaseStorage:
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
     try:
-        return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": connect_args})
+        storage = RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": connect_args})
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise _unusable(owner, url, error) from None
+    weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
+    return storage
 
 
 def _open_database_claims(owner: str, url: sqlalchemy.URL, study_name: str) -> DatabaseClaims:

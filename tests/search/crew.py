@@ -15,7 +15,7 @@ from unittest import mock
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_ydrop.search.storage import open_claims, open_study
@@ -31,9 +31,15 @@ class Numbered(BaseSampler):
     """A sampler whose draws are numbered, and each seeded by its number."""
 
     def __init__(self, kill_at: str | None = None) -> None:
-        self._independent = RandomSampler()
-        self._indices: dict[int, int] = {}
+        self._draws: dict[int, dict[str, Any]] = {}
         self._kill_at = kill_at
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        if self._kill_at == "ask":
+            die()
+        before = [each.user_attrs for each in study.get_trials(deepcopy=False) if each.number < trial.number]
+        index = sum("draw" in each and "retry_of" not in each for each in before)
+        self._draws[trial.number] = trial.user_attrs.get("draw") or {"index": index, "params": params_of(index)}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return SPACE
@@ -41,15 +47,7 @@ class Numbered(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self._kill_at == "ask":
-            die()
-        if "draw" in trial.user_attrs:
-            return dict(trial.user_attrs["draw"]["params"])
-        before = [each.user_attrs for each in study.get_trials(deepcopy=False) if each.number < trial.number]
-        self._indices[trial.number] = sum(
-            "draw" in attributes and "retry_of" not in attributes for attributes in before
-        )
-        return params_of(self._indices[trial.number])
+        return dict(self._draws[trial.number]["params"])
 
     def sample_independent(self, *args: Any) -> Any:
         raise AssertionError("all is drawn at once")
@@ -57,7 +55,7 @@ class Numbered(BaseSampler):
     def drawn(self, number: int) -> dict[str, Any]:
         if self._kill_at == "draw":
             die()
-        return {"index": self._indices[number], "params": params_of(self._indices[number])}
+        return self._draws[number]
 
 
 def params_of(index: int) -> dict[str, float]:

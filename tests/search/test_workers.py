@@ -269,6 +269,7 @@ def test_what_others_run_is_not_touched_and_waited_for(study: optuna.Study, clai
 
 def test_a_trial_that_was_taken_for_dead_is_told_no_more(study: optuna.Study, claims: Claims) -> None:
     def objective(trial: optuna.Trial, folder: Path) -> float:
+        trial.suggest_float("x", 0, 1)
         if trial.number == 0:
             study.tell(0, state=TrialState.FAIL)  # as another worker does once a connection has broken
         return 1.0
