@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_ydrop.errors import ConfigurationError
@@ -40,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if not given or given[0] not in commands:
         print(DESCRIPTION)
         raise SystemExit(0 if given[:1] in ([], ["-h"], ["--help"]) else f"There is no command {given[0]!r}.")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         commands[given[0]](given[1:])
     except ConfigurationError as error:
@@ -60,9 +62,11 @@ def fit(args: Sequence[str]) -> None:
         f"study {cli.study_name!r} in {shown(cli.storage)}: {len(space.kinds)} places, {len(space.tokens)} choices; "
         f"the reward is {metric if training.settings.mode == 'max' else f'minus {metric}'}"
     )
-    progress = Progress(study, space, total, cli.search_logger())
+    logger = cli.search_logger()
     arguments = (str(config), cli.storage, cli.study_name, str(cli.folder), total)
-    start_workers(cli.config["workers"], be_worker, *arguments, tick=progress)
+    start_workers(cli.config["workers"], be_worker, *arguments, tick=Progress(study, space, total, logger))
+    if logger is not None:
+        logger.finalize("success")
     best = study.best_trial
     print(
         f"The best reward is {best.value:.4f}, of trial {best.number}. The best of many noisy trials looks better than "
@@ -82,6 +86,7 @@ def be_worker(config: str, storage: str, study_name: str, folder: str, total: in
         total: Trials that the study is to have.
 
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     training = Training(SearchCLI(["--config", config]))
     space = training.space()
     sampler = make_sampler(training.cli.config["sampler"], space, training.cli.seed)

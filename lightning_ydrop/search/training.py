@@ -28,6 +28,7 @@ from lightning_ydrop.search.settings import SearchSettings
 from lightning_ydrop.search.space import PatternSpace
 
 SamplerName = Literal["random", "tpe", "table", "transformer"]
+DESCRIPTION = "Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761)."
 # Called with the epoch and its reward after each validation; true if the training should stop.
 Report = Callable[[int, float], bool]
 # What of the configuration says where a search runs, and changes nothing that it finds.
@@ -39,21 +40,20 @@ class SearchCLI(LightningCLI):
 
     Args:
         args: As for LightningCLI: a list of arguments, or a configuration.
-        defaults: Defaults of arguments that differ from the usual ones.
 
     """
 
-    def __init__(self, args: ArgsType, defaults: Mapping[str, Any] | None = None) -> None:
-        self._defaults = dict(defaults or {})
+    def __init__(self, args: ArgsType) -> None:
         self._trainer_arguments: dict[str, Any] = {}
         self._trial_callbacks: list[Callback] = []
-        super().__init__(
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_kwargs={"prog": "python -m lightning_ydrop.search fit", "description": "Search for dropout patterns."},
-            args=args,
-            run=False,
-        )
+        with quiet():
+            super().__init__(
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_kwargs={"prog": "python -m lightning_ydrop.search fit", "description": DESCRIPTION},
+                args=args,
+                run=False,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a search needs beside a model, data and a Trainer."""
@@ -71,7 +71,6 @@ class SearchCLI(LightningCLI):
         )
         parser.add_argument("--study", type=str | None, default=None, help="its name; SAMPLER-SEED by default")
         parser.add_argument("--out", type=str, default="runs/search", help="folder for checkpoints and pictures")
-        parser.set_defaults(self._defaults)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the Trainer of one training, which logs nothing."""
@@ -191,7 +190,7 @@ class Training:
 
         """
         self._make(seed=self.cli.seed, patterns={}, callbacks=[], **_on_one_device(), fast_dev_run=1)
-        with _quiet():
+        with quiet():
             report = self._places_after_setup()
         names = list(report.places)
         if not names:
@@ -221,7 +220,7 @@ class Training:
 
         """
         self._make(self.cli.seed, patterns, [], **_on_one_device(), fast_dev_run=1)
-        with _quiet():
+        with quiet():
             self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
         logged = sorted(self.cli.trainer.callback_metrics)
         if self.settings.metric not in logged:
@@ -235,7 +234,7 @@ class Training:
     def untrained(self) -> float:
         """Give the reward of the network before its training."""
         self._make(self.cli.seed, {}, [], **_on_one_device())
-        with _quiet():
+        with quiet():
             self.cli.trainer.validate(self.cli.model, self.cli.datamodule, verbose=False)
         return self.settings.reward(float(self.cli.trainer.callback_metrics.get(self.settings.metric, math.nan)))
 
@@ -257,7 +256,7 @@ class Training:
         rewards = _Rewards(self.settings, report)
         self._make(seed, patterns, [rewards, LastEpoch(str(folder))], default_root_dir=str(folder))
         trainer = self.cli.trainer
-        with _quiet():
+        with quiet():
             trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=_last_of(folder))
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = list(rewards.by_epoch.values())
@@ -280,7 +279,7 @@ class Training:
         self, seed: int, patterns: Mapping[str, Pattern], callbacks: list[Callback], **trainer_arguments: Any
     ) -> None:
         masks = [PatternCallback(patterns, self.settings.warmup)] if patterns else []
-        with _quiet():
+        with quiet():
             self.cli.make(seed, [*masks, *callbacks], **trainer_arguments)
 
     def _places_after_setup(self) -> Any:
@@ -304,17 +303,21 @@ def _last_of(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back what Lightning says of each training, which is the same for hundreds of them."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Lightning calls jsonargparse by an older name
+            warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
             warnings.filterwarnings("ignore", ".*does not have many workers")
             warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", ".*exists and is not empty")
             warnings.filterwarnings("ignore", ".*smaller than the logging interval")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
