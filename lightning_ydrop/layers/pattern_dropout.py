@@ -57,9 +57,9 @@ class PatternDropout(nn.Module):
         super().__init__()
         if not isinstance(pattern, (ConvPattern, TokenPattern)):
             raise ConfigurationError(
-                f"PatternDropout({describe(pattern)}) was given.",
+                f"PatternDropout(pattern={describe(pattern)}) was given.",
                 "A pattern is a ConvPattern or a TokenPattern.",
-                "Pass, for example, ConvPattern(size=0.25).",
+                "Pass, for example, pattern=ConvPattern(size=0.25).",
             )
         self._patterns = (pattern,)
         self._is_empty, self._rate, self._share_c = pattern.is_empty, pattern.rate, pattern.share_c
