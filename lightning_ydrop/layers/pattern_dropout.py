@@ -169,7 +169,8 @@ class PatternDropout(nn.Module):
         # A compiler that takes the size for a variable makes it a number here.
         height, width = index(x.shape[2]), index(x.shape[3])
         if torch.compiler.is_compiling():
-            return _stencil_in_graph(self._text, height, width, x.device)
+            canvas, places = _stencil_in_graph(self._text, height, width, x.device)
+            return canvas, places
         return _stencil(height, width, self._geometry, self._rate, x.device)
 
     def _set_applied_progress(self, device: torch.device) -> None:

@@ -153,7 +153,7 @@ class TokenPattern:
         size: Tokens in a run, or "all". 0: no pattern.
         stride: Tokens between two runs, at least 1. It has no meaning for "all".
         share_t: One draw for all tokens of a run. Otherwise each token has its own.
-        share_c: One draw for all channels. Otherwise each channel has its own. Attention weights have heads as channels.
+        share_c: One draw for all channels. Otherwise each has its own. In attention weights, channels are heads.
         rate: Probability that an affected value is dropped, in [0, 1]. With "all" it is below 1.
 
     Raises:

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import drop_path
+from timm.layers import drop_path  # type: ignore[attr-defined]
 from torch import Tensor
 from torchvision.ops import drop_block2d, stochastic_depth
 

@@ -34,12 +34,14 @@ def test_patterns_are_frozen_values(pattern: Any) -> None:
 
 
 def test_numpys_values_and_whole_numbers_become_plain_ones() -> None:
-    conv = ConvPattern(
+    make_conv: Any = ConvPattern
+    make_token: Any = TokenPattern
+    conv = make_conv(
         numpy.float32(0.25), 1, numpy.int64(2), numpy.int64(45), 0, numpy.float64(0.5), numpy.bool_(True), rate=1
     )
     assert [type(value) for value in vars(conv).values()] == [float, float, int, float, float, float, bool, bool, float]
     assert conv == ConvPattern(0.25, 1.0, 2, 45.0, 0.0, 0.5, True)
-    token = TokenPattern(numpy.int64(2), numpy.int32(3), numpy.bool_(True), rate=numpy.float32(0.5))
+    token = make_token(numpy.int64(2), numpy.int32(3), numpy.bool_(True), rate=numpy.float32(0.5))
     assert [type(value) for value in vars(token).values()] == [int, int, bool, bool, float]
 
 
