@@ -57,9 +57,9 @@ class PatternDropout(nn.Module):
         super().__init__()
         if not isinstance(pattern, (ConvPattern, TokenPattern)):
             raise ConfigurationError(
-                f"PatternDropout({describe(pattern)}) was given.",
+                f"PatternDropout(pattern={describe(pattern)}) was given.",
                 "A pattern is a ConvPattern or a TokenPattern.",
-                "Pass, for example, ConvPattern(size=0.25).",
+                "Pass, for example, pattern=ConvPattern(size=0.25).",
             )
         self._patterns = (pattern,)
         self._is_empty, self._rate, self._share_c = pattern.is_empty, pattern.rate, pattern.share_c
@@ -73,6 +73,7 @@ class PatternDropout(nn.Module):
         else:
             self._run = WHOLE if pattern.size == "all" else pattern.size
             self._gap, self._share_t = pattern.stride, pattern.share_t
+        self._text = " ".join(map(repr, (*self._geometry, pattern.rate)))
         self._progress = 1.0
         self._set_applied_progress(torch.device("cpu"))
 
@@ -124,14 +125,16 @@ class PatternDropout(nn.Module):
         height, width = x.shape[2], x.shape[3]
         if is_scripting():
             canvas, places = make_stencil(height, width, size, stride, repeat, rotate, shear_x, shear_y)
-            return stencil_dropout(x, canvas.to(x.device), places.to(x.device), rate, self._share_c)
-        made_for = index(height), index(width), self._geometry, x.device, self._rate
-        return stencil_dropout(x, _canvas(*made_for), _places(*made_for), rate, self._share_c)
+            canvas, places = canvas.to(x.device), places.to(x.device)
+        else:
+            canvas, places = self._stencil(x)
+        return stencil_dropout(x, canvas, places, rate, self._share_c)
 
     def extra_repr(self) -> str:
         """Show the pattern."""
         return repr(self.pattern)
 
+    @torch.jit.unused
     def _check_input(self, x: Tensor, padding_mask: Tensor | None) -> None:
         """Refuse an input that the pattern does not fit.
 
@@ -161,6 +164,15 @@ class PatternDropout(nn.Module):
                     "Pass True for tokens that are padding and False for others.",
                 )
 
+    @torch.jit.unused
+    def _stencil(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # A compiler that takes the size for a variable makes it a number here.
+        height, width = index(x.shape[2]), index(x.shape[3])
+        if torch.compiler.is_compiling():
+            canvas, places = _stencil_in_graph(self._text, height, width, x.device)
+            return canvas, places
+        return _stencil(height, width, self._geometry, self._rate, x.device)
+
     def _set_applied_progress(self, device: torch.device) -> None:
         # A plain tensor, no buffer: DDP would send it at every step, and averages of weights would hold it.
         with torch.inference_mode(False):  # training cannot update a tensor that was made in inference mode
@@ -175,17 +187,7 @@ class PatternDropout(nn.Module):
         return self
 
 
-@torch.compiler.assume_constant_result
-def _canvas(height: int, width: int, geometry: Geometry, device: torch.device, rate: float) -> Tensor:
-    return _stencil(height, width, geometry, device, rate)[0]
-
-
-@torch.compiler.assume_constant_result
-def _places(height: int, width: int, geometry: Geometry, device: torch.device, rate: float) -> Tensor:
-    return _stencil(height, width, geometry, device, rate)[1]
-
-
-def _stencil(height: int, width: int, geometry: Geometry, device: torch.device, rate: float) -> tuple[Tensor, Tensor]:
+def _stencil(height: int, width: int, geometry: Geometry, rate: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Give the stencil of a pattern for maps of one size, made once for each device.
 
     Raises:
@@ -209,3 +211,26 @@ def _stencil(height: int, width: int, geometry: Geometry, device: torch.device, 
             "Pass a smaller size or a rate below 1, or leave this place without a pattern.",
         )
     return found
+
+
+# Compiled code looks a stencil up with an operator. As constants of a graph, the stencils of two layers would have one
+# name. The pattern is a text, since a compiler may take the numbers of two layers for one variable.
+@torch.library.custom_op(
+    "lightning_ydrop::stencil",
+    mutates_args=(),
+    schema="(str pattern, int height, int width, Device device) -> (Tensor, Tensor)",
+)
+def _stencil_in_graph(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    canvas, places = _stencil(height, width, *_read(pattern), device)
+    return canvas.clone(), places.clone()  # what an operator returns is written to by the graph, once it is used
+
+
+@_stencil_in_graph.register_fake
+def _stencil_of_shapes(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    canvas, places = _stencil(height, width, *_read(pattern), torch.device("meta"))
+    return torch.empty_like(canvas, device=device), torch.empty_like(places, device=device)
+
+
+def _read(pattern: str) -> tuple[Geometry, float]:
+    size, stride, repeat, rotate, shear_x, shear_y, rate = map(float, pattern.split())
+    return (size, stride, int(repeat), rotate, shear_x, shear_y), rate

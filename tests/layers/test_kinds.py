@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from lightning_ydrop import ConductanceDropout, Jumpout
+from lightning_ydrop import ConductanceDropout, ConvPattern, Jumpout, PatternDropout, TokenPattern
 from lightning_ydrop.layers import kinds
 from lightning_ydrop.layers.kinds import draws_for_each_sample, dropout_like_modules, drops, is_dropout_like
 
@@ -37,6 +37,9 @@ class DropNet(nn.Sequential):
         (Sparse(), True, True, True),
         (Jumpout(), True, True, False),
         (Thinning(), True, True, False),
+        (PatternDropout(ConvPattern(0.5)), True, True, True),
+        (PatternDropout(TokenPattern(2)), True, True, True),
+        (PatternDropout(ConvPattern(0)), True, False, True),
         (DropPath(), True, True, False),
         (DropNet(nn.Linear(2, 2)), False, False, False),
         (StochasticDepth(0.1, "row"), True, True, True),
@@ -68,4 +71,4 @@ def test_dropout_layers_are_listed_by_name() -> None:
 def test_one_place_lists_all_kinds() -> None:
     assert set(kinds.CONVERTED) < set(kinds.TORCH_DROPOUTS) < set(kinds.ELEMENTWISE)
     assert set(kinds.CHANNEL_DROPOUTS) < set(kinds.CONVERTED)
-    assert (ConductanceDropout, Jumpout) == kinds.OUR_DROPOUTS
+    assert (ConductanceDropout, Jumpout, PatternDropout) == kinds.OUR_DROPOUTS

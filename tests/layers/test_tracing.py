@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from lightning_ydrop import ConductanceDropout, Jumpout, YDrop, convert_dropout, restore_dropout
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConvPattern,
+    Jumpout,
+    PatternDropout,
+    TokenPattern,
+    YDrop,
+    convert_dropout,
+    restore_dropout,
+)
 
 Make = Callable[[], nn.Module]
 OURS: list[Make] = [
@@ -176,3 +185,64 @@ def test_torchscript_takes_the_probabilities_of_a_driven_layer() -> None:
     layer.update(torch.linspace(0, 0.9, 12), elasticity=1.0, initial_drop_prob=0.35)
     scripted = torch.jit.script(nn.Sequential(layer))
     assert torch.equal(seeded(scripted), seeded(layer))
+
+
+def patterned() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        PatternDropout(ConvPattern(0.25, repeat=2, rotate=30)),
+        nn.Flatten(2),
+        PatternDropout(TokenPattern(2, 3, share_t=True, rate=0.5)),
+    )
+
+
+MAPS = torch.randn(20, 2, 10, 9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fx_traces_dropout_of_a_pattern_as_one_call(training: bool) -> None:
+    model = patterned().train(training)
+    traced = fx.symbolic_trace(model)
+    assert calls(traced) == ["0", "1", "2", "3"]
+    for mode in (True, False):
+        model.train(mode)
+        traced.train(mode)
+        assert torch.equal(seeded(traced, MAPS), seeded(model, MAPS))
+
+
+def test_fx_passes_a_padding_mask_on() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = PatternDropout(TokenPattern(2, 2, rate=1.0))
+
+        def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+            return self.drop(x, padding_mask)
+
+    model, padding_mask = Padded(), torch.arange(8).expand(5, 8) < 3
+    traced = fx.symbolic_trace(model)
+    assert calls(traced) == ["drop"]
+    given = torch.randn(5, 8, 2), padding_mask
+    assert torch.equal(seeded(lambda _: traced(*given)), seeded(lambda _: model(*given)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize(
+    ("pattern", "shape"),
+    [
+        (ConvPattern(0.25, 0.2, 2, 22.5, 0.3, -0.3, rate=0.7), (6, 3, 9, 8)),
+        (ConvPattern.stochastic_depth(0.5), (6, 3, 9, 8)),
+        (ConvPattern(0), (6, 3, 9, 8)),
+        (TokenPattern(2, 3, share_t=True, rate=0.6), (6, 9, 5)),
+        (TokenPattern(2, 3, share_t=True, rate=0.6), (6, 3, 9, 9)),
+        (TokenPattern.word_dropout(0.5), (6, 9, 5)),
+    ],
+)
+def test_torchscript_drops_a_pattern(pattern: Any, shape: tuple[int, ...]) -> None:
+    model, x, file = nn.Sequential(nn.Tanh(), PatternDropout(pattern)), torch.randn(shape), io.BytesIO()
+    scripted = torch.jit.script(model)
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    for twin in (scripted, torch.jit.load(file)):
+        assert torch.equal(seeded(twin, x), seeded(model, x))
+        assert torch.equal(twin.eval()(x), x.tanh())
