@@ -228,7 +228,10 @@ def _stencil_in_graph(pattern: str, height: int, width: int, device: torch.devic
 @_stencil_in_graph.register_fake
 def _stencil_of_shapes(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     canvas, places = _stencil(height, width, *_read(pattern), torch.device("meta"))
-    return torch.empty_like(canvas, device=device), torch.empty_like(places, device=device)
+    # Not `empty_like`: kept from an earlier call on the meta device, the two are no fake tensors.
+    shapes = ((each.shape, each.dtype) for each in (canvas, places))
+    canvas, places = (torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes)
+    return canvas, places
 
 
 def _read(pattern: str) -> tuple[Geometry, float]:
