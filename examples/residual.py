@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.networks import ImageClassifier
+from networks import ImageClassifier
 
 
 class WideBlock(nn.Module):
@@ -34,7 +34,8 @@ class WideBlock(nn.Module):
         """Add the branch to the shortcut: (B, C, H, W) to (B, C', H / stride, W / stride)."""
         active = F.relu(self.bn1(x))
         y: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
-        return y + self.shortcut(active if self.projects else x)
+        shortcut: Tensor = self.shortcut(active if self.projects else x)
+        return y + shortcut
 
 
 class WideResNet(nn.Module):

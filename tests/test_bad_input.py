@@ -115,6 +115,7 @@ CONSTRUCTORS = [
     *told("Jumpout", "sigma", -0.1, float("inf"), "wide", None),
     *told("Jumpout", "scale_exponent", -1, float("nan"), None),
     *told("Jumpout", "granularity", "unit", None),
+    *told("PatternDropout", "pattern", "all", None, 0.5),
     *told("Buckets", "strong_fraction", -0.1, 1.1, "half", None),
     *told("Buckets", "low", 0.1, None),
     *told("Buckets", "high", 0.6, None),

@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from benchmarks import budget, distillation, fidelity, host, layers, mask, memory, ranks, report, search, step, trade
+=======
+from benchmarks import distillation, fidelity, host, layers, mask, memory, patterns, ranks, report, step, trade
+>>>>>>> places
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import ACTIVATIONS
 from lightning_ydrop import ConductanceDropout
@@ -70,6 +74,19 @@ def test_the_layer_keeps_a_byte_of_each_element(results: Path, monkeypatch: pyte
     assert positions["bytes kept"] == pytest.approx(1 + 4 / 4 / 36)
     assert channels["bytes kept"] == pytest.approx(4 / 36)
     assert all(row["eager"] > 0 for row in rows)
+
+
+def test_dropout_of_a_pattern_is_timed_against_torchs(results: Path) -> None:
+    patterns.main(rounds=2, maps=((4, 8, 16, 16),), tokens=((4, 12, 8),), compiled=False)
+    rows = {(tuple(row["shape"]), row["layer"]): row for row in rows_of(results / "patterns-cpu.json")}
+    maps, tokens = (4, 8, 16, 16), (4, 12, 8)
+    assert len(rows) == 3 + len(patterns.PATTERNS) + 1 + len(patterns.TOKEN_PATTERNS)
+    assert rows[maps, "per channel"]["bytes kept"] == 4  # a mask of float32
+    assert rows[maps, "shared"]["bytes kept"] == 4 / 8
+    assert rows[maps, "SpatialDropout"]["bytes kept"] == 4 / 256
+    assert rows[tokens, "plain"]["bytes kept"] == 1 + 4 / 384
+    assert rows[tokens, "words"]["bytes kept"] == 4 / 8
+    assert all(row["ms"] > 0 and row["against F.dropout"] > 0 for row in rows.values())
 
 
 @pytest.fixture

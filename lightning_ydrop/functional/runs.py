@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Written in what TorchScript compiles.
+# Written in what TorchScript compiles, which reads no numbers of a module: below 0 stands for WHOLE there.
 # The size of a run that is the whole sequence.
 WHOLE = -1
 
@@ -44,15 +44,16 @@ def token_dropout(
     token_dim = 3 if of_attention else 1
     num_samples, num_tokens = x.shape[0], x.shape[token_dim]
     along_tokens = [num_samples, 1, 1, num_tokens] if of_attention else [num_samples, num_tokens, 1]
+    is_whole = size < 0
     period = size + stride
     num_draws = num_tokens
     if share_t:  # a run may begin before the first token
-        num_draws = 1 if size == WHOLE else (num_tokens - 1) // period + 2
+        num_draws = 1 if is_whole else (num_tokens - 1) // period + 2
     if of_attention:
         shape = [num_samples, 1 if share_c else x.shape[1], x.shape[2], num_draws]
     else:
         shape = [num_samples, num_draws, 1 if share_c else x.shape[2]]
-    if size == WHOLE:
+    if is_whole:
         keep = torch.rand(shape, dtype=torch.float32, device=x.device) >= rate
     else:
         position = torch.arange(num_tokens, device=x.device) - torch.randint(period, [num_samples, 1], device=x.device)
@@ -77,5 +78,5 @@ def token_dropout(
     scale = share_kept.reciprocal().to(x.dtype)
     # The backward pass keeps a mask of the size of `x` as bytes. A smaller mask is multiplied with the scale first, so
     # that `x` is read once.
-    is_small = share_c or (share_t and size == WHOLE)
+    is_small = share_c or (share_t and is_whole)
     return x * (keep * scale) if is_small else x * keep * scale

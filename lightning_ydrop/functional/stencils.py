@@ -13,8 +13,6 @@ from torch import Tensor
 # made alike under torch.compile, on fake tensors and with any default device.
 Canvas = list[list[float]]
 Places = list[list[int]]
-# Coordinates are rounded to so many parts of a pixel, so that the errors of sines and cosines decide nothing.
-PARTS = 1e9
 # The shape of a canvas if every placement drops the whole map: one cell for the map, one for a map without the pattern.
 COVERING = (2, 1)
 
@@ -202,7 +200,8 @@ def _is_within(position: float, extent: int, period: int, side: int) -> bool:
 
 
 def _rounded(position: float) -> float:
-    return math.floor(position * PARTS + 0.5) / PARTS
+    # To parts of a pixel: the errors of sines and cosines decide nothing then. TorchScript reads no number of a module.
+    return math.floor(position * 1e9 + 0.5) / 1e9
 
 
 def _trimmed(cells: list[list[bool]]) -> list[list[bool]]:

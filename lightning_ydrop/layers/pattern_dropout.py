@@ -57,9 +57,9 @@ class PatternDropout(nn.Module):
         super().__init__()
         if not isinstance(pattern, (ConvPattern, TokenPattern)):
             raise ConfigurationError(
-                f"PatternDropout({describe(pattern)}) was given.",
+                f"PatternDropout(pattern={describe(pattern)}) was given.",
                 "A pattern is a ConvPattern or a TokenPattern.",
-                "Pass, for example, ConvPattern(size=0.25).",
+                "Pass, for example, pattern=ConvPattern(size=0.25).",
             )
         self._patterns = (pattern,)
         self._is_empty, self._rate, self._share_c = pattern.is_empty, pattern.rate, pattern.share_c
@@ -169,7 +169,8 @@ class PatternDropout(nn.Module):
         # A compiler that takes the size for a variable makes it a number here.
         height, width = index(x.shape[2]), index(x.shape[3])
         if torch.compiler.is_compiling():
-            return _stencil_in_graph(self._text, height, width, x.device)
+            canvas, places = _stencil_in_graph(self._text, height, width, x.device)
+            return canvas, places
         return _stencil(height, width, self._geometry, self._rate, x.device)
 
     def _set_applied_progress(self, device: torch.device) -> None:
@@ -227,7 +228,10 @@ def _stencil_in_graph(pattern: str, height: int, width: int, device: torch.devic
 @_stencil_in_graph.register_fake
 def _stencil_of_shapes(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     canvas, places = _stencil(height, width, *_read(pattern), torch.device("meta"))
-    return torch.empty_like(canvas, device=device), torch.empty_like(places, device=device)
+    # Not `empty_like`: kept from an earlier call on the meta device, the two are no fake tensors.
+    shapes = ((each.shape, each.dtype) for each in (canvas, places))
+    canvas, places = (torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes)
+    return canvas, places
 
 
 def _read(pattern: str) -> tuple[Geometry, float]:

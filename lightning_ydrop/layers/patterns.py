@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 from lightning_ydrop.checks import check_count, check_flag, check_fraction, is_real
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.stencils import COVERING, list_stencil
 
 # A cell whose centre lies on the edge of a square belongs to one side of it, so half a turn may move such cells.
 FULL_TURN = 360.0
@@ -73,6 +74,22 @@ residual=False, rate=1.0)
         """Whether the pattern drops nothing on any map."""
         return self.size == 0.0 or self.rate == 0.0
 
+    def covers(self, height: int, width: int) -> bool:
+        """Tell whether the pattern, rounded to whole pixels, covers every map of this size wherever it is placed.
+
+        At rate 1 a `PatternDropout` refuses such maps.
+
+        Args:
+            height: Rows of the map, at least 1.
+            width: Columns of the map, at least 1.
+
+        """
+        if self.is_empty:
+            return False
+        turned = (self.rotate, self.shear_x, self.shear_y)
+        canvas, _ = list_stencil(height, width, self.size, self.stride, self.repeat, *turned)
+        return (len(canvas), len(canvas[0])) == COVERING
+
     def canonical(self) -> "ConvPattern":
         """Write the pattern in one way: patterns that are equal on every map become the same settings.
 
@@ -136,7 +153,7 @@ class TokenPattern:
         size: Tokens in a run, or "all". 0: no pattern.
         stride: Tokens between two runs, at least 1. It has no meaning for "all".
         share_t: One draw for all tokens of a run. Otherwise each token has its own.
-        share_c: One draw for all channels. Otherwise each channel has its own. In attention weights, channels are heads.
+        share_c: One draw for all channels. Otherwise each has its own. In attention weights, channels are heads.
         rate: Probability that an affected value is dropped, in [0, 1]. With "all" it is below 1.
 
     Raises:

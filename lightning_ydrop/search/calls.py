@@ -5,6 +5,7 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -61,7 +62,7 @@ def _attribute_of_self(node: ast.AST) -> str | None:
 
 
 @cache
-def uses_of(cls: type[nn.Module]) -> Uses | None:
+def uses_of(cls: Any) -> Uses | None:
     """Read the code of a class and its bases, except those of torch.
 
     Args:

@@ -78,7 +78,7 @@ def _fit_blocks(report: PlaceReport, names: Iterable[str]) -> dict[str, str]:
     given, there = _blocks(names), _blocks(report.places)
     if given == there or given != list(range(1, len(given) + 1)):
         return {name: name for name in names}
-    sources = {}
+    sources: dict[str, str] = {}
     for place in report.places:
         if match := OF_BLOCK.fullmatch(place):
             source = f"block{_relative(int(match[1]), len(there), len(given))}.{match[2]}"

@@ -171,6 +171,5 @@ def _told_apart(sides: Sequence[tuple[str, ...]], module: nn.Module) -> Join:
 
 
 def _count_convolutions(module: nn.Module) -> int:
-    return sum(
-        hasattr(each, "weight") and each.weight is not None and each.weight.ndim > 1 for each in module.modules()
-    )
+    weights = [getattr(each, "weight", None) for each in module.modules()]
+    return sum(isinstance(weight, torch.Tensor) and weight.ndim > 1 for weight in weights)

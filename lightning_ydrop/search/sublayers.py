@@ -281,9 +281,7 @@ def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
         found.modules[sublayer].append(name)
     else:
         holder, called = layout.holders[name]
-        found.reasons[sublayer] = (
-            f"forward of {type(holder).__name__} reads attributes of `{called}` and never calls it"
-        )
+        found.reasons[sublayer] = f"{type(holder).__name__} reads attributes of `{called}` and never calls it"
 
 
 def is_called(holder: nn.Module, called: str) -> bool:

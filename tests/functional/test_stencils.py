@@ -90,9 +90,7 @@ def oracle_masks(case: Case) -> list[tuple[tuple[int, ...], ...]]:
         for side, length in zip((case.height, case.width), box, strict=True)
     ]
     return [
-        tuple(
-            tuple(int((y - top, x - left) not in cells) for x in range(case.width)) for y in range(case.height)
-        )
+        tuple(tuple(int((y - top, x - left) not in cells) for x in range(case.width)) for y in range(case.height))
         for top, left in product(*corners)
     ]
 
@@ -116,17 +114,24 @@ def test_a_stencil_holds_every_placement_once_and_the_map_without_the_pattern(ca
 
 @pytest.mark.parametrize(
     ("rotate", "shear_x", "shear_y", "count"),
-    [(0, 0, 0, 144), (45, 0, 0, 144), (90, 0, 0, 144), (0, 0.5, 0, 144), (0, 0, 0.5, 144)],
+    [
+        *((0, 0, 0, 144), (45, 0, 0, 144), (90, 0, 0, 144), (0, 0.5, 0, 144), (0, 0, 0.5, 144)),
+        *((15, 0, 0, 148), (30, 0.25, -0.25, 134)),  # rounded to whole cells
+    ],
 )
-def test_turning_and_shearing_keep_the_area(rotate: float, shear_x: float, shear_y: float, count: int) -> None:
-    cells = pattern_cells(32, 32, 1 / 8, 1 / 8, 3, rotate, shear_x, shear_y)
+def test_turning_and_shearing_keep_the_area_up_to_rounding(
+    rotate: float, shear_x: float, shear_y: float, count: int
+) -> None:
+    cells = pattern_cells(32, 32, 1 / 8, 1 / 16, 3, rotate, shear_x, shear_y)
     assert sum(map(sum, cells)) == count
 
 
 @pytest.mark.parametrize(("rotate", "shear_x"), [(0, 0), (22.5, 0), (45, 0), (30, 0.3), (0, 1.0)])
 def test_a_full_turn_changes_nothing(rotate: float, shear_x: float) -> None:
     for side in (7, 8, 13, 16):
-        once, turned = (pattern_cells(side, side, 1 / 4, 1 / 8, 2, angle, shear_x, 0) for angle in (rotate, rotate + 360))
+        once, turned = (
+            pattern_cells(side, side, 1 / 4, 1 / 8, 2, angle, shear_x, 0) for angle in (rotate, rotate + 360)
+        )
         assert once == turned
 
 
@@ -169,7 +174,9 @@ def draws(case: Case, shape: tuple[int, int], share_c: bool = False, rate: Tenso
     return (y != 0).int()
 
 
-@pytest.mark.parametrize("case", [Case(8, 8, 3 / 8), Case(5, 6, 1 / 4, 1 / 8, 2, 30), Case(5, 5, 3 / 5, rotate=45)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(8, 8, 3 / 8), Case(5, 6, 1 / 4, 1 / 8, 2, 30), Case(5, 5, 3 / 5, rotate=45)], ids=str
+)
 def test_every_placement_is_as_likely(case: Case) -> None:
     counted = Counter(tuple(map(tuple, mask)) for mask in draws(case, (400, 50)).flatten(0, 1).tolist())
     expected = Counter(oracle_masks(case))
@@ -207,7 +214,9 @@ def test_the_rate_is_the_share_of_maps_with_the_pattern(size: float, share_c: bo
 
 
 @pytest.mark.parametrize("share_c", [True, False])
-@pytest.mark.parametrize("case", [Case(6, 5, 1 / 3, 1 / 8, 2, 30), Case(4, 4, 1.0), Case(3, 3, 1.0, rotate=45)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(6, 5, 1 / 3, 1 / 8, 2, 30), Case(4, 4, 1.0), Case(3, 3, 1.0, rotate=45)], ids=str
+)
 def test_what_is_kept_is_rescaled_by_elements_over_kept_elements(case: Case, share_c: bool) -> None:
     x = torch.randn(7, 3, case.height, case.width, dtype=torch.float64)
     y = stencil_dropout(x, *case.stencil(), torch.tensor(0.7), share_c)

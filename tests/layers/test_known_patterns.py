@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import drop_path
+from timm.layers import drop_path  # type: ignore[attr-defined]
 from torch import Tensor
 from torchvision.ops import drop_block2d, stochastic_depth
 
@@ -111,7 +111,9 @@ def test_dropblock_of_the_whole_map_drops_channels_at_the_rate_as_torchvisions_d
     ],
     ids=["square", "strip"],
 )
-def test_cutout_is_a_shape_of_zeros_in_each_image(pattern: ConvPattern, cells: list[tuple[int, int]], drawn: Draws) -> None:
+def test_cutout_is_a_shape_of_zeros_in_each_image(
+    pattern: ConvPattern, cells: list[tuple[int, int]], drawn: Draws
+) -> None:
     images = torch.randn(25, 3, 8, 8)
     num_places = make_stencil(8, 8, pattern.size, shear_x=pattern.shear_x)[1].shape[1] - 1
     drawn(torch.ones(25, dtype=torch.bool), torch.arange(25) % num_places)

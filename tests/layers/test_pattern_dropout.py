@@ -39,7 +39,9 @@ def seeded(call: Any, *args: Any) -> Any:
 @pytest.mark.parametrize("share_c", [False, True])
 def test_a_conv_pattern_is_its_function_in_training(share_c: bool) -> None:
     x, pattern = torch.randn(6, 4, 9, 8), ConvPattern(0.25, 0.2, 2, 22.5, 0.3, -0.3, share_c, rate=0.7)
-    expected = seeded(stencil_dropout, x, *make_stencil(9, 8, 0.25, 0.2, 2, 22.5, 0.3, -0.3), torch.tensor(0.7), share_c)
+    expected = seeded(
+        stencil_dropout, x, *make_stencil(9, 8, 0.25, 0.2, 2, 22.5, 0.3, -0.3), torch.tensor(0.7), share_c
+    )
     assert torch.equal(seeded(PatternDropout(pattern), x), expected)
     assert (expected == 0).any()
 
@@ -64,7 +66,9 @@ def test_each_step_draws_anew_and_evaluation_returns_its_very_input(pattern: Pat
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("pattern", [ConvPattern(0), ConvPattern(0.5, rate=0), TokenPattern(0), TokenPattern("all", rate=0)])
+@pytest.mark.parametrize(
+    "pattern", [ConvPattern(0), ConvPattern(0.5, rate=0), TokenPattern(0), TokenPattern("all", rate=0)]
+)
 def test_an_empty_pattern_is_the_plain_network_and_draws_nothing(pattern: Pattern) -> None:
     layer, x = PatternDropout(pattern), torch.randn(2, 3, 4, 4)
     state = torch.get_rng_state()

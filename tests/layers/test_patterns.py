@@ -34,12 +34,14 @@ def test_patterns_are_frozen_values(pattern: Any) -> None:
 
 
 def test_numpys_values_and_whole_numbers_become_plain_ones() -> None:
-    conv = ConvPattern(
+    make_conv: Any = ConvPattern
+    make_token: Any = TokenPattern
+    conv = make_conv(
         numpy.float32(0.25), 1, numpy.int64(2), numpy.int64(45), 0, numpy.float64(0.5), numpy.bool_(True), rate=1
     )
     assert [type(value) for value in vars(conv).values()] == [float, float, int, float, float, float, bool, bool, float]
     assert conv == ConvPattern(0.25, 1.0, 2, 45.0, 0.0, 0.5, True)
-    token = TokenPattern(numpy.int64(2), numpy.int32(3), numpy.bool_(True), rate=numpy.float32(0.5))
+    token = make_token(numpy.int64(2), numpy.int32(3), numpy.bool_(True), rate=numpy.float32(0.5))
     assert [type(value) for value in vars(token).values()] == [int, int, bool, bool, float]
 
 
@@ -97,6 +99,16 @@ def test_size_or_rate_0_is_empty() -> None:
     assert not TokenPattern(1).is_empty
 
 
+def test_small_maps_are_covered_by_rounded_patterns() -> None:
+    assert ConvPattern(0.9).covers(4, 4)
+    assert not ConvPattern(0.9).covers(8, 8)
+    assert not ConvPattern(0.9).covers(8, 4)
+    assert ConvPattern(0.25).covers(1, 1)
+    assert ConvPattern.spatial_dropout(0.1).covers(64, 32)
+    assert not ConvPattern(1, rotate=45).covers(9, 9)
+    assert not ConvPattern(0).covers(1, 1)
+
+
 @pytest.mark.parametrize(
     ("pattern", "same"),
     [
@@ -127,9 +139,7 @@ def test_the_canonical_pattern_is_the_same_on_every_map() -> None:
     for pattern in (ConvPattern(size, stride, repeat, rotate) for size, stride, repeat, rotate in values):
         for height, width in ((1, 1), (2, 2), (3, 5), (5, 3), (8, 8), (9, 9)):
             stencils = [
-                list_stencil(
-                    height, width, p.size, p.stride, p.repeat, p.rotate, p.shear_x, p.shear_y
-                )
+                list_stencil(height, width, p.size, p.stride, p.repeat, p.rotate, p.shear_x, p.shear_y)
                 for p in (pattern, pattern.canonical())
             ]
             assert stencils[0] == stencils[1]

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from lightning_ydrop import ConductanceDropout, ConfigurationError, Jumpout, monte_carlo
+from lightning_ydrop import (
+    ConductanceDropout,
+    ConfigurationError,
+    ConvPattern,
+    Jumpout,
+    PatternDropout,
+    TokenPattern,
+    monte_carlo,
+)
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 from lightning_ydrop.uncertainty.masks import dropout_off
 from tests.counting import recorder
@@ -135,6 +143,23 @@ def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monte_carlo(model, torch.ones(4, 3), 3)
     assert passes == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape"),
+    [
+        (ConvPattern(0.5), (4, 3, 6, 6)),
+        (ConvPattern.stochastic_depth(0.5), (4, 3, 6, 6)),
+        (TokenPattern(2, share_t=True, rate=0.5), (4, 3, 36)),
+    ],
+    ids=str,
+)
+def test_patterns_are_drawn_for_each_row_so_masks_share_a_pass(pattern: Any, shape: tuple[int, ...]) -> None:
+    model, passes = nn.Sequential(PatternDropout(pattern), nn.Flatten(), nn.Linear(108, 2)), []
+    model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    average = monte_carlo(model, torch.ones(shape), 20)
+    assert passes == [4, 76]
+    assert not torch.equal(average.probabilities[0], average.probabilities[1])
 
 
 class DropConnect(nn.Module):
