@@ -263,7 +263,7 @@ class TablePolicy(ReinforcePolicy):
 class TransformerPolicy(ReinforcePolicy):
     """A small causal Transformer that chooses one token after another, each given those before it.
 
-    Figure 3 of arXiv 2101.01761 shows it. Its sizes and learning rate are in none of our sources; the defaults are ours.
+    See Figure 3 of arXiv 2101.01761. We know neither its sizes nor its learning rate: the defaults are ours.
 
     Args:
         space: What it chooses from.

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 
+<<<<<<< HEAD
 import pytest
 
 from tests.search.server import Server, running_server
@@ -19,3 +20,15 @@ def storage(request: pytest.FixtureRequest) -> str:
         return "study.journal"
     server: Server = request.getfixturevalue("server")
     return server.database()
+=======
+import optuna
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(level)
+>>>>>>> controller

@@ -1,7 +1,9 @@
 """Small spaces, all of whose candidates can be listed, and a policy's distribution by enumeration."""
 
 import itertools
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -49,3 +51,15 @@ def moved(policy: ReinforcePolicy, scale: float = 0.5) -> ReinforcePolicy:
 def log_probs(policy: ReinforcePolicy, space: PatternSpace) -> Tensor:
     """log pi of all candidates, differentiable."""
     return policy._terms(torch.tensor(candidates(space)))[0].sum(1)
+
+
+def reward_of(choices: list[int]) -> float:
+    """A reward with main effects and an interaction."""
+    return choices[0] - 0.7 * choices[1] * choices[3] + 0.3 * choices[5]
+
+
+MAKERS: list[Callable[..., ReinforcePolicy]] = [
+    TablePolicy,
+    lambda space, **kwargs: TransformerPolicy(space, width=8, feedforward=16, **kwargs),
+]
+both = pytest.mark.parametrize("make", MAKERS, ids=["table", "transformer"])

@@ -1,21 +1,18 @@
-"""Samplers: one objective, learning by replay, and studies that stop anywhere and go on."""
+"""Samplers: one objective, and learning by replay."""
 
 import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from lightning_ydrop.errors import ConfigurationError
-from lightning_ydrop.search.controller import ReinforcePolicy, TablePolicy, TransformerPolicy
+from lightning_ydrop.search.controller import TablePolicy
 from lightning_ydrop.search.sampler import (
     SAMPLERS,
     PatternSampler,
@@ -28,117 +25,7 @@ from lightning_ydrop.search.sampler import (
 from lightning_ydrop.search.space import ConvValues, PatternSpace
 from tests.sameness import assert_same
 from tests.search.spaces import FEW, SMALL, WIDE
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
-
-
-def small_policy(space: PatternSpace, kind: str) -> ReinforcePolicy:
-    return TablePolicy(space) if kind == "table" else TransformerPolicy(space, width=8, feedforward=16)
-
-
-def small_sampler(name: str, seed: int = 3) -> Any:
-    if name in ("table", "transformer"):
-        return PatternSampler(small_policy(SMALL, name), seed)
-    return make_sampler(name, SMALL, seed)
-
-
-def reward_of(choices: list[int]) -> float:
-    return math.sin(sum((number + 1) * choice for number, choice in enumerate(choices)))
-
-
-def drawn_of(trial: optuna.Trial) -> dict[str, Any]:
-    sampler: Any = trial.study.sampler
-    drawn: dict[str, Any] = sampler.drawn(trial.number)
-    return drawn
-
-
-def objective(trial: optuna.Trial) -> float:
-    """The one objective of all samplers."""
-    trial.set_user_attr("draw", drawn_of(trial))
-    values = [trial.suggest_categorical(token.name, token.values) for token in SMALL.tokens]
-    return reward_of([token.values.index(value) for token, value in zip(SMALL.tokens, values, strict=True)])
-
-
-def study_of(sampler: Any, storage: BaseStorage | None = None, direction: Any = "maximize") -> Any:
-    return optuna.create_study(
-        storage=storage or InMemoryStorage(), sampler=sampler, study_name="s", direction=direction, load_if_exists=True
-    )
-
-
-def journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-class Stopped(BaseException):
-    """The process is gone."""
-
-
-def work(study: Any, total: int, stop: tuple[str, int] | None) -> None:
-    """What a single worker does: queue again what died, then one trial after another. `stop` is where it dies, and in
-    which trial of its life.
-    """
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if "draw" in trial.user_attrs:
-            study.enqueue_trial(trial.params, {"draw": trial.user_attrs["draw"], "retry_of": trial.number})
-
-    def reach(point: str) -> None:
-        if stop == (point, count):
-            raise Stopped
-
-    count = 0
-    while len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) < total:
-        trial = study.ask()
-        reach("ask")
-        trial.set_user_attr("draw", study.sampler.drawn(trial.number))
-        reach("draw")
-        choices = []
-        for number, token in enumerate(SMALL.tokens):
-            choices.append(token.values.index(trial.suggest_categorical(token.name, token.values)))
-            if number == 2:
-                reach("suggest")
-        reach("train")
-        trial.report(-1.0, 0)
-        if choices[0] == 2:
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, reward_of(choices))
-        reach("tell")
-        count += 1
-
-
-def finished(study: Any) -> list[tuple[Any, ...]]:
-    """All that a search found, without the numbers that Optuna gave."""
-    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [(trial.params, trial.value, trial.state, trial.user_attrs["draw"]) for trial in trials]
-
-
-STOPS = [("ask", 1), ("draw", 0), ("suggest", 2), ("train", 3), ("tell", 1), ("ask", 0), ("suggest", 0), ("draw", 2)]
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_worker_that_stops_anywhere_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    whole = study_of(small_sampler(name), journal(tmp_path / "whole"))
-    work(whole, 24, None)
-    for stop in STOPS:
-        with pytest.raises(Stopped):
-            work(study_of(small_sampler(name), journal(tmp_path / "parts")), 24, stop)
-    parts = study_of(small_sampler(name), journal(tmp_path / "parts"))
-    work(parts, 24, None)
-    assert finished(parts) == finished(whole)
-    assert len(parts.trials) > len(whole.trials) == 24
-    assert len({str(row[0]) for row in finished(whole)}) > 6
-    if name in ("table", "transformer"):
-        for study in (parts, whole):
-            study.ask()  # learns from the last trial
-        assert_same(parts.sampler.policy.state(), whole.sampler.policy.state())
-        assert {row[1] for row in finished(whole) if row[2] == TrialState.PRUNED} == {-1.0}
+from tests.search.studies import drawn_of, finished, journal, objective, small_sampler, study_of
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

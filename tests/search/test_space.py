@@ -145,7 +145,8 @@ def test_spaces_without_a_choice_are_refused() -> None:
         PatternSpace({})
     assert str(error.value) == (
         "PatternSpace(kinds=dict()) was given. `kinds` says for each place of a network which kind of pattern it "
-        'takes: at least one place. Pass, for example, kinds={"stage1.1": "conv"}; `find_places(model)` lists the places.'
+        'takes: at least one place. Pass, for example, kinds={"stage1.1": "conv"}; `find_places(model)` lists the '
+        "places."
     )
     one = ConvValues((0.5,), (0.5,), (1,), (0,), (0,), (0,), (True,), (True,))
     with pytest.raises(ConfigurationError, match="there is nothing to search"):
