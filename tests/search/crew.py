@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import optuna
+import psycopg  # noqa: F401
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -21,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_ydrop.search.storage import open_claims, open_study
 from lightning_ydrop.search.workers import original_of, work
 
+# What a database takes is imported when the first one is opened: here, and not by each worker.
+optuna.storages.RDBStorage("sqlite://").engine.dispose()
 STUDY = "crew"
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
 # Where a worker can be told to kill itself, the first time that it gets there.

@@ -84,7 +84,7 @@ def running_server() -> Iterator[Server]:
             wait_until_ready(server, process, folder / "log")
             yield server
         finally:
-            process.send_signal(signal.SIGINT)  # ends the sessions of clients too
+            process.send_signal(signal.SIGQUIT)  # at once
             process.wait(30)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
