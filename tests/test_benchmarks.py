@@ -11,11 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-<<<<<<< HEAD
-from benchmarks import budget, distillation, fidelity, host, layers, mask, memory, ranks, report, search, step, trade
-=======
-from benchmarks import distillation, fidelity, host, layers, mask, memory, patterns, ranks, report, step, trade
->>>>>>> places
+from benchmarks import (
+    budget,
+    distillation,
+    fidelity,
+    host,
+    layers,
+    mask,
+    memory,
+    patterns,
+    ranks,
+    report,
+    search,
+    step,
+    trade,
+)
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import ACTIVATIONS
 from lightning_ydrop import ConductanceDropout

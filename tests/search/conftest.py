@@ -1,9 +1,17 @@
 from collections.abc import Iterator
 
-<<<<<<< HEAD
+import optuna
 import pytest
 
 from tests.search.server import Server, running_server
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(level)
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +28,3 @@ def storage(request: pytest.FixtureRequest) -> str:
         return "study.journal"
     server: Server = request.getfixturevalue("server")
     return server.database()
-=======
-import optuna
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
->>>>>>> controller

@@ -150,7 +150,9 @@ def test_every_masked_module_draws_for_itself() -> None:
     assert not torch.equal(zeros["bn"], zeros["shortcut"])
 
 
-@pytest.mark.parametrize("shortcut", [None, nn.Identity(), nn.Sequential(), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))])
+@pytest.mark.parametrize(
+    "shortcut", [None, nn.Identity(), nn.Sequential(), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))]
+)
 @pytest.mark.parametrize("residual", [True, False])
 def test_the_shortcut_is_masked_before_the_addition(shortcut: nn.Module | None, residual: bool) -> None:
     block = Block(copy.deepcopy(shortcut))
@@ -283,10 +285,14 @@ def test_synchronised_batch_norms_get_their_patterns_back() -> None:
     model = wide(10, 0.5)
     apply_patterns(model, everywhere(model))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    masked = [module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm) and module._forward_hooks]
+    masked = [
+        module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm) and module._forward_hooks
+    ]
     assert masked == []
     reattach(converted)
-    masked = [module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm) and module._forward_hooks]
+    masked = [
+        module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm) and module._forward_hooks
+    ]
     assert len(masked) == 6
     reattach(converted)
     remove_patterns(converted)
