@@ -155,7 +155,7 @@ def torch_encoder(batch_first: bool = True, **kwargs: Any) -> nn.Module:
 
 
 def wide(depth: int = 28, width: float = 2, p: float = 0.0) -> nn.Module:
-    return imported("residual").WideResNet(depth, width, p=p)
+    return imported("networks").WideResNet(depth, width, p=p)
 
 
 def small_resnet(layers: tuple[int, ...] = (2, 2, 2, 2), width: int = 8) -> nn.Module:
