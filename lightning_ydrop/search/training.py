@@ -269,6 +269,17 @@ class Training:
             shutil.rmtree(folder, ignore_errors=True)
         return Outcome(reward if math.isfinite(reward) else math.nan, metrics, rewards.stopped_at)
 
+    def test(self) -> dict[str, float]:
+        """Test the network that was trained last.
+
+        Returns:
+            What it logs in its test.
+
+        """
+        with quiet():
+            (tested,) = self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
+        return {name: float(value) for name, value in tested.items()}
+
     @property
     def num_processes(self) -> int:
         """How many processes a training of the configuration takes."""

@@ -1,0 +1,1 @@
+"""Experiments: the grids behind the figures of this project."""

@@ -1,0 +1,1 @@
+"""What a search for dropout patterns finds, and what that is worth."""
