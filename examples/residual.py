@@ -3,9 +3,8 @@
 from itertools import pairwise
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from networks import ImageClassifier
+from torch import Tensor, nn
 
 
 class WideBlock(nn.Module):
