@@ -388,7 +388,8 @@ def test_it_works_beside_ydrop_and_monte_carlo() -> None:
     assert layers_of(network)[0].training
     network.eval()
     plain = network(x[:2]).softmax(-1)
-    network[2].p = 0.0  # of all that drops, the patterns alone are left
+    dropout: Any = network[2]
+    dropout.p = 0.0  # of all that drops, the patterns alone are left
     assert not torch.allclose(monte_carlo(network, x[:2], num_samples=8).probabilities, plain, atol=1e-3)
 
 
