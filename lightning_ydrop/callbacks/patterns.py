@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_ydrop.checks import check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.pattern_dropout import PatternDropout
-from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.layers.patterns import ConvPattern, Pattern, TokenPattern
 from lightning_ydrop.search.applying import layers_of, reattach
 from lightning_ydrop.search.files import as_patterns, read_patterns
 from lightning_ydrop.search.places import apply_patterns, remove_patterns
@@ -28,7 +28,7 @@ class PatternCallback(Callback):
     A network that the LightningModule builds in `setup` or `configure_model` gets its patterns after that.
 
     Args:
-        patterns: A YAML file, or a mapping from places to patterns. `find_places` lists the places of a model.
+        patterns: A mapping from places to patterns, or a YAML file of one. `find_places` lists the places of a model.
         warmup: Share of the optimiser steps of a fit over which the `rate` of all patterns rises from 0, in [0, 1]. It
             follows `trainer.global_step`, so that a resumed fit equals an uninterrupted one. With several optimisers
             or manual optimisation, steps are those that Lightning counts.
@@ -45,7 +45,7 @@ class PatternCallback(Callback):
 
     """
 
-    def __init__(self, patterns: str | Path | Mapping[str, Any], warmup: float = 0.0) -> None:
+    def __init__(self, patterns: Mapping[str, ConvPattern | TokenPattern] | str | Path, warmup: float = 0.0) -> None:
         # Now, though no model is there yet: a bad YAML file should fail when it is parsed.
         self.patterns: dict[str, Pattern] = (
             read_patterns(patterns) if isinstance(patterns, (str, Path)) else as_patterns("PatternCallback", patterns)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from lightning_ydrop.layers.surroundings import drops_attention_weights
-from lightning_ydrop.search.calls import uses_of
+from lightning_ydrop.search.calls import Uses, uses_of
 from lightning_ydrop.search.layout import CONTAINERS, Layout, is_inside, is_ordinary_dropout
 from lightning_ydrop.search.reports import Place
 
@@ -259,7 +260,7 @@ def in_order_of_calls(layout: Layout, block: str) -> list[str]:
         ranks = []
         while name != block:
             holder, called = layout.holders[name]
-            uses = None if isinstance(holder, CONTAINERS) else uses_of(type(holder))
+            uses = None if isinstance(holder, CONTAINERS) else _uses_of(holder)
             order = uses.called.index(called) if uses is not None and called in uses.called else len(layout.modules)
             ranks.append((order, layout.position(name)))
             name = layout.holder_of(name)
@@ -286,10 +287,15 @@ def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
 
 def is_called(holder: nn.Module, called: str) -> bool:
     """Tell whether the code of a class may call a module that it holds, and does not only read attributes of it."""
-    uses = None if isinstance(holder, CONTAINERS) else uses_of(type(holder))
+    uses = None if isinstance(holder, CONTAINERS) else _uses_of(holder)
     if uses is None or called in uses.called or called in uses.passed:
         return True
     return all(name != called for name, _ in uses.read)
+
+
+def _uses_of(holder: Any) -> Uses | None:
+    cls: Any = type(holder)
+    return uses_of(cls)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -6,14 +6,14 @@ from typing import Any
 import timm
 import torch
 from lightning.pytorch import LightningModule
-from timm.layers import set_fused_attn
+from timm.layers.config import set_fused_attn
 from torch import Tensor, nn
 from torchvision import models
 from transformers import BertConfig, BertModel
 
 from tests.examples.programs import imported
 
-Build = Callable[[], nn.Module]
+Build = Callable[[], Any]
 
 
 class Block(nn.Module):
@@ -42,12 +42,12 @@ class Remembering(Block):
         super().__init__()
         self.seen: list[Any] = []
         self.last: Any = None
-        self.register_buffer("count", torch.zeros(()))
+        self.count = nn.Buffer(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = x
         self.seen.append(x)
-        self.count += torch.rand(())
+        self.count.add_(torch.rand(()))
         return super().forward(x)
 
 
@@ -125,23 +125,24 @@ class OwnBlock(nn.Module):
         return x + self.drop(self.narrow(self.hidden_drop(self.wide(x).relu())))
 
 
-def own_transformer(depth: int = 2) -> nn.Sequential:
+def own_transformer(depth: int = 2) -> Any:
     return nn.Sequential(*(OwnBlock() for _ in range(depth)))
 
 
-def bert(layers: int = 2) -> nn.Module:
+def bert(layers: int = 2) -> Any:
+    settings: dict[str, Any] = {"attn_implementation": "eager"}
     config = BertConfig(
         hidden_size=16,
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         vocab_size=50,
-        attn_implementation="eager",
+        **settings,
     )
     return BertModel(config)
 
 
-def vit(fused: bool = True) -> nn.Module:
+def vit(fused: bool = True) -> Any:
     set_fused_attn(fused)
     try:
         return timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, embed_dim=12, num_classes=3, num_heads=2)
@@ -149,19 +150,13 @@ def vit(fused: bool = True) -> nn.Module:
         set_fused_attn(True)
 
 
-def torch_encoder(batch_first: bool = True, **kwargs: Any) -> nn.Module:
+def torch_encoder(batch_first: bool = True, **kwargs: Any) -> Any:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first, **kwargs)
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
-def wide(depth: int = 28, width: float = 2, p: float = 0.0) -> nn.Module:
+def wide(depth: int = 28, width: float = 2, p: float = 0.0) -> Any:
     return imported("networks").WideResNet(depth, width, p=p)
-
-
-def small_resnet(layers: tuple[int, ...] = (2, 2, 2, 2), width: int = 8) -> nn.Module:
-    """Torchvision's, thin."""
-    net = models.ResNet(models.resnet.BasicBlock, list(layers), num_classes=3)
-    return net
 
 
 class Holder(LightningModule):
@@ -169,7 +164,7 @@ class Holder(LightningModule):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     def forward(self, x: Tensor) -> Any:
         return self.network(x)

@@ -1,6 +1,6 @@
 import copy
-import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ def everywhere(model: nn.Module) -> dict[str, Pattern]:
     return {name: CONV if place.kind == "conv" else TOKEN for name, place in find_places(model).places.items()}
 
 
-def seeded(model: nn.Module, x: Any) -> Tensor:
+def seeded(model: Any, x: Any) -> Tensor:
     torch.manual_seed(5)
     return outputs(model(x))
 
@@ -261,15 +261,15 @@ def test_torchscript_and_torch_fx_take_the_model(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_an_exported_model_bears_no_trace() -> None:
+def test_an_exported_model_bears_no_trace(tmp_path: Path) -> None:
     model, x = wide(10, 0.5).eval(), torch.randn(2, 3, 16, 16)
     plain = torch.export.export(model, (x,))
     apply_patterns(model, everywhere(model))
     masked = torch.export.export(model, (x,))
     assert [str(node.target) for node in masked.graph.nodes] == [str(node.target) for node in plain.graph.nodes]
-    file = io.BytesIO()
-    torch.onnx.export(model, (x,), file, verbose=False)
-    assert b"pattern" not in file.getvalue()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, (x,), str(file), verbose=False)
+    assert b"pattern" not in file.read_bytes()
 
 
 def test_compiled_it_is_one_graph() -> None:
@@ -279,6 +279,24 @@ def test_compiled_it_is_one_graph() -> None:
     assert torch.equal(seeded(compiled, x), seeded(model, x))
     model.eval()
     assert torch.equal(seeded(compiled, x), seeded(model, x))
+
+
+def test_ddp_wraps_the_model(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model, x = wide(10, 0.5), torch.randn(2, 3, 16, 16)
+        apply_patterns(model, everywhere(model))
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        torch.manual_seed(5)
+        wrapped(x).sum().backward()
+        assert list(find_places(wrapped).places) == list(find_places(model).places)
+        seeded(model, x).sum().backward()
+        for one, other in zip(wrapped.parameters(), model.parameters(), strict=True):
+            assert one.grad is not None
+            assert other.grad is not None
+            assert torch.equal(one.grad, other.grad)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_synchronised_batch_norms_get_their_patterns_back() -> None:
@@ -365,14 +383,14 @@ def test_it_works_beside_ydrop_and_monte_carlo() -> None:
     engine = YDrop(network)
     x, y = torch.randn(16, 3, 16, 16), torch.zeros(16, dtype=torch.long)
     engine.dry_run(x, y)
-    state = torch.get_rng_state()
     engine.step(x, y)
     assert list(engine.layers) == ["2"]
     assert layers_of(network)[0].training
-    del state
     network.eval()
-    spread = monte_carlo(network, x[:2], num_samples=8)
-    assert spread is not None
+    plain = network(x[:2]).softmax(-1)
+    dropout: Any = network[2]
+    dropout.p = 0.0  # of all that drops, the patterns alone are left
+    assert not torch.allclose(monte_carlo(network, x[:2], num_samples=8).probabilities, plain, atol=1e-3)
 
 
 def test_a_lightning_module_is_a_model_too() -> None:

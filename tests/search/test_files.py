@@ -25,7 +25,8 @@ def test_patterns_round_trip_in_order(tmp_path: Path) -> None:
 
 
 def test_the_file_is_in_the_form_of_lightning_cli(tmp_path: Path) -> None:
-    write_patterns({"stage1.1": ConvPattern(numpy.float64(0.25), repeat=numpy.int64(2))}, tmp_path / "patterns.yaml")
+    repeat: Any = numpy.int64(2)
+    write_patterns({"stage1.1": ConvPattern(numpy.float64(0.25), repeat=repeat)}, tmp_path / "patterns.yaml")
     written = yaml.safe_load((tmp_path / "patterns.yaml").read_text())
     assert written["stage1.1"]["class_path"] == "lightning_ydrop.ConvPattern"
     assert written["stage1.1"]["init_args"]["size"] == 0.25

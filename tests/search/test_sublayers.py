@@ -5,8 +5,8 @@ from transformers import GPT2Config, GPT2Model, T5Config, T5EncoderModel
 
 from lightning_ydrop import find_places
 from lightning_ydrop.search.sublayers import SUBLAYERS
-from tests.search.test_blocks import without_values
 from tests.search.networks import Plain, bert, own_transformer, torch_encoder, vit
+from tests.search.test_blocks import without_values
 
 
 def modules_of(model: nn.Module, per_block: bool = False) -> dict[str, tuple[str, ...]]:
@@ -76,7 +76,7 @@ def test_torchs_encoder_and_decoder() -> None:
 def test_tokens_first_are_refused() -> None:
     report = find_places(torch_encoder(batch_first=False))
     assert report.places == {}
-    assert {why for why in report.not_reached.values()} == {"its tensors are (T, B, C): build it with batch_first=True"}
+    assert set(report.not_reached.values()) == {"its tensors are (T, B, C): build it with batch_first=True"}
 
 
 def test_torchvisions_vit_and_swin() -> None:
