@@ -168,7 +168,7 @@ class ReinforcePolicy(ABC):
         reward = float(reward)
         advantage = self._rewards.advantage(reward, self.reinforce.advantage_cap)
         self._rewards.add(reward)
-        # Adam counts its steps on the default device.
+        # Adam of older releases counts its steps on the default device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             log_probs, entropies = (terms[0] for terms in self._terms(whole([choices])))
             weight = capped_weight(log_probs.sum().item(), log_prob, self.reinforce.weight_cap)

@@ -101,3 +101,22 @@ def test_the_advantage_is_capped(make: Callable[..., ReinforcePolicy]) -> None:
     assert_same(update_of(policy, choices, 50.0, None), at_cap)
     assert_same(update_of(policy, choices, -50.0, None), -at_cap)
     assert update_of(policy, choices, 1.0, None).tolist() == pytest.approx((at_cap / 2).tolist())
+
+
+@both
+def test_baselines_are_those_of_a_loop(make: Callable[..., ReinforcePolicy]) -> None:
+    policy = make(SMALL, lr=0.1, reinforce=Reinforce(baseline_decay=0.8))
+    usual = torch.tensor([3.0, 2.0, 2.0] * 2, dtype=torch.float64).log().tolist()
+    rewards: list[float] = []
+    for seed in range(12):
+        choices, log_prob = policy.sample(seed)
+        with torch.no_grad():
+            entropies = policy._terms(torch.tensor([choices]))[1][0].tolist()
+        policy.learn(choices, reward_of(choices), log_prob)
+        rewards.append(reward_of(choices))
+        usual = [0.8 * before + 0.2 * now for before, now in zip(usual, entropies, strict=True)]
+    ages = [0.8 ** (11 - number) for number in range(12)]
+    mean = sum(age * reward for age, reward in zip(ages, rewards, strict=True)) / sum(ages)
+    assert policy._rewards.mean == pytest.approx(mean)
+    assert policy._usual_entropies.tolist() == pytest.approx(usual)
+    assert usual[0] < 1.09  # the policy moved
