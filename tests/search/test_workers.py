@@ -174,11 +174,11 @@ def test_a_trial_that_raises_keeps_its_error(study: optuna.Study, claims: Claims
     )
     assert states(study) == ["FAIL", "FAIL", "PRUNED", "FAIL", "COMPLETE"]
     assert [trial.number for trial in ended] == [0, 1, 2, 3, 4]
-    errors = [trial.user_attrs.get("error") for trial in study.trials]
+    errors = [trial.user_attrs.get("error", "") for trial in study.trials]
     assert errors[0].startswith(f"RuntimeError: out of memory ({__file__}, line")
     assert errors[1] == "the pattern is larger than the map"
     assert "nan_value" in errors[3]
-    assert errors[2] is errors[4] is None
+    assert errors[2] == errors[4] == ""
 
 
 def test_trials_that_diverge_are_given_a_value(study: optuna.Study, claims: Claims) -> None:
