@@ -71,8 +71,17 @@ def test_lightning_and_torchmetrics_are_imported_where_they_are_needed_alone() -
         assert file.parent.name in faces or not libraries & {"lightning", "pytorch_lightning", "torchmetrics"}, file
 
 
-def test_no_file_of_importance_is_too_long_to_read_at_once() -> None:
-    for file in (ROOT / "lightning_ydrop" / "importance").glob("*.py"):
+def test_what_a_search_needs_is_imported_in_search_alone() -> None:
+    for file in (ROOT / "lightning_ydrop").rglob("*.py"):
+        libraries = {name.split(".")[0] for name in imported(file)}
+        assert file.parent.name == "search" or not libraries & {"optuna", "psycopg", "sqlalchemy"}, file
+    names = "optuna", "psycopg", "sqlalchemy"
+    check = f"import sys, lightning_ydrop, lightning_ydrop.search; assert not set({names}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_no_file_of_importance_or_search_is_too_long_to_read_at_once() -> None:
+    for file in (each for room in ("importance", "search") for each in (ROOT / "lightning_ydrop" / room).glob("*.py")):
         assert len(file.read_text().splitlines()) <= 350, file
 
 

@@ -157,8 +157,16 @@ def try_pairs(known: argparse.Namespace, total: int) -> None:
     study = open_study(storage_of(known), f"{known.row} {known.arm}")
     claims = open_claims(storage_of(known), study.study_name)
     # Optuna takes NaN for a failure, which is tried again; a run that diverged would diverge again.
-    limits = {"total": total, "draw": False, "max_failures": 1, "nan_value": math.inf}
-    work(study, Objective(known), claims, folder=folder_of(known), **limits)
+    work(
+        study,
+        Objective(known),
+        claims,
+        folder=folder_of(known),
+        total=total,
+        draw=False,
+        max_failures=1,
+        nan_value=math.inf,
+    )
     claims.close()
 
 

@@ -8,11 +8,12 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import URL, create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 # Seconds after which a connection attempt is given up.
@@ -106,7 +107,8 @@ class FileClaims:
 class DatabaseClaims:
     """Claims by PostgreSQL's advisory locks, which a session holds until it ends.
 
-    A worker that loses its connection counts as dead: another one runs its trial again.
+    A worker that loses its connection counts as dead: if another one decides before it has told its result, that one
+    runs its trial again. In either case it goes on with the next.
 
     Args:
         url: The database.
@@ -141,8 +143,9 @@ class DatabaseClaims:
 
     def release(self, number: int) -> None:
         """Give a claim back."""
-        self._numbers.remove(number)
-        self._call("pg_advisory_unlock", number)
+        self._numbers.discard(number)
+        with suppress(DBAPIError):  # a connection that broke holds nothing
+            self._call("pg_advisory_unlock", number)
 
     def is_held(self, number: int) -> bool:
         """Tell whether a living worker, this one included, claims a trial. Ask only while deciding."""
@@ -158,6 +161,9 @@ class DatabaseClaims:
         self._connection.close()
 
     def _call(self, function: str, number: int) -> object:
+        if self._connection.invalidated:
+            self._numbers.clear()
+            self._connection.rollback()  # connects anew
         query = text(f"SELECT {function}(:study, :number)")
         return self._connection.execute(query, {"study": self._study, "number": number}).scalar()
 

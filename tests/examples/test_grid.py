@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     run = experiment.Run("mnist_fc_1", "plain", 0, (), (), tmp_path)
     run.folder.mkdir(parents=True)
     with FileLock(run.folder / "lock"):
-        assert "another process is at it" in experiment.Machine(1).run(run)
+        assert "another process is at it" in experiment.carry_out(run)
 
 
 def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatc
     grid = (
         f"import sys; sys.path.append({str(EXAMPLES / 'paper')!r}); import experiment; from pathlib import Path\n"
         f"experiment.TRAIN = Path({str(program)!r})\n"
-        "experiment.Machine(1).run(experiment.Run('digits', 'plain', 0, (), (), Path('out')))"
+        "experiment.carry_out(experiment.Run('digits', 'plain', 0, (), (), Path('out')))"
     )
     process = subprocess.Popen([sys.executable, "-c", grid])
     wait_for(tmp_path / "pid", process)
@@ -125,13 +126,10 @@ def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatc
     program.write_text("raise SystemExit(3)")
     monkeypatch.setattr(experiment, "TRAIN", program)
     run = experiment.Run("digits", "plain", 0, (), (), Path("out"))
-    assert "another process is at it" in experiment.Machine(1).run(run)
+    assert "another process is at it" in experiment.carry_out(run)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    ends = time.monotonic() + 60
-    while "another process is at it" in (said := experiment.Machine(1).run(run)):
-        assert time.monotonic() < ends
-        time.sleep(0.02)
-    assert "ended with 3" in said
+    # A trial that is run again waits for what its first worker has left.
+    assert "ended with 3" in experiment.carry_out(run, waits=True)
 
 
 def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
@@ -176,24 +174,65 @@ def test_what_was_interrupted_while_checkpoints_were_written_begins_anew(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_gpus_are_those_that_the_user_may_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_a_grid_that_is_told_to_end_leaves_its_trial_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = imported("paper/run")
+    arguments = ["--rows", "digits", "--arms", "plain", "--seeds", "0", "1", "--out", str(tmp_path)]
+    carried_out: list[tuple[str, bool]] = []
 
-    class Process:
-        def __init__(self, command: list[str], env: dict[str, str], **kwargs: Any) -> None:
-            seen.append(env["CUDA_VISIBLE_DEVICES"])
+    def carry_out(run: Any, keep_checkpoints: bool, waits: bool) -> None:
+        carried_out.append((run.name, waits))
+        if len(carried_out) == 1:
+            raise SystemExit(143)
+        leave_result(run)
 
-        def wait(self) -> int:
-            return 1
+    monkeypatch.setattr(program, "carry_out", carry_out)
+    with pytest.raises(SystemExit):
+        program.main(arguments)
+    program.main(arguments)
+    first, second = (f"digits/plain/seed_{seed}" for seed in (0, 1))
+    assert carried_out == [(first, False), (second, False), (first, True)]
+    program.main(arguments)
+    assert len(carried_out) == 3
+    # A run whose folder was removed is run again.
+    shutil.rmtree(tmp_path / first)
+    program.main(arguments)
+    assert carried_out[3:] == [(first, False)]
 
-    monkeypatch.setattr(experiment.subprocess, "Popen", Process)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    machine = experiment.Machine(3)
-    for seed in range(3):
-        machine.run(experiment.Run("mnist_fc_1", "plain", seed, (), (), tmp_path))
-    assert seen == ["5", "7", "5"]
+
+def leave_result(run: Any) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    result = {**run.identity, "val_loss": 0.1 + run.seed, "test_acc": 0.5, "seconds": 1.0, "arguments": ["here"]}
+    (run.folder / "result.json").write_text(json.dumps(result))
+
+
+def test_machines_that_share_a_storage_share_a_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = imported("paper/run")
+    carried_out: list[str] = []
+
+    def carry_out(run: Any, keep_checkpoints: bool, waits: bool) -> None:
+        carried_out.append(run.name)
+        leave_result(run)
+
+    monkeypatch.setattr(program, "carry_out", carry_out)
+    grid = ["--rows", "digits", "--arms", "plain", "--storage", str(tmp_path / "shared.journal"), "--seeds"]
+    program.main([*grid, "0", "1", "--out", "here"])
+    program.main([*grid, "1", "0", "--out", "there"])
+    assert carried_out == ["digits/plain/seed_0", "digits/plain/seed_1"]
+    assert "2 runs, 2 of them done before" in capsys.readouterr().out
+    records = [Path(out, "results.jsonl").read_text() for out in ("here", "there")]
+    assert records[0] == records[1]
+    program.main([*grid, "2", "--out", "there"])  # another grid
+    assert carried_out[2:] == ["digits/plain/seed_2"]
+
+
+def test_a_storage_that_cannot_be_used_is_said_before_the_first_run(tmp_path: Path) -> None:
+    grid = ["--rows", "digits", "--arms", "plain", "--seeds", "0", "--out", str(tmp_path), "--jobs", "2"]
+    with pytest.raises(SystemExit, match="SQLite takes one worker"):
+        imported("paper/run").main([*grid, "--storage", "sqlite:///grid.db"])
 
 
 @pytest.mark.slow
@@ -289,7 +328,7 @@ def test_what_cannot_be_run_is_refused(
     args: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = imported("paper/run")
-    monkeypatch.setattr(program, "run_all", lambda *_: 0)
+    monkeypatch.setattr(program, "run_all", lambda *_: None)
     with pytest.raises(SystemExit):
         program.main(["--rows", "mnist_fc_1", *args])
     assert says in capsys.readouterr().err

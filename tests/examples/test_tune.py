@@ -24,10 +24,12 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     program = imported("paper/tune")
     trained: list[Any] = []
 
-    def run(machine: Any, run: Any) -> str | None:
+    def run(run: Any, waits: bool) -> str | None:
         trained.append(run)
         if len(trained) in tuned.fails:  # type: ignore[attr-defined]
             return "it failed"
+        if len(trained) in tuned.killed:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
         given = dict(each.split("=") for each in run.varied)
         loss = loss_of(float(given["ydrop.elasticity"]), int(given["ydrop.annealing_epochs"]))
         loss += tuned.adds  # type: ignore[attr-defined]
@@ -36,7 +38,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         (run.folder / "result.json").write_text(json.dumps({"val_loss": loss, "test_acc": loss}))
         return None
 
-    monkeypatch.setattr(program.Machine, "run", run)
+    monkeypatch.setattr(program, "carry_out", run)
     monkeypatch.chdir(tmp_path)
 
     def tuned(*args: str) -> list[Any]:
@@ -44,7 +46,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         program.main(["--row", "mnist_fc_1", *args])
         return list(trained)
 
-    tuned.fails, tuned.adds = (), 0  # type: ignore[attr-defined]
+    tuned.fails, tuned.killed, tuned.adds = (), (), 0  # type: ignore[attr-defined]
     return tuned
 
 
@@ -69,6 +71,17 @@ def test_what_failed_is_tried_again(tune: Any, tmp_path: Path) -> None:
         tune()
     tune.fails = ()
     assert len(tune()) == 23
+    assert "of 25 pairs" in (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
+
+
+def test_a_pair_whose_worker_was_killed_is_tried_again_in_its_folder(tune: Any, tmp_path: Path) -> None:
+    tune.killed = (3,)
+    with pytest.raises(KeyboardInterrupt):
+        tune("--trials", "5")
+    tune.killed = ()
+    assert len(tune()) == 23
+    folders = sorted(file.name for file in (tmp_path / "runs/tune/mnist_fc_1_ydrop").glob("trial-*"))
+    assert len(folders) == 25
     assert "of 25 pairs" in (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
 
 
@@ -111,7 +124,9 @@ def test_a_study_goes_on_with_what_it_began_with_wherever_its_data_are(tune: Any
 def test_a_study_can_lie_in_a_database(tune: Any, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     assert len(tune("--trials", "2", "--storage", url)) == 2
-    assert len(tune("--trials", "3", "--storage", url, "--jobs", "2")) == 3
+    assert len(tune("--trials", "3", "--storage", url)) == 3
+    with pytest.raises(SystemExit, match="SQLite takes one worker"):
+        tune("--trials", "3", "--storage", url, "--jobs", "2")
     assert "of 5 pairs" in (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
 
 

@@ -108,7 +108,7 @@ def be_worker(storage: str, total: int, kill_at: str | None = None, seconds: flo
 
     study.tell = told  # type: ignore[method-assign]
     study.enqueue_trial = (lambda *_, **__: die()) if kill_at == "requeue" else enqueue  # type: ignore[method-assign]
-    claims.take = (lambda _: die()) if kill_at == "claim" else take  # type: ignore[method-assign]
+    claims.take = (lambda number: die()) if kill_at == "claim" else take  # type: ignore[method-assign]
     work(study, objective, claims, folder="trials", total=total, poll_seconds=0.02)
     claims.close()
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.search.claims import Claims
 from lightning_ydrop.search.storage import open_claims, open_study
-from lightning_ydrop.search.workers import TrialError, original_of, queue_trials, work
+from lightning_ydrop.search.workers import TrialError, original_of, queue_trials, requeue, work
 from tests.search.crew import PLACES, STUDY, Crew, Numbered, params_of
 from tests.search.server import Server
 
@@ -174,11 +174,11 @@ def test_a_trial_that_raises_keeps_its_error(study: optuna.Study, claims: Claims
     )
     assert states(study) == ["FAIL", "FAIL", "PRUNED", "FAIL", "COMPLETE"]
     assert [trial.number for trial in ended] == [0, 1, 2, 3, 4]
-    errors = [trial.user_attrs.get("error") for trial in study.trials]
+    errors = [trial.user_attrs.get("error", "") for trial in study.trials]
     assert errors[0].startswith(f"RuntimeError: out of memory ({__file__}, line")
     assert errors[1] == "the pattern is larger than the map"
     assert "nan_value" in errors[3]
-    assert errors[2] is errors[4] is None
+    assert errors[2] == errors[4] == ""
 
 
 def test_trials_that_diverge_are_given_a_value(study: optuna.Study, claims: Claims) -> None:
@@ -276,6 +276,27 @@ def test_a_trial_that_was_taken_for_dead_is_told_no_more(study: optuna.Study, cl
 
     work(study, objective, claims, folder="trials", total=1)
     assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["retry_of"] == 0
+
+
+def test_a_worker_goes_on_whose_connection_broke(server: Server) -> None:
+    url = server.database()
+    study, claims = open_study(url, STUDY), open_claims(url, STUDY)
+
+    def objective(trial: optuna.Trial, folder: Path) -> float:
+        trial.suggest_float("x", 0, 1)
+        if trial.number < 2:
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'study%'")
+        if trial.number == 0:
+            other = open_claims(url, STUDY)
+            with other.deciding():
+                requeue(study, other)
+            other.close()
+        return 1.0
+
+    work(study, objective, claims, folder="trials", total=3)
+    claims.close()
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert study.trials[1].user_attrs["retry_of"] == 0
 
 
