@@ -20,16 +20,19 @@ from lightning_ydrop import (
     Conductance,
     ConductanceDropout,
     ConductanceMonitor,
+    ConvPattern,
     Inverted,
     Jumpout,
     NegativeLoss,
     NoEffectWarning,
     Objective,
     OutputSum,
+    PatternDropout,
     PredictedLogit,
     RandomImportance,
     Shuffled,
     TargetLogit,
+    TokenPattern,
     YDrop,
     YDropCallback,
     layer_conductance,
@@ -42,6 +45,8 @@ from lightning_ydrop.functional.masking import Granularity
 from lightning_ydrop.functional.rates import bucket_probabilities
 from lightning_ydrop.importance import engine as engine_module
 from lightning_ydrop.importance.attribution import MaxRows
+from lightning_ydrop.layers import pattern_dropout
+from lightning_ydrop.layers.patterns import Pattern
 from tests.fake_device import REFUSED, Finding, Values, Watch, fake_cuda, gradients
 from tests.networks import Residual, perceptron
 
@@ -363,6 +368,36 @@ def test_jumpout_stays_on_the_device(granularity: Granularity) -> None:
             y = Jumpout(granularity=granularity)(x).sum()
             torch.autograd.grad(y, [x], torch.ones_like(y))
         assert watch.findings == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape"),
+    [
+        (ConvPattern(0.25, repeat=2, rotate=22.5), (6, 3, 9, 8)),
+        (ConvPattern.stochastic_depth(0.5), (6, 3, 9, 8)),
+        (TokenPattern(2, 3, share_t=True, rate=0.6), (6, 9, 5)),
+        (TokenPattern.dropout(0.5), (6, 3, 9, 9)),
+    ],
+    ids=str,
+)
+def test_dropout_of_a_pattern_stays_on_the_device(pattern: Pattern, shape: tuple[int, ...]) -> None:
+    pattern_dropout._stencils.clear()
+    with fake_cuda():
+        layer = PatternDropout(pattern).to("cuda")
+        assert layer._applied_progress.device.type == "cuda"  # so that a CUDA graph reads it
+        x = torch.randn(shape, device="cuda", requires_grad=True)
+        with Watch() as watch:
+            layer.progress = 0.5
+            y = layer(x).sum()
+            torch.autograd.grad(y, [x], torch.ones_like(y))
+            if len(shape) == 3:
+                layer(x, torch.zeros(shape[:2], dtype=torch.bool, device="cuda"))
+        assert watch.findings == []
+        assert watch.num_operators > 5
+        with torch.device("cuda"), Watch() as watch:
+            PatternDropout(pattern)(x)
+        assert watch.findings == []
+    assert not pattern_dropout._stencils  # those have no values
 
 
 @pytest.mark.parametrize("max_rows", [None, "batch", 5])

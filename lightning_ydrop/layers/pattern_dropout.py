@@ -1,7 +1,6 @@
 """A dropout layer that drops a pattern, at places drawn anew for each sample in each step."""
 
 from collections.abc import Callable
-from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +165,7 @@ class PatternDropout(nn.Module):
 
     @torch.jit.unused
     def _stencil(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # A compiler that takes the size for a variable makes it a number here.
-        height, width = index(x.shape[2]), index(x.shape[3])
+        height, width = x.shape[2], x.shape[3]
         if torch.compiler.is_compiling():
             canvas, places = _stencil_in_graph(self._text, height, width, x.device)
             return canvas, places

@@ -11,7 +11,6 @@ from lightning_ydrop import ConfigurationError, ConvPattern, PatternDropout, Tok
 from lightning_ydrop.functional import make_stencil, stencil_dropout, token_dropout
 from lightning_ydrop.functional.runs import WHOLE
 from lightning_ydrop.layers.patterns import Pattern
-from tests.fake_device import Watch, fake_cuda
 
 CONV = ConvPattern(0.25, 0.2, 2, 22.5, 0.3, -0.3, rate=0.7)
 TOKENS = TokenPattern(2, 3, share_t=True, rate=0.6)
@@ -274,25 +273,6 @@ def test_layers_with_other_patterns_share_no_graph() -> None:
     for layer in network.layers:
         y = seeded(torch.compile(layer, backend="aot_eager", fullgraph=True), x)
         assert torch.equal(y, seeded(layer, x))
-
-
-@pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
-def test_it_stays_on_the_device_and_never_waits(pattern: Pattern, shape: tuple[int, ...]) -> None:
-    with fake_cuda():
-        layer = PatternDropout(pattern).to("cuda")
-        x = torch.randn(shape, device="cuda", requires_grad=True)
-        with Watch() as watch:
-            layer.progress = 0.5
-            y = layer(x).sum()
-            torch.autograd.grad(y, [x], torch.ones_like(y))
-            if len(shape) == 3:
-                layer(x, torch.zeros(shape[:2], dtype=torch.bool, device="cuda"))
-        assert watch.findings == []
-        assert watch.num_operators > 5
-        with torch.device("cuda"), Watch() as watch:
-            PatternDropout(pattern)(x)
-        assert watch.findings == []
-    assert not module_of_layer._stencils  # those have no values
 
 
 @pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
