@@ -84,6 +84,13 @@ class BuildsInConfigureModel(Net):
             self.body = network()
 
 
+class Synchronised(Net):
+    """It takes SyncBatchNorm, as Trainer(sync_batchnorm=True) does after callbacks are set up."""
+
+    def configure_model(self) -> None:
+        self.body = nn.SyncBatchNorm.convert_sync_batchnorm(self.body)
+
+
 class Probe(Callback):
     """Notes in each batch how many patterns stand, and how far their warm-up is."""
 
@@ -124,6 +131,17 @@ def test_patterns_stand_through_a_fit_and_not_after_it(kind: type[Net]) -> None:
     assert not any(module._forward_hooks for module in net.modules())
     assert isinstance(net.body[0].drop, nn.Dropout)
     assert net.body[0].shortcut is None
+
+
+def test_patterns_stay_where_batch_norms_are_replaced() -> None:
+    class Counting(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            counts.append(sum(bool(module._forward_hooks) for module in pl_module.modules()))
+
+    counts: list[int] = []
+    net = fitted(PatternCallback(PATTERNS), Counting(), net=Synchronised(), max_epochs=1)
+    assert counts == [2]
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_they_change_the_training() -> None:

@@ -35,6 +35,25 @@ class Block(nn.Module):
         return x + y
 
 
+class Nested(Block):
+    """A block with an addition inside its branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return x + self.late(y + self.drop(y.relu()))
+
+
+class PooledInCode(nn.Module):
+    """Stages of two blocks each, of one width, with pooling in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Sequential(Block(), Block()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.max_pool2d(self.first(x), 2))
+
+
 class Remembering(Block):
     """A block whose forward leaves traces, and draws."""
 
@@ -123,6 +142,29 @@ class OwnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
         return x + self.drop(self.narrow(self.hidden_drop(self.wide(x).relu())))
+
+
+class DropsFirst(nn.Module):
+    """A feed-forward that drops its input, not its output."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.drop, self.wide, self.narrow = nn.Dropout(0.1), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.wide(self.drop(x)).relu())
+
+
+class OtherBlock(nn.Module):
+    """A block of a Transformer without dropout of what is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.feed = SelfAttention(), DropsFirst()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.feed(x)
 
 
 def own_transformer(depth: int = 2) -> Any:

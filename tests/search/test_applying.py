@@ -240,6 +240,7 @@ def test_the_model_follows_to_another_dtype_and_device() -> None:
     assert model(torch.randn(2, 3, 32, 32, device="meta")).device.type == "meta"
     late = wide(10, 0.5).to("meta")
     apply_patterns(late, everywhere(late))
+    assert {layer._applied_progress.device.type for layer in layers_of(late)} == {"meta"}
     assert late(torch.randn(2, 3, 32, 32, device="meta")).device.type == "meta"
 
 
@@ -348,14 +349,16 @@ def test_an_unknown_place_is_answered_with_those_that_are_there() -> None:
     )
 
 
-def test_a_failure_in_the_middle_leaves_the_model_as_it_was() -> None:
+@pytest.mark.parametrize("masked_before", [True, False])
+def test_a_failure_in_the_middle_leaves_the_model_as_it_was(masked_before: bool) -> None:
     class Stubborn(nn.BatchNorm2d):
         def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
             raise RuntimeError("no")
 
     model = nn.Sequential(Block(), Block(nn.Identity()))
     model[1].late = Stubborn(4)
-    apply_patterns(model, {"stage1.1": CONV, "stage1.2": ConvPattern(0)})
+    if masked_before:
+        apply_patterns(model, {"stage1.1": CONV, "stage1.2": ConvPattern(0)})
     before = insides(model)
     with pytest.raises(RuntimeError, match="no"):
         apply_patterns(model, {"stage1.1": CONV, "stage1.2": CONV})

@@ -12,7 +12,7 @@ from torchvision import models
 
 from lightning_ydrop import find_places
 from lightning_ydrop.search.places import PlaceReport
-from tests.search.networks import Block, Flat, Holder, Plain, Remembering, Untraceable, wide
+from tests.search.networks import Block, Flat, Holder, Nested, Plain, PooledInCode, Remembering, Untraceable, wide
 
 
 def shape_of(report: PlaceReport) -> list[int]:
@@ -144,6 +144,16 @@ def test_an_attribute_that_is_none_and_never_called_is_no_shortcut() -> None:
     report = find_places(nn.Sequential(Block(None, in_code=True)))
     assert report.places["stage1.1"].shortcuts == ()
     assert "adds the shortcut in code" in report.not_reached["the shortcut of 0"]
+
+
+def test_an_addition_inside_a_branch_makes_no_block_of_its_own() -> None:
+    report = find_places(nn.Sequential(Nested()))
+    assert report.places["stage1.1"].modules == ("0.bn", "0.late")
+    assert len(report.places) == 1
+
+
+def test_a_container_of_several_blocks_is_a_stage() -> None:
+    assert list(find_places(PooledInCode()).places) == ["stage1.1", "stage1.2", "stage2.1", "stage2.2"]
 
 
 def test_names_tell_where_torch_fx_cannot_follow() -> None:

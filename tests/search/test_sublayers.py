@@ -5,7 +5,7 @@ from transformers import GPT2Config, GPT2Model, T5Config, T5EncoderModel
 
 from lightning_ydrop import find_places
 from lightning_ydrop.search.sublayers import SUBLAYERS
-from tests.search.networks import Plain, bert, own_transformer, torch_encoder, vit
+from tests.search.networks import OtherBlock, Plain, bert, own_transformer, torch_encoder, vit
 from tests.search.test_blocks import without_values
 
 
@@ -27,6 +27,12 @@ def test_our_own_attention_is_reached_everywhere() -> None:
         "residual": ("0.drop",),
         "feed_forward": ("0.hidden_drop",),
     }
+
+
+def test_a_dropout_of_the_next_sublayer_is_not_the_residual_one() -> None:
+    found = modules_of(nn.Sequential(OtherBlock()))
+    assert found["residual"] == ("0.feed.narrow",)
+    assert found["feed_forward"] == ("0.feed.wide",)
 
 
 def test_bert() -> None:
