@@ -26,6 +26,7 @@ def main(
     trials: Sequence[int] = (200, 1000),
     samplers: Sequence[str] = SAMPLERS,
     rounds: int = 20,
+    draws: int = 5,
     threads: int = 1,
 ) -> None:
     """Measure the overhead of a trial, in memory, so that no file is written.
@@ -34,7 +35,8 @@ def main(
         places: How many places the patterns are for, each with 8 tokens.
         trials: How many finished trials a new sampler finds before its first draw.
         samplers: Which.
-        rounds: How often drawing and learning are timed.
+        rounds: How often a policy's drawing and learning are timed.
+        draws: How many draws with finished trials are timed after the first. TPE takes seconds for each.
         threads: Of the CPU.
 
     """
@@ -49,7 +51,7 @@ def main(
             row: Row = {"places": count, "sampler": name, **_costs_of_policy(name, space, rounds)}
             for number in trials:
                 row[f"first draw after {number} trials s"], row[f"draw after {number} trials ms"] = _resumed(
-                    name, space, finished[:number], rounds
+                    name, space, finished[:number], draws
                 )
             rows.append(row)
     write_report("search", torch.device("cpu"), settings, rows)
@@ -85,13 +87,13 @@ def _costs_of_policy(name: str, space: PatternSpace, rounds: int) -> Row:
     return {column: 1e3 * statistics.median(values) for column, values in seconds.items()}
 
 
-def _resumed(name: str, space: PatternSpace, finished: Sequence[FrozenTrial], rounds: int) -> tuple[float, float]:
+def _resumed(name: str, space: PatternSpace, finished: Sequence[FrozenTrial], draws: int) -> tuple[float, float]:
     """Time the first draw of a new sampler in a study with finished trials, and the draws after it."""
     study = optuna.create_study(sampler=make_sampler(name, space))
     for trial in finished:
         study.add_trial(trial)
     seconds = []
-    for _ in range(1 + rounds):
+    for _ in range(1 + draws):
         start = time.perf_counter()
         asked = study.ask()
         for token in space.tokens:

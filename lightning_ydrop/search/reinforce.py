@@ -26,12 +26,13 @@ class Reinforce:
 
     Args:
         baseline_decay: Weight of the past in the running mean and deviation of rewards, in [0, 1). 0.95 remembers about
-            20 rewards. The 0.999 of ENAS is for thousands.
-        entropy_weight: `beta`, at least 0. Advantages are normalised, so that it means the same for any reward. A large
-            one keeps the policy uniform.
-        weight_cap: `c`, the largest importance weight of a reward that comes late, at least 1. Infinite: no cap.
-        advantage_cap: The largest absolute advantage, above 0. One failed candidate among good ones would otherwise
-            decide the direction of many updates. Infinite: no cap.
+            20 rewards; 0.8 to 0.95 find the same, 0.99 finds less. The 0.999 of ENAS is for thousands of trials.
+        entropy_weight: `beta`, at least 0. Advantages are normalised, so it means the same for any reward. 0 to 0.03
+            find the same; at 0.1 the policy stays broader and learns more slowly.
+        weight_cap: `c`, the largest importance weight of a reward that comes late, at least 1. Infinite: no cap. Larger
+            caps correct more and add variance.
+        advantage_cap: The largest absolute advantage, above 0. Infinite: no cap. Without one, a rare failed candidate
+            decides the direction of many updates, and searches differ far more from seed to seed.
 
     Raises:
         ConfigurationError: If a constant is out of range.
