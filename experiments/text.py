@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 PADDING, UNKNOWN = 0, 1
@@ -51,13 +51,12 @@ class Sentences(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the sentences, and number the words of those that are trained on."""
         lines = self._read("train.tsv")
-        parts = [self.train_size, len(lines) - self.train_size]
-        ours, held_out = random_split(range(len(lines)), parts, torch.Generator().manual_seed(self.split_seed))  # type: ignore[arg-type]
-        train = [lines[index] for index in ours.indices]
+        order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(self.split_seed)).tolist()
+        train = [lines[index] for index in order[: self.train_size]]
         counts = Counter(word for _, words in train for word in words)
         numbers = {word: number for number, (word, _) in enumerate(counts.most_common(self.vocabulary), UNKNOWN + 1)}
         self.train = self._numbered(train, numbers)
-        self.val = self._numbered([lines[index] for index in held_out.indices], numbers)
+        self.val = self._numbered([lines[index] for index in order[self.train_size :]], numbers)
         self.test = self._numbered(self._read("test.tsv"), numbers)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -121,8 +120,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """Transform (B, T, C)."""
         x = x + self.dropout1(self.attention(self.norm1(x), padding))
-        transformed: Tensor = self.narrow(self.hidden_dropout(F.gelu(self.wide(self.norm2(x)))))
-        return x + self.dropout2(transformed)
+        transformed: Tensor = x + self.dropout2(self.narrow(self.hidden_dropout(F.gelu(self.wide(self.norm2(x))))))
+        return transformed
 
 
 class TransformerClassifier(L.LightningModule):

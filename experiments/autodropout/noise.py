@@ -64,7 +64,9 @@ def main() -> None:
     records = train_arms(config, [Arm("none"), arms[0]], SEEDS_OF_ONE, known.storage, name, known.workers)
     for arm in ("none", arms[0].name):
         values = [reward(record[metric]) for record in records if record["arm"] == arm]
-        print(f"{arm}: mean {statistics.fmean(values):.4f}, standard deviation over seeds {statistics.stdev(values):.4f}")
+        print(
+            f"{arm}: mean {statistics.fmean(values):.4f}, standard deviation over seeds {statistics.stdev(values):.4f}"
+        )
     records = train_arms(config, arms, SEEDS_OF_MANY, known.storage, name, known.workers)
     by_arm = {arm.name: [reward(each[metric]) for each in records if each["arm"] == arm.name] for arm in arms}
     pairs = [(values[0], values[1]) for values in by_arm.values()]

@@ -1,9 +1,10 @@
 """Pictures of a search: its rewards, and patterns on a map. They take matplotlib, of lightning-ydrop[plots]."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], file: Path) -> None:
     for index, (label, values) in enumerate(rewards.items()):
         color = f"C{index % 10}"
         axes.plot(range(1, len(values) + 1), values, ".", color=color, alpha=0.3, markersize=4)
-        means = [_mean(values[max(0, end - WINDOW) : end]) for end in range(1, len(values) + 1)]
+        means = [statistics.fmean(values[max(0, end - WINDOW) : end]) for end in range(1, len(values) + 1)]
         axes.plot(range(1, len(values) + 1), means, color=color, label=label)
     everything = sorted(value for values in rewards.values() for value in values)
     if len(everything) > 20:  # a few trainings that failed to learn would squeeze all others
@@ -108,7 +109,3 @@ def masks_of(pattern: Pattern) -> list[Tensor]:
 def _draw_mask(axes: "Axes", mask: Tensor) -> None:
     axes.imshow(mask.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-
-
-def _mean(values: Sequence[Any]) -> float:
-    return sum(values) / len(values)

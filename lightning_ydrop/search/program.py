@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.layers.patterns import Pattern
@@ -105,8 +104,9 @@ def everywhere(space: PatternSpace) -> dict[str, Pattern]:
 def train(args: Sequence[str]) -> None:
     """Train once, with the patterns of a file: a trial whose training takes several processes starts this."""
     config, patterns, seed, folder, file = args
-    outcome = Training(SearchCLI(["--config", config]))(read_patterns(patterns), int(seed), Path(folder))
-    if rank_zero_only.rank == 0:
+    training = Training(SearchCLI(["--config", config]))
+    outcome = training(read_patterns(patterns), int(seed), Path(folder))
+    if training.cli.trainer.is_global_zero:
         Path(file).write_text(json.dumps(vars(outcome)))
 
 
