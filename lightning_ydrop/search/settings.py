@@ -1,7 +1,7 @@
 """The settings of a search."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lightning_ydrop.checks import check_choice, check_count, check_flag, check_fraction, is_list
@@ -38,8 +38,8 @@ class SearchSettings:
     measured: Measured = "last"
     places: Sequence[str] | None = None
     per_block: bool = False
-    conv: ConvValues = ConvValues()
-    token: TokenValues = TokenValues()
+    conv: ConvValues = field(default_factory=ConvValues)
+    token: TokenValues = field(default_factory=TokenValues)
     warmup: float = 0.0
     prune_after: int | None = None
 
