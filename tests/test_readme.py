@@ -65,3 +65,9 @@ def test_accuracies_are_those_of_the_reports(document: Path) -> None:
     named = re.findall(r"[+-]?\d+\.\d\d ± \d+\.\d\d", document.read_text())
     assert len(named) > 50
     assert [each for each in named if each not in reports] == []
+
+
+def test_the_tutorial_of_autodropout_runs() -> None:
+    code = "\n".join(blocks("python", ROOT / "docs" / "autodropout.md"))
+    assert "find_places" in code
+    subprocess.run([sys.executable, "-c", code], check=True)
