@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -134,8 +135,11 @@ def _train_in_processes(config: Path, patterns: Mapping[str, Pattern], seed: int
     write_patterns(patterns, files["patterns.yaml"])
     command = [sys.executable, "-m", "lightning_ydrop.search", "train", str(config)]
     command += [str(files["patterns.yaml"]), str(seed), str(folder), str(files["outcome.json"])]
+    # The program can import what this one can.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with files["log.txt"].open("ab") as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        ended = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    status = ended.returncode
     if status != 0:
         raise TrialError(f"The training ended with {status}; see {files['log.txt']}.")
     content: dict[str, Any] = json.loads(files["outcome.json"].read_text())
