@@ -1,5 +1,6 @@
 """How patterns are put into a model, and taken out again."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,6 +187,12 @@ def reattach(model: nn.Module) -> None:
         layer = module._modules.get(CHILD)
         if layer is not None and "former" in layer.__dict__ and mask_output not in module._forward_hooks.values():
             module.register_forward_hook(mask_output)
+
+
+def forget_compiled_code() -> None:
+    """Let compiled code be compiled again: torch does not notice hooks that come or go after that."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def layers_of(model: nn.Module) -> list[PatternDropout]:

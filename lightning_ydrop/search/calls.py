@@ -15,21 +15,19 @@ class Uses:
     """How the code of a class uses its attributes.
 
     Attributes:
-        called: Names of attributes that are called, in the order of evaluation in each method.
-        passed: Names of attributes that are handed on, iterated or kept under another name, and may be called then.
+        called: Names of attributes that are called, or may be, as they are handed on, iterated or kept under another
+            name. They are in the order of evaluation in each method.
         read: Pairs of an attribute's name and the name of what is read of it, such as ("dropout", "p").
 
     """
 
     called: tuple[str, ...]
-    passed: frozenset[str]
     read: frozenset[tuple[str, str]]
 
 
 class _Visitor(ast.NodeVisitor):
     def __init__(self) -> None:
         self.called: list[str] = []
-        self.passed: set[str] = set()
         self.read: set[tuple[str, str]] = set()
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -53,7 +51,7 @@ class _Visitor(ast.NodeVisitor):
         elif name is None:
             self.generic_visit(node)
         elif isinstance(node.ctx, ast.Load):
-            self.passed.add(name)
+            self.called.append(name)
 
 
 def _attribute_of_self(node: ast.AST) -> str | None:
@@ -80,4 +78,4 @@ def uses_of(cls: Any) -> Uses | None:
             visitor.visit(ast.parse(textwrap.dedent(inspect.getsource(base))))
         except (OSError, TypeError, SyntaxError):  # such as what was typed into an interpreter
             return None
-    return Uses(tuple(dict.fromkeys(visitor.called)), frozenset(visitor.passed), frozenset(visitor.read))
+    return Uses(tuple(dict.fromkeys(visitor.called)), frozenset(visitor.read))

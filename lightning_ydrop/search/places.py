@@ -8,7 +8,14 @@ from torch import nn
 from lightning_ydrop.checks import check_flag, check_module
 from lightning_ydrop.layers.patterns import ConvPattern, Pattern
 from lightning_ydrop.models.modules import named_modules
-from lightning_ydrop.search.applying import all_or_nothing, layers_of, put_pattern, take_out, without_patterns
+from lightning_ydrop.search.applying import (
+    all_or_nothing,
+    forget_compiled_code,
+    layers_of,
+    put_pattern,
+    take_out,
+    without_patterns,
+)
 from lightning_ydrop.search.blocks import conv_places
 from lightning_ydrop.search.files import as_patterns, read_patterns
 from lightning_ydrop.search.fitting import fit_patterns, wants_blocks
@@ -39,7 +46,8 @@ def find_places(model: nn.Module, per_block: bool = False) -> PlaceReport:
     In a Transformer, patterns go to queries, keys, values, attention weights, the output projection, the residual
     dropout and the hidden layer of the feed-forward, as far as these are modules that get called.
 
-    Batch norms of stages and blocks get names by order, such as "stage2.1", which mean the same in a wider network.
+    Places of a ConvNet are named by stage and order: "stage2.1" is the first block of the second stage, in a wider
+    network too. A stage begins where maps get smaller, blocks get wider, or another container of blocks begins.
 
     The model stays as it was. If patterns stand in it, the places are those of the model without them.
 
@@ -80,7 +88,7 @@ def apply_patterns(model: nn.Module, patterns: Patterns) -> PatternReport:
     stages, but m blocks in a stage where the names have n, they fit by relative depth: block i of m, counted from 0,
     takes the pattern of block floor(i n / m). Names with gaps, such as "stage3.1" alone, are those of single places.
 
-    Apply patterns before `torch.compile`d code first runs: torch does not notice when they come or go later.
+    Code that `torch.compile` has compiled before, of this and other models, is compiled again when it next runs.
 
     Args:
         model: The model. It is changed.
@@ -122,6 +130,7 @@ residual=False, rate=0.1)
             for place, pattern in applied.items()
             for name, what in put_pattern(layout, report.places[place], pattern)
         }
+    forget_compiled_code()
     dropouts = [name for name, module in layout.modules.items() if is_ordinary_dropout(module)]
     left |= {name: "it is at no place with a pattern" for name in dropouts if name not in replaced}
     fitted = {name: sources[name] for name in applied} if set(sources) != set(by_place) else {}
@@ -151,6 +160,8 @@ def remove_patterns(model: nn.Module) -> PatternReport:
     with all_or_nothing(model):
         layers = {id(layer): layer for layer in layers_of(model)}
         taken = take_out(model)
+    if taken:
+        forget_compiled_code()
     applied = {place: layers[id(module)].pattern for place, module in taken if id(module) in layers}
     names = {id(module): name for name, module in named_modules(model).items()}
     dropouts = [module for _, module in taken if id(module) in names and is_ordinary_dropout(module)]

@@ -288,7 +288,7 @@ def _add(layout: Layout, found: _Found, sublayer: str, name: str) -> None:
 def is_called(holder: nn.Module, called: str) -> bool:
     """Tell whether the code of a class may call a module that it holds, and does not only read attributes of it."""
     uses = None if isinstance(holder, CONTAINERS) else _uses_of(holder)
-    if uses is None or called in uses.called or called in uses.passed:
+    if uses is None or called in uses.called:
         return True
     return all(name != called for name, _ in uses.read)
 

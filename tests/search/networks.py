@@ -40,7 +40,7 @@ class Nested(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
-        return x + self.late(y + self.drop(y.relu()))
+        return x + (y + self.late(self.drop(y.relu())))
 
 
 class PooledInCode(nn.Module):

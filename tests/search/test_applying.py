@@ -282,6 +282,20 @@ def test_compiled_it_is_one_graph() -> None:
     assert torch.equal(seeded(compiled, x), seeded(model, x))
 
 
+def test_compiled_code_notices_patterns_that_come_and_go() -> None:
+    model, x = wide(10, 0.5), torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager")
+    outputs_with = []
+    for _ in range(2):
+        assert torch.equal(seeded(compiled, x), seeded(model, x))
+        apply_patterns(model, everywhere(model))
+        outputs_with.append(seeded(compiled, x))
+        assert torch.equal(outputs_with[-1], seeded(model, x))
+        remove_patterns(model)
+    assert torch.equal(*outputs_with)
+    assert not torch.equal(outputs_with[0], seeded(compiled, x))
+
+
 def test_ddp_wraps_the_model(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
