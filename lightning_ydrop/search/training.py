@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.callbacks.patterns import PatternCallback
-from lightning_ydrop.errors import ConfigurationError
+from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.places import find_places
 from lightning_ydrop.search.settings import SearchSettings
@@ -220,8 +220,17 @@ class Training:
 
         """
         self._make(self.cli.seed, patterns, [], **_on_one_device(), fast_dev_run=1)
-        with quiet():
-            self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
+        try:
+            with quiet():
+                self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
+        except ConfigurationError as error:
+            given, allowed, remedy = error.args
+            raise ConfigurationError(
+                f"A search was started, and training with {describe(dict(patterns))} failed. {given}",
+                allowed,
+                f"{remedy} A search leaves places out with, for example, search.places=[{next(iter(patterns))!r}], and "
+                "values with search.conv.size=[0, 0.25].",
+            ) from error
         logged = sorted(self.cli.trainer.callback_metrics)
         if self.settings.metric not in logged:
             raise ConfigurationError(

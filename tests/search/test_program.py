@@ -182,6 +182,11 @@ def test_studies_and_patterns_are_drawn() -> None:
 BAD = {
     "a metric that is never logged": (["--search.metric", "accuracy"], {}, "'train_loss', 'val_acc', 'val_loss'"),
     "an unknown place": (["--search.places", "[stage9.*]"], {}, "The places of Tiny are 'stage1.1', 'stage2.1'."),
+    "a pattern larger than the map": (
+        ["--search.conv.size", "[0, 0.5]"],
+        {"model__class_path": "tests.search.trained.Shrinking"},
+        "search.places=['stage1.1']",
+    ),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),
     "SQLite for two": (["--storage", "sqlite:///x.db", "--workers", "2"], {}, "SQLite takes one worker"),

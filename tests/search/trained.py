@@ -47,6 +47,17 @@ class Diverging(Tiny):
                 parameter.fill_(torch.nan)
 
 
+class Shrinking(Tiny):
+    """Its last map is a single pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+            *(nn.Conv2d(4, 4, 6), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)),
+        )
+
+
 class Placeless(Tiny):
     """A network without a place for a pattern."""
 
