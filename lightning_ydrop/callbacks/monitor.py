@@ -21,6 +21,7 @@ from lightning_ydrop.importance.ranks import gather_over_ranks
 from lightning_ydrop.importance.selection import select_layers
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.first_batch import check_labels_are_read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,6 +152,8 @@ class ConductanceMonitor(Callback):
         if batch_idx >= self.num_batches or not self._is_due(trainer):
             return
         inputs, target = read_batch(pl_module, self.adapter, batch)
+        if not self._spreads and self._path.objective.takes_target:
+            check_labels_are_read(pl_module, self.adapter, batch, inputs, target, self._path.batch_dim)
         forward = own_method(pl_module, "ydrop_forward")
         with trainer.precision_plugin.forward_context():
             measured = conductance_along(

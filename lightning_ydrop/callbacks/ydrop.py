@@ -24,6 +24,8 @@ from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.conversion import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.first_batch import check_labels_are_read, warn_of_other_labels
 
 UNUSABLE = "ydrop/unusable_labels"
 
@@ -213,8 +215,7 @@ class YDropCallback(Callback):
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
                 if not self._is_dry_run_done:
-                    self.engine.dry_run(inputs, target)
-                    self._is_dry_run_done = self.engine.is_dry_run_done
+                    self._dry_run(pl_module, batch, inputs, target)
                 if due:
                     self.engine.step(inputs, target, progress=progress)
         if progress > 0 and not due:
@@ -250,6 +251,17 @@ class YDropCallback(Callback):
         """Keep a checkpoint's state until training starts. Testing and learning rate finders call this too."""
         self._state_to_load = state_dict
         self._is_stale = False
+
+    def _dry_run(self, pl_module: LightningModule, batch: Any, inputs: Inputs, target: Target) -> None:
+        """Check what was read of a first batch, and what phase 1 makes of it."""
+        assert self.engine is not None
+        engine, path = self.engine, self.settings.path
+        if path.objective.takes_target:
+            check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
+        engine.dry_run(inputs, target)
+        self._is_dry_run_done = engine.is_dry_run_done
+        if path.objective.takes_target and self._is_dry_run_done:
+            warn_of_other_labels(pl_module, self.adapter, batch, target, lambda item: engine.count_unusable(item) == 0)
 
     def _take_up(self) -> None:
         assert self.engine is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
-from lightning_ydrop.importance.findings import Findings
+from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
@@ -71,6 +71,7 @@ def dry_run(
     _warn_of_what_misleads(model, scores)
     _warn_of_baseline(subject, path, plan, batch, scores)
     warn_of_units(layers, look.surroundings)
+    warn_of_shared_masks(layers, look.num_units, plan.rows_first, path.batch_dim)
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
         plan, called = in_training(look, plan)

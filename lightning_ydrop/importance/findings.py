@@ -1,7 +1,7 @@
 """What a dry run has found out, and what it says of it."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,31 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
             NoEffectWarning,
             stacklevel=4,
         )
+
+
+def warn_of_shared_masks(
+    layers: Mapping[str, ConductanceDropout], called: Iterable[str], rows_first: Container[str], batch_dim: int
+) -> None:
+    """Warn of layers that draw one mask for all samples, since their `batch_dim` is another than the model's.
+
+    Args:
+        layers: The layers, by name.
+        called: Names of those that forward calls.
+        rows_first: Names of those whose outputs have the samples first.
+        batch_dim: Where the others have them, unless they say so themselves.
+
+    """
+    for name in called:
+        layer = layers[name]
+        dim = 0 if name in rows_first else layer.batch_dim or batch_dim
+        if dim != layer.batch_dim and not layer.elementwise and not layer.replaced:
+            warnings.warn(
+                f"The layer {name!r} (batch_dim={layer.batch_dim}) would draw one mask for all samples, which are "
+                f"dimension {dim} of what it puts out. "
+                f"Pass ConductanceDropout(batch_dim={dim}), for a mask of each sample's own.",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def check_scored(

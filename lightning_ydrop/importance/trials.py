@@ -18,6 +18,7 @@ from lightning_ydrop.importance.request import Request, bare_request, completed
 from lightning_ydrop.importance.selection import count_units
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph
 from lightning_ydrop.importance.surroundings import Surroundings
+from lightning_ydrop.importance.targets import check_target
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import read_output
 from lightning_ydrop.models.checkpointing import (
@@ -133,7 +134,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
     ):
         output = request.output(request.inputs, request.carried)
         with torch.no_grad():
-            request.objective.check(output, batch.target)
+            check_target(request.objective, output, batch.target, request.dim_of_rows(""))
             counts = request.objective.count_unusable(output, batch.target) is not None
         recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
     num_units: dict[str, int] = {}

@@ -128,7 +128,7 @@ class AutomaticAdapter(Adapter):
         """
         if isinstance(batch, Tensor):
             return batch, None
-        named = _fields(batch)
+        named = fields_of(batch)
         if named is not None:
             inputs, targets = ([name for name in names if name in named] for names in (INPUT_NAMES, TARGET_NAMES))
             if len(inputs) == 1 and len(targets) <= 1:
@@ -154,7 +154,7 @@ def check_adapter(owner: str, adapter: object) -> None:
     check_kind(owner, "adapter", adapter, Adapter, example='KeyAdapter(inputs="image", target="label")')
 
 
-def _fields(batch: Any) -> Mapping[str, Any] | None:
+def fields_of(batch: Any) -> Mapping[str, Any] | None:
     """View a mapping, dataclass or named tuple as a mapping. Anything else has no named fields: None."""
     if isinstance(batch, Mapping):
         return batch
@@ -176,7 +176,7 @@ def _take_each(adapter: Adapter, batch: Any, places: Any) -> Any:
 
 
 def _take(adapter: Adapter, batch: Any, place: int | str) -> Any:
-    readable: Any = _fields(batch) if isinstance(place, str) else batch if isinstance(batch, (tuple, list)) else None
+    readable: Any = fields_of(batch) if isinstance(place, str) else batch if isinstance(batch, (tuple, list)) else None
     if readable is not None:
         try:
             return readable[place]
