@@ -21,7 +21,7 @@ from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.selection import driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.layers import convert_dropout
-from lightning_ydrop.layers.conversion import check_patterns
+from lightning_ydrop.layers.names import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, Target
@@ -165,11 +165,12 @@ class YDropCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: by now `setup` and `configure_model` have built them."""
+        report = None
         if self.convert:
             report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
             if report.converted or report.left:
                 rank_zero_info(str(report))
-        layers = list(map(id, driven_layers(pl_module).values()))
+        layers = list(map(id, driven_layers(pl_module, report).values()))
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
             self.engine = YDrop.from_settings(pl_module, self.settings, own_method(pl_module, "ydrop_forward"))
@@ -261,7 +262,9 @@ class YDropCallback(Callback):
         engine.dry_run(inputs, target)
         self._is_dry_run_done = engine.is_dry_run_done
         if path.objective.takes_target and self._is_dry_run_done:
-            warn_of_other_labels(pl_module, self.adapter, batch, target, lambda item: engine.count_unusable(item) == 0)
+            warn_of_other_labels(
+                pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
+            )
 
     def _take_up(self) -> None:
         assert self.engine is not None

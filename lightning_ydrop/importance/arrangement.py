@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -186,6 +187,13 @@ def arrange(
     ends = [tensor for tensor, stays in zip(floating, _staying(baseline, len(floating)), strict=True) if not stays]
     candidates = (ends or floating) if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
     if not candidates:
+        items = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+        if any(isinstance(each, np.ndarray) for each in (items if isinstance(items, (list, tuple)) else [items])):
+            raise ConfigurationError(
+                f"The inputs are {describe(inputs)}.",
+                "Inputs are tensors, at least one of them floating.",
+                "Convert arrays with torch.from_numpy(x).",
+            )
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "

@@ -15,12 +15,6 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.modules import device_of
 from lightning_ydrop.models.observations import Observations
 
-_IN_TRAINING_ALONE = (
-    "the model's forward calls them in training mode alone, and phase 1 runs in evaluation mode. "
-    "These layers stay vanilla dropout. "
-    "Call them in evaluation mode too, where they return their input: without `if self.training`."
-)
-
 
 @dataclass(frozen=True)
 class Findings:
@@ -59,15 +53,16 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
     missed = [name for name in layers if name not in num_units and name not in findings.left]
     if in_training := [name for name in missed if name in findings.in_training_alone]:
         warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_IN_TRAINING_ALONE}",
+            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_in_training_alone(len(in_training))}",
             NoEffectWarning,
             stacklevel=4,
         )
     if not_called := [name for name in missed if name not in findings.in_training_alone]:
+        them = "it" if len(not_called) == 1 else "them"
         warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call them. "
-            "Only layers that forward calls are driven; these stay vanilla dropout. "
-            "Call them in forward, or make them nn.Dropout.",
+            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call {them}. "
+            f"Only layers that forward calls are driven; {'this stays' if them == 'it' else 'these stay'} vanilla "
+            f"dropout. Call {them} in forward, or use nn.Dropout.",
             NoEffectWarning,
             stacklevel=4,
         )
@@ -103,6 +98,19 @@ def warn_of_shared_masks(
                 UserWarning,
                 stacklevel=5,
             )
+
+
+def _in_training_alone(count: int) -> str:
+    them, they_return, these_stay = (
+        ("it", "it returns its", "This layer stays")
+        if count == 1
+        else ("them", "they return their", "These layers stay")
+    )
+    return (
+        f"the model's forward calls {them} in training mode alone, and phase 1 runs in evaluation mode. "
+        f"{these_stay} vanilla dropout. "
+        f"Call {them} in evaluation mode too, where {they_return} input: without `if self.training`."
+    )
 
 
 def check_scored(

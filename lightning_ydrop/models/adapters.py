@@ -135,12 +135,17 @@ class AutomaticAdapter(Adapter):
                 return named[inputs[0]], named[targets[0]] if targets else None
         if isinstance(batch, (tuple, list)) and batch and (named is None or not {*INPUT_NAMES} & named.keys()):
             return batch[0], batch[1] if len(batch) > 1 else None
+        remedy = 'adapter=KeyAdapter(inputs="image", target="label"), or IndexAdapter.'
+        if named is not None and "input_ids" in named:  # of a tokenizer
+            known = [f'"{name}"' for name in named if name in INPUT_NAMES]
+            target = next((f'"{name}"' for name in TARGET_NAMES if name in named), "None")
+            remedy = f"adapter=KeyAdapter(inputs=[{', '.join(known)}], target={target}, keywords=True)."
         raise ConfigurationError(
             f"The batch is {describe(batch)}.",
             "Y-Drop reads a tensor, (x, y, ...), and mappings, dataclasses and named tuples with one known input, such "
             f"as {', '.join(INPUT_NAMES[:7])}, and at most one known target: {', '.join(TARGET_NAMES)}.",
             "Give the LightningModule a method `ydrop_inputs(batch)` that returns (inputs, target), or name the places "
-            'in the batch: adapter=KeyAdapter(inputs="image", target="label"), or IndexAdapter.',
+            f"in the batch: {remedy}",
         )
 
 

@@ -47,7 +47,8 @@ class Fields:
 def check(batch: Any, model: nn.Module | None = None, adapter: Any = None, batch_dim: int = 0) -> None:
     model, adapter = model or nn.Identity(), adapter or AutomaticAdapter()
     reader = model.ydrop_inputs if isinstance(model, Reading) else adapter.read
-    check_labels_are_read(model, adapter, batch, *reader(batch), batch_dim)
+    inputs, target = reader(batch)
+    check_labels_are_read(model, adapter, batch, inputs, target, batch_dim)
 
 
 @pytest.mark.parametrize("batch", [UNKNOWN, Pair(X, Y), Fields(X, torch.ones(16), Y)], ids=lambda each: type(each))
