@@ -143,9 +143,9 @@ def check_label_shape(output: Tensor, target: Tensor, class_dim: int) -> None:
 
     """
     named = list(output.shape)
-    num_classes = named.pop(class_dim)
+    named.pop(class_dim)
     if target.shape[1:] != tuple(named[1:]):
-        raise _not_labels(target, output, num_classes, named)
+        raise _not_labels(target, output, class_dim)
 
 
 def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: int) -> None:
@@ -156,10 +156,9 @@ def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: i
 
     """
     check_label_shape(output, target, class_dim)
-    named = list(output.shape)
-    num_classes = named.pop(class_dim)
     if target.dtype == torch.bool or target.is_complex():
-        raise _not_labels(target, output, num_classes, named)
+        raise _not_labels(target, output, class_dim)
+    num_classes = output.shape[class_dim]
     # As int64: in uint8, 156 equals -100.
     labels = target.long()
     counted = labels[labels != ignore_index]
@@ -193,11 +192,13 @@ def check_soft_labels(output: Tensor, target: Tensor, class_dim: int) -> None:
         )
 
 
-def _not_labels(target: Tensor, output: Tensor, num_classes: int, named: list[int]) -> ConfigurationError:
+def _not_labels(target: Tensor, output: Tensor, class_dim: int) -> ConfigurationError:
+    named = list(output.shape)
+    num_classes = named.pop(class_dim)
     if output.ndim > 2 and target.shape[1:] == output.shape[1:-1] != torch.Size(named[1:]):
         return ConfigurationError(
-            f"The target is {describe(target)} for the output {describe(output)}, whose classes are taken to be the "
-            f"{num_classes} entries of another dimension than the last.",
+            f"The target is {describe(target)} for the output {describe(output)}, whose {num_classes} classes are "
+            f"dimension {class_dim} by TargetLogit(class_dim={class_dim}).",
             "An integer target holds one class index for each position, so its shape is that of the output without "
             "the dimension of the classes.",
             "The classes seem to be the last dimension: pass objective=TargetLogit(class_dim=-1).",
