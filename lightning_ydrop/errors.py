@@ -67,6 +67,19 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def listed(items: Iterable[str], most: int = MOST_ITEMS) -> str:
+    """Write items in a row, and how many there are beyond the first few.
+
+    Args:
+        items: The items as they are to be shown.
+        most: How many to show.
+
+    """
+    shown = list(items)
+    more = len(shown) - most
+    return f"{', '.join(shown[:most])} and {more} more" if more > 0 else ", ".join(shown)
+
+
 def _lacks_shape(tensor: Tensor) -> bool:
     return tensor.is_nested and tensor.layout == torch.strided
 

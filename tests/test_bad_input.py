@@ -164,6 +164,11 @@ CONSTRUCTORS = [
             (later(convert_dropout, perceptron(), exclude=["1", "head"]), "The pattern 'head' was given"),
             (later(convert_dropout, perceptron(), include=[3]), "convert_dropout(include=list(3)) was given."),
             (later(convert_dropout, perceptron(), unit_dim={"head": 1}), "The pattern 'head' was given"),
+            (
+                later(convert_dropout, perceptron(), unit_dim={"head": 1}),
+                'Pass, for example, unit_dim={"classifier.*": -1}.',
+            ),
+            (later(convert_dropout, perceptron(), exclude="head"), 'Pass, for example, exclude="classifier.*".'),
         ]
     ),
 ]
@@ -293,6 +298,11 @@ class NoForward(LightningModule):
 class TwoArguments(Net):
     def forward(self, x: Tensor, other: Tensor) -> Any:  # type: ignore[override]
         return self.body(x + other.mean())
+
+
+class Named(Net):
+    def forward(self, **inputs: Tensor) -> Any:  # type: ignore[override]
+        return self.body(inputs["x"])
 
 
 class OwnBatches(Net):
@@ -437,7 +447,7 @@ FITS = [
     wrong("no dropout at all", "dropout-like modules in it: none.", net=body(nn.Linear(12, 5))),
     wrong(
         "nothing to convert",
-        "dropout-like modules in it: none.",
+        "dropout-like modules in it: none. With convert=True nothing was converted.",
         net=body(nn.Linear(12, 5)),
         settings={"convert": True},
     ),
@@ -512,6 +522,19 @@ FITS = [
         "pixels as bytes",
         "The inputs are Tensor(shape=(16, 12), dtype=torch.uint8",
         batch=(torch.zeros(B, 12, dtype=torch.uint8), Y),
+    ),
+    wrong("inputs are arrays", "Convert arrays with torch.from_numpy(x).", batch=(X.numpy(), Y)),
+    wrong(
+        "inputs of a tokenizer",
+        'adapter=KeyAdapter(inputs=["input_ids", "attention_mask"], target="labels", keywords=True).',
+        batch={"input_ids": TOKENS, "attention_mask": TOKENS > 0, "labels": Y},
+    ),
+    wrong(
+        "inputs by position for a forward that takes names",
+        "KeyAdapter(..., keywords=True) passes them by name.",
+        net=Named,
+        batch={"x": X, "image": X, "y": Y},
+        settings={"adapter": KeyAdapter(["x", "image"], "y")},
     ),
     wrong("inputs are text", "The inputs are 'a photo'.", batch=("a photo", Y)),
     wrong("inputs are a number", "The inputs are Tensor(shape=(), dtype=torch.float32", batch=(torch.tensor(1.0), Y)),

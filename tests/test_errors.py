@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_ydrop import Buckets, ConductanceDropout, ConfigurationError, HalfNormalRate, YDrop, YDropCallback
-from lightning_ydrop.errors import describe
+from lightning_ydrop.errors import describe, listed
 from lightning_ydrop.layers.kinds import dropout_like_modules
 from tests.containers import DictConfig, ListConfig
 from tests.networks import perceptron
@@ -86,7 +86,8 @@ def test_a_model_without_layers_is_shown_what_drops_in_it() -> None:
     assert str(caught.value) == (
         "Sequential holds no ConductanceDropout; dropout-like modules in it: 1 (Dropout), 2.0 (AlphaDropout). "
         "Y-Drop drives ConductanceDropout layers. "
-        "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer."
+        "To convert 1, pass convert=True to YDropCallback or call convert_dropout(model). "
+        "Or place ConductanceDropout(p) yourself, where nn.Dropout(p) stands."
     )
     assert dropout_like_modules(nn.Linear(2, 2)) == []
 
@@ -132,3 +133,10 @@ def test_values_are_described_without_their_numbers() -> None:
         describe({"x": [tensor, None], "y": nn.Linear(1, 1)})
         == f"dict('x': list({describe(tensor)}, None), 'y': Linear)"
     )
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"), [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c", "d"], "a, b and 2 more")]
+)
+def test_long_rows_are_cut(items: list[str], expected: str) -> None:
+    assert listed(iter(items), 2) == expected

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float)
         )
     modules = named_modules(model)
     for name, values in scores.items():
-        _check_fit(name, values, modules.get(name))
+        _check_fit(name, values, modules)
     layers = {name: modules[name] for name in scores}
     left = {name: _strongest(layers[name], values, float(fraction)) for name, values in scores.items()}
     with _undone_if_it_raises(list(layers.values())):
@@ -68,13 +69,14 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float)
     return left
 
 
-def _check_fit(name: str, values: object, layer: nn.Module | None) -> None:
+def _check_fit(name: str, values: object, modules: Mapping[str, nn.Module]) -> None:
     """Refuse scores that do not fit a layer, and layers that torch cannot prune.
 
     Raises:
         ConfigurationError: If it is the case.
 
     """
+    layer = modules.get(name)
     if isinstance(layer, PRUNABLE) and (obstacle := _obstacle(layer)):
         raise ConfigurationError(
             f"prune_units(scores=...) has scores for {name!r}, a {describe(layer)} whose {obstacle}.",
@@ -93,8 +95,16 @@ def _check_fit(name: str, values: object, layer: nn.Module | None) -> None:
         raise ConfigurationError(
             f"prune_units(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
             "Scores are real numbers, no NaN, one for each unit (U,) of a linear or convolutional layer, by its name.",
-            'Measure these layers: mean_conductance(model, data, layers="...").',
+            _remedy(name, modules),
         )
+
+
+def _remedy(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """Say which layer to measure: for what prunes nothing itself, such as a ReLU, the last one before it."""
+    before = [each for each in takewhile(lambda each: each != name, modules) if isinstance(modules[each], PRUNABLE)]
+    if not before or isinstance(modules.get(name), PRUNABLE) or name not in modules:
+        return 'Measure these layers: mean_conductance(model, data, layers="...").'
+    return f"Measure the linear or convolutional layer before it: mean_conductance(model, data, layers={before[-1]!r})."
 
 
 def _obstacle(layer: nn.Module) -> str | None:

@@ -15,6 +15,7 @@ from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
 from lightning_ydrop.importance.selection import LayerChoice
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.first_batch import check_labels_are_read
 from lightning_ydrop.models.modules import device_of
 
 
@@ -127,8 +128,11 @@ def mean_conductance(
     measuring |= {"layers": layers, "forward": forward or own_method(model, "ydrop_forward"), "max_rows": max_rows}
     device = device_of(model)
     for batch in data:
-        inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
+        batch = move_data_to_device(batch, device)
+        inputs, target = read_batch(model, adapter, batch)
         update_spreads(spreads, layer_conductance(model, inputs, target, **measuring), sync_on_compute=False)
+        if getattr(measuring.get("objective"), "takes_target", True):
+            check_labels_are_read(model, adapter, batch, inputs, target, measuring.get("batch_dim", 0))
     if not spreads:
         raise ConfigurationError(
             f"{describe(data)} gave no batch.",

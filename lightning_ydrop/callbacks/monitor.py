@@ -7,12 +7,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance
 from lightning_ydrop.analysis.spread import ConductanceSpread, update_spreads
 from lightning_ydrop.checks import check_count, check_flag
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.importance.attribution import check_layout, conductance_along
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
@@ -21,6 +22,7 @@ from lightning_ydrop.importance.ranks import gather_over_ranks
 from lightning_ydrop.importance.selection import select_layers
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.first_batch import check_labels_are_read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,8 +133,15 @@ class ConductanceMonitor(Callback):
         select_layers("ConductanceMonitor", pl_module, self.layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse layers that are not there, where there was no sanity check."""
+        """Refuse layers that are not there, where there was no sanity check, and warn where nothing is validated."""
         select_layers("ConductanceMonitor", pl_module, self.layers)
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "ConductanceMonitor measures while a network is validated, and this fit has no validation: nothing "
+                "is logged. Pass a validation loader to fit, write `validation_step`, and leave limit_val_batches "
+                "above 0.",
+                category=NoEffectWarning,
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
@@ -151,6 +160,8 @@ class ConductanceMonitor(Callback):
         if batch_idx >= self.num_batches or not self._is_due(trainer):
             return
         inputs, target = read_batch(pl_module, self.adapter, batch)
+        if not self._spreads and self._path.objective.takes_target:
+            check_labels_are_read(pl_module, self.adapter, batch, inputs, target, self._path.batch_dim)
         forward = own_method(pl_module, "ydrop_forward")
         with trainer.precision_plugin.forward_context():
             measured = conductance_along(

@@ -21,9 +21,11 @@ from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.selection import driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.layers import convert_dropout
-from lightning_ydrop.layers.conversion import check_patterns
+from lightning_ydrop.layers.names import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.first_batch import check_labels_are_read, warn_of_other_labels
 
 UNUSABLE = "ydrop/unusable_labels"
 
@@ -163,11 +165,12 @@ class YDropCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: by now `setup` and `configure_model` have built them."""
+        report = None
         if self.convert:
             report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
             if report.converted or report.left:
                 rank_zero_info(str(report))
-        layers = list(map(id, driven_layers(pl_module).values()))
+        layers = list(map(id, driven_layers(pl_module, report).values()))
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
             self.engine = YDrop.from_settings(pl_module, self.settings, own_method(pl_module, "ydrop_forward"))
@@ -213,8 +216,7 @@ class YDropCallback(Callback):
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
                 if not self._is_dry_run_done:
-                    self.engine.dry_run(inputs, target)
-                    self._is_dry_run_done = self.engine.is_dry_run_done
+                    self._dry_run(pl_module, batch, inputs, target)
                 if due:
                     self.engine.step(inputs, target, progress=progress)
         if progress > 0 and not due:
@@ -250,6 +252,19 @@ class YDropCallback(Callback):
         """Keep a checkpoint's state until training starts. Testing and learning rate finders call this too."""
         self._state_to_load = state_dict
         self._is_stale = False
+
+    def _dry_run(self, pl_module: LightningModule, batch: Any, inputs: Inputs, target: Target) -> None:
+        """Check what was read of a first batch, and what phase 1 makes of it."""
+        assert self.engine is not None
+        engine, path = self.engine, self.settings.path
+        if path.objective.takes_target:
+            check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
+        engine.dry_run(inputs, target)
+        self._is_dry_run_done = engine.is_dry_run_done
+        if path.objective.takes_target and self._is_dry_run_done:
+            warn_of_other_labels(
+                pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
+            )
 
     def _take_up(self) -> None:
         assert self.engine is not None

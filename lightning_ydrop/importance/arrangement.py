@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.importance.baseline import Baseline, Tensors, start_points
+from lightning_ydrop.importance.targets import check_pairs
 from lightning_ydrop.models.calls import Inputs, Target, arguments_of
 
 
@@ -185,6 +187,13 @@ def arrange(
     ends = [tensor for tensor, stays in zip(floating, _staying(baseline, len(floating)), strict=True) if not stays]
     candidates = (ends or floating) if interpolate else [tensor for tensor in tensors if tensor.ndim > batch_dim]
     if not candidates:
+        items = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+        if any(isinstance(each, np.ndarray) for each in (items if isinstance(items, (list, tuple)) else [items])):
+            raise ConfigurationError(
+                f"The inputs are {describe(inputs)}.",
+                "Inputs are tensors, at least one of them floating.",
+                "Convert arrays with torch.from_numpy(x).",
+            )
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
@@ -214,7 +223,7 @@ def arrange(
         for tensor, role in zip(tensors, roles, strict=True)
     )
     interpolated, carried = (_of_kind(kind, tensors, roles) for kind in ("interpolated", "carried"))
-    check_pairs(target, num_samples, batch_dim)
+    check_pairs(target, num_samples, batch_dim, candidates[0].shape)
     if isinstance(target, Tensor) and batch_dim and _has_samples(target, batch_dim, num_samples):
         target = target.movedim(batch_dim, 0)
     starts = start_points(interpolated, baseline, batch_dim) if interpolate else ()
@@ -245,31 +254,6 @@ def take_rows(tensors: Tensors, rows: Tensor) -> Tensors:
         if tensor.device not in on_device:
             on_device[tensor.device] = rows.to(tensor.device, non_blocking=True)
     return tuple(tensor.index_select(0, on_device[tensor.device]) for tensor in tensors)
-
-
-def check_pairs(target: Any, num_samples: int, batch_dim: int = 0) -> None:
-    """Refuse what is no target for a number of samples.
-
-    Raises:
-        ConfigurationError: If the target is neither None nor a tensor with one entry for each sample.
-
-    """
-    if target is None:
-        return
-    if not isinstance(target, Tensor):
-        raise ConfigurationError(
-            f"The target is {describe(target)}.",
-            "A target is a tensor of class indices (B,), soft labels (B, C) or dense labels (B, H, W), or None for the "
-            "sum of the outputs.",
-            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor, or choose it with an "
-            "adapter.",
-        )
-    if not (_has_samples(target, batch_dim, num_samples) or _has_samples(target, 0, num_samples)):
-        raise ConfigurationError(
-            f"The target is {describe(target)} for {num_samples} samples.",
-            "Every sample has one target, in the first dimension.",
-            "Pass inputs and targets of the same batch.",
-        )
 
 
 def _roles(

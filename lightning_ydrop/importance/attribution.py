@@ -15,9 +15,10 @@ from lightning_ydrop.importance.baseline import Baseline
 from lightning_ydrop.importance.conductance import conductance
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import PathSettings
-from lightning_ydrop.importance.request import bare_request, completed
+from lightning_ydrop.importance.request import Request, bare_request, completed
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
 from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
+from lightning_ydrop.importance.targets import check_target
 from lightning_ydrop.importance.trials import rows_first
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.wrappers import unwrapped
@@ -132,7 +133,7 @@ def conductance_along(
     def measured(plan: Plan) -> dict[str, Tensor]:
         request = bare_request(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
         request = completed(request, batch, path)
-        return conductance(replace(request, objective=_Checked(request.objective, request.target)))
+        return conductance(replace(request, objective=_Checked(request)))
 
     try:
         scores = measured(plan)
@@ -160,15 +161,17 @@ def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
 class _Checked(Objective):
     """An objective that checks the caller's target once, in the first pass: the host waits for a device to see it."""
 
-    def __init__(self, objective: Objective, target: Target) -> None:
-        self.objective = objective
-        self.target = target
+    def __init__(self, request: Request) -> None:
+        self.objective = request.objective
+        self.target = request.target
+        self.batch_dim = request.dim_of_rows("")
         self.is_checked = False
 
     def __call__(self, output: Tensor, target: Target) -> Tensor:
         if not self.is_checked:
             with torch.no_grad():
-                self.objective.check(output, self.target)
+                shown = output if self.target is None else output[: len(self.target)]  # of points on all paths
+                check_target(self.objective, shown, self.target, self.batch_dim)
             self.is_checked = True
         return self.objective(output, target)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe, listed
 from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
-from lightning_ydrop.importance.findings import Findings
+from lightning_ydrop.importance.equal_scores import warn_of_equal_scores
+from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
@@ -63,14 +64,18 @@ def dry_run(
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
     look = look_at(subject, path, batch)
-    look = look.read_as(_roles_by_comparison(look))
+    roles, is_mixing = _roles_by_comparison(look)
+    look = look.read_as(roles)
     batch = look.batch
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
     plan = replace(plan, num_units=num_units, smallest_batch=smallest_batch(subject, path, plan, batch))
-    _warn_of_what_misleads(model, scores)
+    warn_of_equal_scores(model, scores, look.output, path.interpolate_at, look.not_after)
+    _warn_of_batch_norms(model)
     _warn_of_baseline(subject, path, plan, batch, scores)
     warn_of_units(layers, look.surroundings)
+    if not is_mixing:  # or else another dimension may be the batch
+        warn_of_shared_masks(layers, look.num_units, plan.rows_first, path.batch_dim)
     missed = layers.keys() - num_units.keys() - look.left.keys()
     if missed or may_checkpoint(model):
         plan, called = in_training(look, plan)
@@ -78,19 +83,19 @@ def dry_run(
     return Findings(subject, path, plan, batch.device, look.left)
 
 
-def _roles_by_comparison(look: Look) -> tuple[Role, ...]:
+def _roles_by_comparison(look: Look) -> tuple[tuple[Role, ...], bool]:
     """Pass half of the batch through the model, the last sample first, and compare with what it gave within the batch.
 
     Phase 1 passes on rows in any order and number. Where samples influence each other, none has a conductance of its
     own. Of several ways to read the arguments, the first one counts in which they don't.
 
     Returns:
-        The roles of the tensors among the arguments.
+        The roles of the tensors among the arguments, and whether samples were seen to influence each other.
 
     """
     size, roles = look.batch.size, look.batch.call.roles
     if size < 2:
-        return roles
+        return roles, False
     rows = torch.arange(size - 1, (size - 1) // 2, -1)
     within = look.output[rows.to(look.output.device)]
     raised: Exception | None = None
@@ -102,13 +107,13 @@ def _roles_by_comparison(look: Look) -> tuple[Role, ...]:
             raised = raised or error
             continue
         if not _differs(alone, within):
-            return choice
+            return choice, False
         possible.append(choice)
     if raised is not None and not possible:
         raise raised
     if not _normalises_by_batch(look.request.model):
         _warn_of_mixing(look, len(rows))
-    return possible[0]
+    return possible[0], True
 
 
 def _warn_of_mixing(look: Look, num_rows: int) -> None:
@@ -208,22 +213,12 @@ def _count_scored(
     return scored
 
 
-def _warn_of_what_misleads(model: nn.Module, scores: Mapping[str, Tensor]) -> None:
-    means = {name: values.mean(0) for name, values in scores.items() if values.shape[1] > 1}
-    if alike := [name for name, mean in means.items() if mean.std() == 0]:
-        warnings.warn(
-            f"All units of {', '.join(map(repr, alike))} have the same score in the first batch: units that do not "
-            "differ are ranked by their position, or where the score is 0 their probabilities stay what they are. "
-            "The objective may not depend on these layers, the labels of these samples may not count, or the "
-            "layers run under torch.no_grad() or in activation checkpoints without use_reentrant=False. "
-            "See what `layer_conductance` gives for them, or choose another objective.",
-            NoEffectWarning,
-            stacklevel=5,
-        )
+def _warn_of_batch_norms(model: nn.Module) -> None:
     if mixing := _normalises_by_batch(model):
         warnings.warn(
-            f"{', '.join(map(repr, mixing))} normalise by the batch at hand in evaluation too, so that in phase 1 "
-            "the points of all paths mix. Set track_running_stats=True for scores of each sample by itself.",
+            f"{listed(map(repr, mixing))} {'normalises' if len(mixing) == 1 else 'normalise'} by the batch at hand in "
+            "evaluation too, so that in phase 1 the points of all paths mix. "
+            "Set track_running_stats=True for scores of each sample by itself.",
             UserWarning,
             stacklevel=5,
         )

@@ -154,7 +154,7 @@ class YDrop:
             layer.reset()
         self.scores: dict[str, Tensor] = {}
         self._nonfinite = Count(count_false)
-        self._unusable = Count(self._count_unusable)
+        self._unusable = Count(self.count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
         self._findings: Findings | None = None
@@ -232,8 +232,7 @@ class YDrop:
         """
         if self.scores and (progress != self._progress or not self.active):
             activate_layers([self.layers[name] for name in self.scores], progress)
-        self._steps_taken += 1
-        self._progress = progress
+        self._steps_taken, self._progress = self._steps_taken + 1, progress
 
     def dry_run(self, inputs: Inputs, target: Target = None) -> None:
         """Run phase 1 on a batch, check everything on the way, and throw the scores away.
@@ -267,6 +266,11 @@ class YDrop:
         self._findings = replace(findings, plan=replace(findings.plan, num_units=in_order))
         for count in (self._nonfinite, self._unusable):
             count.total = count.total.to(findings.device)
+
+    def count_unusable(self, labels: Tensor) -> Tensor | None:
+        """Count, after a dry run, the labels that name nothing in the output: None where the objective has none."""
+        assert self._findings is not None
+        return self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
 
     def deactivate(self) -> None:
         """Return every layer to vanilla dropout. Running means are kept for the next step."""
@@ -338,10 +342,6 @@ class YDrop:
             progress=self._progress,
             accept=finite & (largest > 0),  # zeros rank nothing
         )
-
-    def _count_unusable(self, labels: Tensor) -> Tensor | None:
-        assert self._findings is not None
-        return self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Make a source of chance that depends on the seed, the step and the purpose alone: nothing to save or lose."""

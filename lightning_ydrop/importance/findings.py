@@ -1,7 +1,7 @@
 """What a dry run has found out, and what it says of it."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,6 @@ from lightning_ydrop.importance.subject import Plan, Subject, subject_of
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.modules import device_of
 from lightning_ydrop.models.observations import Observations
-
-_IN_TRAINING_ALONE = (
-    "the model's forward calls them in training mode alone, and phase 1 runs in evaluation mode. "
-    "These layers stay vanilla dropout. "
-    "Call them in evaluation mode too, where they return their input: without `if self.training`."
-)
 
 
 @dataclass(frozen=True)
@@ -59,15 +53,16 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
     missed = [name for name in layers if name not in num_units and name not in findings.left]
     if in_training := [name for name in missed if name in findings.in_training_alone]:
         warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_IN_TRAINING_ALONE}",
+            f"Y-Drop has no score for {', '.join(map(repr, in_training))}: {_in_training_alone(len(in_training))}",
             NoEffectWarning,
             stacklevel=4,
         )
     if not_called := [name for name in missed if name not in findings.in_training_alone]:
+        them = "it" if len(not_called) == 1 else "them"
         warnings.warn(
-            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call them. "
-            "Only layers that forward calls are driven; these stay vanilla dropout. "
-            "Call them in forward, or make them nn.Dropout.",
+            f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call {them}. "
+            f"Only layers that forward calls are driven; {'this stays' if them == 'it' else 'these stay'} vanilla "
+            f"dropout. Call {them} in forward, or use nn.Dropout.",
             NoEffectWarning,
             stacklevel=4,
         )
@@ -78,6 +73,44 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
             NoEffectWarning,
             stacklevel=4,
         )
+
+
+def warn_of_shared_masks(
+    layers: Mapping[str, ConductanceDropout], called: Iterable[str], rows_first: Container[str], batch_dim: int
+) -> None:
+    """Warn of layers that draw one mask for all samples, since their `batch_dim` is another than the model's.
+
+    Args:
+        layers: The layers, by name.
+        called: Names of those that forward calls.
+        rows_first: Names of those whose outputs have the samples first.
+        batch_dim: Where the others have them, unless they say so themselves.
+
+    """
+    for name in called:
+        layer = layers[name]
+        dim = 0 if name in rows_first else layer.batch_dim or batch_dim
+        if dim != layer.batch_dim and not layer.elementwise and not layer.replaced:
+            warnings.warn(
+                f"The layer {name!r} (batch_dim={layer.batch_dim}) would draw one mask for all samples, which are "
+                f"dimension {dim} of what it puts out. "
+                f"Pass ConductanceDropout(batch_dim={dim}), for a mask of each sample's own.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+
+def _in_training_alone(count: int) -> str:
+    them, they_return, these_stay = (
+        ("it", "it returns its", "This layer stays")
+        if count == 1
+        else ("them", "they return their", "These layers stay")
+    )
+    return (
+        f"the model's forward calls {them} in training mode alone, and phase 1 runs in evaluation mode. "
+        f"{these_stay} vanilla dropout. "
+        f"Call {them} in evaluation mode too, where {they_return} input: without `if self.training`."
+    )
 
 
 def check_scored(

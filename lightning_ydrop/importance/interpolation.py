@@ -1,15 +1,18 @@
 """Paths through the outputs of a module, such as an embedding, instead of the inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, describe, listed
 from lightning_ydrop.importance.arrangement import Batch
 from lightning_ydrop.models.modules import named_modules
+
+# No more names than this go into a message.
+MOST_NAMES = 30
 
 
 def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
@@ -21,13 +24,27 @@ def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
     """
     modules = named_modules(model)
     if name not in modules or not name:
+        embeddings_first = sorted(filter(None, modules), key=lambda each: not isinstance(modules[each], nn.Embedding))
         raise ConfigurationError(
             f"{owner}(interpolate_at={describe(name)}) was given.",
-            f"`interpolate_at` names a module of {type(model).__name__}: "
-            f"{', '.join(list(filter(None, modules))[:30])}.",
-            "Pass the name of the embedding.",
+            f"`interpolate_at` names a module of {type(model).__name__}: {listed(embeddings_first, MOST_NAMES)}.",
+            "Pass the full name of the embedding of words.",
         )
     return modules[name]
+
+
+@contextmanager
+def noting_what_ran(model: nn.Module, name: str | None, ran: Iterable[str]) -> Iterator[set[str]]:
+    """Note what of a growing collection is there when a module has run: nothing for the name None."""
+    noted: set[str] = set()
+    if name is None:
+        yield noted
+        return
+    handle = find_module("YDrop", model, name).register_forward_hook(lambda module, args, output: noted.update(ran))
+    try:
+        yield noted
+    finally:
+        handle.remove()
 
 
 def outputs_of(model: nn.Module, name: str, batch: Batch, batch_dim: int) -> tuple[nn.Module, Tensor]:

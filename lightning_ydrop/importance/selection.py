@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_ydrop.checks import is_list
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import MOST_ITEMS, ConfigurationError, describe, listed
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.layers.kinds import dropout_like_modules
+from lightning_ydrop.layers.conversion import ConversionReport
+from lightning_ydrop.layers.kinds import CONVERTED, dropout_like_modules
 from lightning_ydrop.layers.surroundings import has_features_last
 from lightning_ydrop.models.calls import dim_of_rows
 from lightning_ydrop.models.modules import named_modules
@@ -49,14 +50,22 @@ def select_layers(
         else:
             matches = set()
         if not matches:
-            given = choice.__name__ if isinstance(choice, type) else describe(choice)
             raise ConfigurationError(
-                f"{owner}(layers={given}) was given.",
+                f"{owner}(layers={_shown(choice)}) was given.",
                 f"Layers are names or types of modules of {type(model).__name__}: {', '.join(filter(None, modules))}.",
-                "Pass one of these names, or the type of one.",
+                next(
+                    (f"Pass its name: layers={name!r}." for name, module in modules.items() if module is choice),
+                    "Pass one of these names, or the type of one.",
+                ),
             )
         chosen_names |= matches
     return {name: module for name, module in modules.items() if name in chosen_names}
+
+
+def _shown(choice: object) -> str:
+    if isinstance(choice, type):
+        return choice.__name__
+    return f"an instance of {type(choice).__name__}" if isinstance(choice, nn.Module) else describe(choice)
 
 
 def check_called(owner: str, chosen: Iterable[str], called: Container[str]) -> None:
@@ -160,13 +169,20 @@ def count_units(
             f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) was called several times, and put out "
             f"{' and '.join(map(str, widths))} units.",
             "The units of a layer are the same in all its calls.",
-            "Make a layer for each place where it is called, or leave this one out: as nn.Dropout it stays what it is.",
+            "Make a layer for each place where it is called, or leave this one nn.Dropout"
+            + (
+                f": convert with exclude={name!r}." if isinstance(layer, ConductanceDropout) and layer.replaced else "."
+            ),
         )
     return widths[0]
 
 
-def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
+def driven_layers(model: nn.Module, report: ConversionReport | None = None) -> dict[str, ConductanceDropout]:
     """Find the layers that Y-Drop drives, by name.
+
+    Args:
+        model: The model.
+        report: What a conversion has done, where one was asked for.
 
     Raises:
         ConfigurationError: If there are none.
@@ -174,12 +190,27 @@ def driven_layers(model: nn.Module) -> dict[str, ConductanceDropout]:
     """
     layers = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, ConductanceDropout)}
     if not layers:
-        dropout_like = dropout_like_modules(model)
-        raise ConfigurationError(
+        holds_none = (
             f"{type(model).__name__} holds no ConductanceDropout; dropout-like modules in it: "
-            f"{', '.join(dropout_like) if dropout_like else 'none'}.",
+            f"{', '.join(dropout_like_modules(model)) or 'none'}."
+        )
+        if report is not None:
+            left = "".join(f" {name} was left: {reason}." for name, reason in list(report.left.items())[:MOST_ITEMS])
+            raise ConfigurationError(
+                f"{holds_none} With convert=True nothing was converted.{left}",
+                "It converts modules nn.Dropout, 1d, 2d and 3d. It can't see F.dropout in a forward, as in some "
+                "networks of timm.",
+                "Place a layer yourself instead, for example model.head = nn.Sequential(ConductanceDropout(p), "
+                "model.head).",
+            )
+        convertible = [name for name, module in named_modules(model).items() if type(module) in CONVERTED]
+        raise ConfigurationError(
+            holds_none,
             "Y-Drop drives ConductanceDropout layers.",
-            "Put ConductanceDropout(p) where nn.Dropout(p) or F.dropout stood, or add one behind each hidden layer.",
+            f"To convert {listed(convertible)}, pass convert=True to YDropCallback or call convert_dropout(model). "
+            "Or place ConductanceDropout(p) yourself, where nn.Dropout(p) stands."
+            if convertible
+            else "Put ConductanceDropout(p) where F.dropout stood, or add one after each hidden layer.",
         )
     return layers
 

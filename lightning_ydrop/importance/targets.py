@@ -1,6 +1,8 @@
 """Which targets a logit can be taken for, and how others are refused."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,67 @@ def ignore_index_of(owner: str, ignore_index: object) -> int:
             "Pass, for example, ignore_index=-100.",
         )
     return int(ignore_index)
+
+
+def check_pairs(target: Any, num_samples: int, batch_dim: int = 0, sizes: Sequence[int] = ()) -> None:
+    """Refuse what is no target for a number of samples.
+
+    Args:
+        target: The target.
+        num_samples: How many samples the inputs have.
+        batch_dim: The dimension of the samples.
+        sizes: The sizes of an input, among which another dimension may be the batch.
+
+    Raises:
+        ConfigurationError: If the target is neither None nor a tensor with one entry for each sample.
+
+    """
+    if target is None:
+        return
+    if not isinstance(target, Tensor):
+        raise ConfigurationError(
+            f"The target is {describe(target)}.",
+            "A target is a tensor of class indices (B,), soft labels (B, C) or dense labels (B, H, W), or None for the "
+            "sum of the outputs.",
+            "Convert it in the dataset or in collate_fn, for example with torch.as_tensor, or choose it with an "
+            "adapter.",
+        )
+    if num_samples not in (*target.shape[:1], *target.shape[batch_dim : batch_dim + 1]):
+        remedy = "Pass inputs and targets of the same batch."
+        if target.ndim and (other := 1 - min(batch_dim, 1)) < len(sizes) and sizes[other] == len(target):
+            remedy = (
+                f"Dimension {other} of the inputs has {len(target)} entries: for models of "
+                f"{'(T, B, F)' if other else '(B, T, F)'} pass batch_dim={other}, here and to the layers. Otherwise "
+                "pass inputs and targets of the same batch."
+            )
+        raise ConfigurationError(
+            f"The target is {describe(target)} for {num_samples} samples.",
+            f"Every sample has one target, in the first dimension{f' or dimension {batch_dim}' if batch_dim else ''}.",
+            remedy,
+        )
+
+
+def check_target(objective: Any, output: Tensor, target: Any, batch_dim: int = 0) -> None:
+    """Let an objective check a target, and show the user's own shapes where the batch was moved to the front.
+
+    Args:
+        objective: The objective.
+        output: The model's output, with the batch first.
+        target: The target, with the batch first.
+        batch_dim: Where the batch was in the output.
+
+    Raises:
+        ConfigurationError: If they do not fit.
+
+    """
+    try:
+        objective.check(output, target)
+    except ConfigurationError as error:
+        if not batch_dim:
+            raise
+        given, *others = error.args
+        own = describe(output.movedim(0, batch_dim))
+        raise ConfigurationError(f"{given} Here the batch comes first: your output is {own}.", *others) from None
 
 
 def check_classes(objective: object, output: Tensor, target: Tensor, class_dim: int) -> None:
@@ -80,9 +143,9 @@ def check_label_shape(output: Tensor, target: Tensor, class_dim: int) -> None:
 
     """
     named = list(output.shape)
-    num_classes = named.pop(class_dim)
+    named.pop(class_dim)
     if target.shape[1:] != tuple(named[1:]):
-        raise _not_labels(target, output, num_classes, named)
+        raise _not_labels(target, output, class_dim)
 
 
 def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: int) -> None:
@@ -93,10 +156,9 @@ def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: i
 
     """
     check_label_shape(output, target, class_dim)
-    named = list(output.shape)
-    num_classes = named.pop(class_dim)
     if target.dtype == torch.bool or target.is_complex():
-        raise _not_labels(target, output, num_classes, named)
+        raise _not_labels(target, output, class_dim)
+    num_classes = output.shape[class_dim]
     # As int64: in uint8, 156 equals -100.
     labels = target.long()
     counted = labels[labels != ignore_index]
@@ -130,7 +192,17 @@ def check_soft_labels(output: Tensor, target: Tensor, class_dim: int) -> None:
         )
 
 
-def _not_labels(target: Tensor, output: Tensor, num_classes: int, named: list[int]) -> ConfigurationError:
+def _not_labels(target: Tensor, output: Tensor, class_dim: int) -> ConfigurationError:
+    named = list(output.shape)
+    num_classes = named.pop(class_dim)
+    if output.ndim > 2 and target.shape[1:] == output.shape[1:-1] != torch.Size(named[1:]):
+        return ConfigurationError(
+            f"The target is {describe(target)} for the output {describe(output)}, whose {num_classes} classes are "
+            f"dimension {class_dim} by TargetLogit(class_dim={class_dim}).",
+            "An integer target holds one class index for each position, so its shape is that of the output without "
+            "the dimension of the classes.",
+            "The classes seem to be the last dimension: pass objective=TargetLogit(class_dim=-1).",
+        )
     shape = ", ".join(map(str, ["B", *named[1:]])) + ("," if len(named) == 1 else "")
     return ConfigurationError(
         f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.importance.arrangement import Batch, Role
+from lightning_ydrop.importance.interpolation import noting_what_ran
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
 from lightning_ydrop.importance.recording import recording
@@ -18,6 +19,7 @@ from lightning_ydrop.importance.request import Request, bare_request, completed
 from lightning_ydrop.importance.selection import count_units
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph
 from lightning_ydrop.importance.surroundings import Surroundings
+from lightning_ydrop.importance.targets import check_target
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import read_output
 from lightning_ydrop.models.checkpointing import (
@@ -31,7 +33,22 @@ from lightning_ydrop.models.checkpointing import (
 
 @dataclass(frozen=True)
 class Look:
-    """What a forward pass of the whole batch in evaluation mode has shown."""
+    """What a forward pass of the whole batch in evaluation mode has shown.
+
+    Attributes:
+        request: What was measured.
+        batch: The batch.
+        plan: What has been decided so far.
+        output: The model's output, with the batch first.
+        num_units: Of each layer that ran, by name.
+        left: Why layers are not driven, by name.
+        surroundings: Which modules ran before each layer.
+        recorded: The bytes of what the layers put out.
+        checkpointed: Modules that ran in activation checkpoints.
+        records: Whether passes record a graph.
+        not_after: Layers, by name, that had run when the module whose outputs the paths run through had.
+
+    """
 
     request: Request
     batch: Batch
@@ -43,6 +60,7 @@ class Look:
     recorded: int
     checkpointed: list[nn.Module]
     records: bool
+    not_after: frozenset[str] = frozenset()
 
     def read_as(self, roles: tuple[Role, ...]) -> "Look":
         """Read the same arguments in another way."""
@@ -129,11 +147,12 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         surroundings.watched(),
         seeing_checkpoints(subject.model) as checkpointed,
         recording(subject.layers, frozenset()) as tape,
+        noting_what_ran(subject.model, path.interpolate_at, tape) as not_after,
         torch.set_grad_enabled(records),
     ):
         output = request.output(request.inputs, request.carried)
         with torch.no_grad():
-            request.objective.check(output, batch.target)
+            check_target(request.objective, output, batch.target, request.dim_of_rows(""))
             counts = request.objective.count_unusable(output, batch.target) is not None
         recorded = bytes_of(*(activation for calls in tape.values() for activation in calls))
     num_units: dict[str, int] = {}
@@ -154,7 +173,10 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
     plan = replace(plan, counts_unusable=counts)
-    return Look(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed), records)
+    return Look(
+        *(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed), records),
+        not_after=frozenset(not_after),
+    )
 
 
 def output_of(look: Look, rows: Tensor, draws: int = 0) -> Tensor:

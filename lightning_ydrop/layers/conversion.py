@@ -10,7 +10,7 @@ from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
 from lightning_ydrop.layers.kinds import CONVERTED, drops, is_dropout_like
-from lightning_ydrop.layers.names import NamePatterns, fits_any, reported
+from lightning_ydrop.layers.names import NamePatterns, check_patterns, fits_any, reported
 from lightning_ydrop.layers.surroundings import Place, Surroundings, drops_attention_weights
 
 Twin = ConductanceDropout | Jumpout
@@ -180,22 +180,6 @@ def restore_dropout(model: nn.Module) -> ConversionReport:
     return ConversionReport(_in_order(converted, order), _in_order(left, order))
 
 
-def check_patterns(owner: str, name: str, patterns: object) -> None:
-    """Refuse anything but None, a pattern of names, or a sequence of patterns, such as a list or a ListConfig.
-
-    Raises:
-        ConfigurationError: If it is something else.
-
-    """
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    if patterns is not None and not (isinstance(listed, Sequence) and all(isinstance(each, str) for each in listed)):
-        raise ConfigurationError(
-            f"{owner}({name}={describe(patterns)}) was given.",
-            f"`{name}` holds patterns of the names of modules.",
-            f'Pass, for example, {name}="classifier.*".',
-        )
-
-
 @dataclass(frozen=True)
 class _Layer:
     """A module and all its places in a model."""
@@ -306,9 +290,12 @@ def _check_that_patterns_fit(
     names = {reported(place.name): place.module for place in places}
     dropping = {name: module for name, module in names.items() if is_dropout_like(module)}
     included = _as_list(include)
-    for patterns, allowed, rule in (
-        ([*included, *_as_list(exclude), *unit_dim], names, "A pattern fits the name of a module"),
-        (included, dropping, "A pattern to include fits the name of a module that drops"),
+    of_module = "A pattern fits the name of a module"
+    for patterns, allowed, rule, example in (
+        (included, names, of_module, 'include="classifier.*"'),
+        (_as_list(exclude), names, of_module, 'exclude="classifier.*"'),
+        (unit_dim, names, of_module, 'unit_dim={"classifier.*": -1}'),
+        (included, dropping, "A pattern to include fits the name of a module that drops", 'include="classifier.*"'),
     ):
         for pattern in patterns:
             if isinstance(pattern, str) and fits_any(pattern, allowed):
@@ -317,7 +304,7 @@ def _check_that_patterns_fit(
             raise ConfigurationError(
                 f"The pattern {describe(pattern)} was given to convert {type(model).__name__}.",
                 f"{rule}; those that drop are {there or 'none'}.",
-                'Pass, for example, include="classifier.*".',
+                f"Pass, for example, {example}.",
             )
 
 

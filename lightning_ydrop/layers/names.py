@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import translate
 
+from lightning_ydrop.errors import ConfigurationError, describe
+
 
 class NamePatterns:
     """Patterns as in fnmatch, such as "classifier.*", which are matched all at once.
@@ -50,3 +52,19 @@ def _is_plain(pattern: str) -> bool:
 def reported(name: str) -> str:
     """Take out of a name what compilation adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
+
+
+def check_patterns(owner: str, name: str, patterns: object) -> None:
+    """Refuse anything but None, a pattern of names, or a sequence of patterns, such as a list or a ListConfig.
+
+    Raises:
+        ConfigurationError: If it is something else.
+
+    """
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if patterns is not None and not (isinstance(listed, Sequence) and all(isinstance(each, str) for each in listed)):
+        raise ConfigurationError(
+            f"{owner}({name}={describe(patterns)}) was given.",
+            f"`{name}` holds patterns of the names of modules.",
+            f'Pass, for example, {name}="classifier.*".',
+        )

@@ -128,19 +128,24 @@ class AutomaticAdapter(Adapter):
         """
         if isinstance(batch, Tensor):
             return batch, None
-        named = _fields(batch)
+        named = fields_of(batch)
         if named is not None:
             inputs, targets = ([name for name in names if name in named] for names in (INPUT_NAMES, TARGET_NAMES))
             if len(inputs) == 1 and len(targets) <= 1:
                 return named[inputs[0]], named[targets[0]] if targets else None
         if isinstance(batch, (tuple, list)) and batch and (named is None or not {*INPUT_NAMES} & named.keys()):
             return batch[0], batch[1] if len(batch) > 1 else None
+        remedy = 'adapter=KeyAdapter(inputs="image", target="label"), or IndexAdapter.'
+        if named is not None and "input_ids" in named:  # of a tokenizer
+            known = [f'"{name}"' for name in named if name in INPUT_NAMES]
+            target = next((f'"{name}"' for name in TARGET_NAMES if name in named), "None")
+            remedy = f"adapter=KeyAdapter(inputs=[{', '.join(known)}], target={target}, keywords=True)."
         raise ConfigurationError(
             f"The batch is {describe(batch)}.",
             "Y-Drop reads a tensor, (x, y, ...), and mappings, dataclasses and named tuples with one known input, such "
             f"as {', '.join(INPUT_NAMES[:7])}, and at most one known target: {', '.join(TARGET_NAMES)}.",
             "Give the LightningModule a method `ydrop_inputs(batch)` that returns (inputs, target), or name the places "
-            'in the batch: adapter=KeyAdapter(inputs="image", target="label"), or IndexAdapter.',
+            f"in the batch: {remedy}",
         )
 
 
@@ -154,7 +159,7 @@ def check_adapter(owner: str, adapter: object) -> None:
     check_kind(owner, "adapter", adapter, Adapter, example='KeyAdapter(inputs="image", target="label")')
 
 
-def _fields(batch: Any) -> Mapping[str, Any] | None:
+def fields_of(batch: Any) -> Mapping[str, Any] | None:
     """View a mapping, dataclass or named tuple as a mapping. Anything else has no named fields: None."""
     if isinstance(batch, Mapping):
         return batch
@@ -176,7 +181,7 @@ def _take_each(adapter: Adapter, batch: Any, places: Any) -> Any:
 
 
 def _take(adapter: Adapter, batch: Any, place: int | str) -> Any:
-    readable: Any = _fields(batch) if isinstance(place, str) else batch if isinstance(batch, (tuple, list)) else None
+    readable: Any = fields_of(batch) if isinstance(place, str) else batch if isinstance(batch, (tuple, list)) else None
     if readable is not None:
         try:
             return readable[place]

@@ -35,10 +35,12 @@ def arguments_of(signature: inspect.Signature, inputs: Inputs) -> tuple[tuple[An
         listed = isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
         positional = tuple(inputs) if listed else (inputs,)
     if not _takes(signature, positional, {}):
+        by_name = any(each.kind in (each.VAR_KEYWORD, each.KEYWORD_ONLY) for each in signature.parameters.values())
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}, and the model's forward takes {signature}.",
             "A tensor is given to forward as it is, a tuple as positional arguments, a mapping as keyword arguments.",
-            "Give the inputs that forward takes, by an adapter or by `ydrop_inputs` in the LightningModule.",
+            "Give the inputs that forward takes, by an adapter or by `ydrop_inputs` in the LightningModule."
+            + (" KeyAdapter(..., keywords=True) passes them by name." if by_name else ""),
         )
     return positional, {}
 

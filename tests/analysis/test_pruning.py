@@ -75,6 +75,9 @@ def test_layers_have_the_names_that_they_are_measured_by() -> None:
         ({"0": torch.rand(6)}, 1.5, "fraction=1.5"),
         ({"0": torch.rand(7)}, 0.5, r"Tensor\(shape=\(7,\).*'0'"),
         ({"0": torch.rand(6), "1": torch.rand(6)}, 0.5, "'1', that is ReLU here"),
+        ({"1": torch.rand(6)}, 0.5, r"before it: mean_conductance\(model, data, layers='0'\)\.$"),
+        ({"nothing": torch.rand(6)}, 0.5, r"Measure these layers: mean_conductance\(model, data, layers=\"...\"\)\.$"),
+        ({"0": torch.rand(5)}, 0.5, r"Measure these layers: mean_conductance\(model, data, layers=\"...\"\)\.$"),
         ({"0": torch.rand(6), "body": torch.rand(6)}, 0.5, "'body', that is None here"),
     ],
 )

@@ -14,6 +14,7 @@ from lightning_ydrop import (
     ConductanceMonitor,
     ConfigurationError,
     NegativeLoss,
+    NoEffectWarning,
     Objective,
     OutputSum,
     TargetLogit,
@@ -305,3 +306,13 @@ def test_layers_that_are_not_there_are_refused_before_training(num_sanity_val_st
     with pytest.raises(ConfigurationError, match="head"):
         trainer.fit(net, data())
     assert trainer.global_step == 0
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+@pytest.mark.parametrize(
+    ("net", "validated", "settings"), [(Net, True, {}), (Net, False, {}), (Validated, True, {"limit_val_batches": 0})]
+)
+def test_a_fit_without_validation_is_told_of(net: Any, validated: bool, settings: Any) -> None:
+    trainer = trainer_of(ConductanceMonitor("body.3", figures=False), max_epochs=1, **settings)
+    with pytest.warns(NoEffectWarning, match="this fit has no validation: nothing is logged"):
+        trainer.fit(net(), data(X, Y), data(X, Y) if validated else None)

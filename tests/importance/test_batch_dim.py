@@ -53,7 +53,8 @@ class Net(nn.Module):
 
     def build(self) -> None:
         self.body: nn.Module = nn.TransformerEncoderLayer(WIDTH, 2, 16, 0.0, batch_first=self.batch_first)
-        self.drop, self.head = ConductanceDropout(0.2, unit_dim=-1), nn.Linear(WIDTH, CLASSES)
+        self.drop = ConductanceDropout(0.2, unit_dim=-1, batch_dim=int(not self.batch_first))
+        self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, *given: Tensor) -> Any:
         return self.head(self.drop(self.body(*given)))
@@ -80,7 +81,8 @@ class Sequence(Net):
 
     def build(self) -> None:
         self.body = nn.LSTM(WIDTH, 10, batch_first=self.batch_first)
-        self.drop, self.head = ConductanceDropout(unit_dim=-1), nn.Linear(10, CLASSES)
+        self.drop = ConductanceDropout(unit_dim=-1, batch_dim=int(not self.batch_first))
+        self.head = nn.Linear(10, CLASSES)
 
     def forward(self, *given: Tensor) -> Any:
         return self.head(self.drop(self.body(*given)[0]))
@@ -117,6 +119,10 @@ class OneNumber(Sequence):
 
 class FirstInside(Sequence):
     """A layer whose rows are first, whatever the layout of the network."""
+
+    def build(self) -> None:
+        super().build()
+        self.drop = ConductanceDropout(unit_dim=-1)
 
     def forward(self, *given: Tensor) -> Any:
         hidden = self.body(*given)[0]
@@ -327,6 +333,29 @@ def test_a_layer_may_have_its_batch_elsewhere_than_the_model(quadrature: Quadrat
     for engine in engines:
         engine.step(x, y)
     assert_alike(engines[0].scores, engines[1].scores)
+
+
+@pytest.mark.parametrize("batch", [B, T, 10])  # as many as time steps, and as units, too
+def test_a_layer_that_draws_one_mask_for_all_samples_is_told_of(batch: int) -> None:
+    x, y = torch.randn(T, batch, WIDTH), torch.arange(batch) % CLASSES
+    model = LastState(False)
+    YDrop(model, batch_dim=1).step(x, y)  # silent, though `more` is given (B, U)
+    model.drop = ConductanceDropout(unit_dim=-1)
+    with pytest.warns(UserWarning, match="would draw one mask") as caught:
+        YDrop(model, batch_dim=1).step(x, y)
+    assert [str(each.message) for each in caught] == [
+        "The layer 'drop' (batch_dim=0) would draw one mask for all samples, which are dimension 1 of what it puts "
+        "out. Pass ConductanceDropout(batch_dim=1), for a mask of each sample's own."
+    ]
+    model.drop = ConductanceDropout(unit_dim=-1, elementwise=True)
+    YDrop(model, batch_dim=1).step(x, y)
+
+
+def test_so_is_one_that_takes_another_dimension_for_the_batch() -> None:
+    model = LastState(True)
+    model.drop = ConductanceDropout(unit_dim=-1, batch_dim=1)
+    with pytest.warns(UserWarning, match=r"'drop' \(batch_dim=1\).* dimension 0 .*ConductanceDropout\(batch_dim=0\)"):
+        YDrop(model).step(X, LABELS)
 
 
 def test_it_is_a_setting_of_the_request() -> None:

@@ -292,7 +292,9 @@ def test_batches_that_are_too_small_for_the_model_are_passed_over(progress: floa
 
 
 def test_a_batch_without_samples_in_any_layout_is_passed_over() -> None:
-    engine = YDrop(Attending(), objective=OutputSum(), batch_dim=1)
+    model = Attending()
+    model.drop = ConductanceDropout(unit_dim=-1, batch_dim=1)
+    engine = YDrop(model, objective=OutputSum(), batch_dim=1)
     engine.step(torch.randn(4, 0, 12))
     assert not engine.is_dry_run_done
     engine.step(torch.randn(4, 16, 12))

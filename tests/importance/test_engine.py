@@ -596,7 +596,7 @@ def test_layers_that_the_output_does_not_depend_on_are_named() -> None:
 
 def test_batch_norm_without_statistics_is_named() -> None:
     model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8, track_running_stats=False), ConductanceDropout())
-    with pytest.warns(UserWarning, match="'1' normalise by the batch at hand"):
+    with pytest.warns(UserWarning, match="'1' normalises by the batch at hand"):
         YDrop(model).step(torch.randn(8, 12))
 
 

@@ -33,9 +33,10 @@ def test_without_samples_nothing_is_decided() -> None:
     ("found", "num_units", "texts"),
     [
         (findings(), {"1": 16, "4": 10}, []),
-        (findings(), {"1": 16}, ["no score for '4': the model's forward did not call them."]),
+        (findings(), {"1": 16}, ["no score for '4': the model's forward did not call it. Only layers that forward"]),
         (findings(), {}, ["no score for '1', '4': the model's forward did not call them."]),
-        (findings({"1", "4"}), {"1": 16}, ["no score for '4': the model's forward calls them in training mode alone"]),
+        (findings({"1", "4"}), {}, ["no score for '1', '4': the model's forward calls them in training mode alone"]),
+        (findings({"1", "4"}), {"1": 16}, ["no score for '4': the model's forward calls it in training mode alone"]),
         (
             findings({"1"}),
             {},

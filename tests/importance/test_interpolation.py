@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.importance.arrangement import Batch, arrange
-from lightning_ydrop.importance.interpolation import find_module, outputs_of, putting_out
+from lightning_ydrop.importance.interpolation import find_module, noting_what_ran, outputs_of, putting_out
 
 IDS = torch.randint(0, 9, (6, 4))
 
@@ -66,3 +66,23 @@ def test_a_compiled_part_keeps_its_name() -> None:
     compiled: Any = torch.compile(Tokens(), backend="eager")
     model = nn.Sequential(compiled)
     assert find_module("YDrop", model, "0.embedding") is compiled.embedding
+
+
+def test_of_many_modules_embeddings_come_first_and_the_rest_is_counted() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(40)), nn.Embedding(3, 2))
+    with pytest.raises(ConfigurationError, match=r"Sequential: 40, 0, 1, .*, 28 and 11 more\. Pass the full name"):
+        find_module("YDrop", model, "embedding")
+
+
+def test_what_has_run_before_a_module_is_noted() -> None:
+    model, ran = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), []
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    with noting_what_ran(model, "1", ran) as noted:
+        model(torch.ones(1, 2))
+    assert noted == {"0", "1"}
+    model(torch.ones(1, 2))
+    assert noted == {"0", "1"}
+    with noting_what_ran(model, None, ran) as noted:
+        model(torch.ones(1, 2))
+    assert noted == set()

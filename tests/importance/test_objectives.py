@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ydrop import ConfigurationError, NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
-from lightning_ydrop.importance.arrangement import check_pairs
 from lightning_ydrop.importance.objectives import check_objective
 
 OUTPUT = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
@@ -415,18 +414,3 @@ def test_what_does_not_fit_is_refused(objective: Objective, output: Tensor, targ
 def test_what_is_no_objective_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ([0, 1], r"The target is list\(0, 1\)"),
-        (1.0, "The target is 1.0"),
-        (torch.tensor(1), r"shape=\(\).* for 2 samples"),
-        (torch.tensor([0, 1, 2]), r"shape=\(3,\).* for 2 samples"),
-    ],
-)
-def test_what_is_no_target_for_the_samples_is_refused(target: Any, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        check_pairs(target, 2)
-    check_pairs(None, 2)

@@ -16,8 +16,10 @@ from lightning_ydrop.importance.selection import (
     select_layers,
     unit_dims_of,
 )
+from lightning_ydrop.layers.conversion import ConversionReport
 from tests.containers import ListConfig
 from tests.networks import perceptron
+from tests.test_bad_input import check_sentences
 
 
 @pytest.mark.parametrize("listed", [list, tuple, ListConfig])
@@ -114,3 +116,50 @@ def test_driven_layers_are_found_with_plain_names() -> None:
         ConfigurationError, match=r"Linear holds no ConductanceDropout; dropout-like modules in it: none\."
     ):
         driven_layers(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("build", "report", "texts"),
+    [
+        (lambda: nn.Linear(2, 2), None, ["Put ConductanceDropout(p) where F.dropout stood"]),
+        (
+            lambda: perceptron(dropout=nn.Dropout),
+            None,
+            ["To convert 1, 4, pass convert=True to YDropCallback or call convert_dropout(model)."],
+        ),
+        (
+            lambda: nn.Linear(2, 2),
+            ConversionReport({}, {}),
+            ["With convert=True nothing was converted.", "It can't see F.dropout in a forward", "model.head = nn.Seq"],
+        ),
+        (
+            lambda: perceptron(dropout=nn.Dropout),
+            ConversionReport({}, {"1": "excluded", "4": "excluded"}),
+            ["1 (Dropout), 4 (Dropout). With convert=True nothing was converted. 1 was left: excluded. 4 was left: "],
+        ),
+    ],
+)
+def test_the_error_without_layers_says_how_to_come_by_some(build: Any, report: Any, texts: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        driven_layers(build(), report)
+    for text in texts:
+        assert text in str(caught.value)
+    check_sentences(caught.value)
+
+
+def test_an_instance_is_told_from_a_type() -> None:
+    model = perceptron()
+    with pytest.raises(ConfigurationError, match=r"f\(layers=an instance of ReLU\).*Pass its name: layers='2'\.$"):
+        select_layers("f", model, ["0", model[2]])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match=r"f\(layers=an instance of ReLU\).*Pass one of these names"):
+        select_layers("f", model, nn.ReLU())  # type: ignore[arg-type]
+
+
+def test_a_converted_layer_of_two_widths_is_left_by_its_name() -> None:
+    drop = ConductanceDropout(unit_dim=-1)
+    outputs = [torch.randn(6, 3), torch.randn(6, 4)]
+    with pytest.raises(ConfigurationError, match=r"or leave this one nn\.Dropout\.$"):
+        count_units("net.d", drop, outputs, -1, rows=6)
+    drop.replaced = (nn.Dropout(),)
+    with pytest.raises(ConfigurationError, match=r"or leave this one nn\.Dropout: convert with exclude='net\.d'\.$"):
+        count_units("net.d", drop, outputs, -1, rows=6)

@@ -439,16 +439,23 @@ def test_channel_dropout_stays_as_it_was_whatever_unit_dim_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"include": "head.*"}, {"exclude": ["5", "head.*"]}, {"unit_dim": {"head.*": 1}}]
+    ("arguments", "example"),
+    [
+        ({"include": "head.*"}, 'include="classifier.*"'),
+        ({"exclude": ["5", "head.*"]}, 'exclude="classifier.*"'),
+        ({"unit_dim": {"head.*": 1}}, 'unit_dim={"classifier.*": -1}'),
+    ],
 )
-def test_a_pattern_that_fits_nothing_is_refused_before_anything_changes(arguments: dict[str, Any]) -> None:
+def test_a_pattern_that_fits_nothing_is_refused_before_anything_changes(
+    arguments: dict[str, Any], example: str
+) -> None:
     model = conv_net()
     with pytest.raises(ConfigurationError) as caught:
         convert_dropout(model, **arguments)
     assert str(caught.value) == (
         "The pattern 'head.*' was given to convert Sequential. "
         "A pattern fits the name of a module; those that drop are 1 (Dropout2d), 5 (Dropout), 10 (Dropout). "
-        'Pass, for example, include="classifier.*".'
+        f"Pass, for example, {example}."
     )
     assert layers_of(model) == {}
 
