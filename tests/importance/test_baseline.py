@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop import ConfigurationError
+from lightning_ydrop.errors import describe
 from lightning_ydrop.importance.baseline import baseline_on, check_baseline, start_points
 from tests.containers import ListConfig
 
@@ -31,7 +32,7 @@ def test_a_sequence_of_numbers_tensors_and_none_is_a_list_or_tuple(listed: Calla
 @pytest.mark.parametrize(
     "value",
     [None, "0", True, [], (), [True], ["0"], float("nan"), [0.0, float("inf")], X / 0, [X.log()], {"x": 0.0}],
-    ids=str,
+    ids=describe,
 )
 def test_what_is_no_baseline_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^YDrop\(baseline=.*Pass, for example, baseline=0\.0\.$"):
