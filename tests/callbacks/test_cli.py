@@ -289,7 +289,7 @@ class TimeFirst(Model):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.LSTM(3, 6)  # type: ignore[assignment]
-        self.drop, self.head = ConductanceDropout(unit_dim=-1), nn.Linear(6, 5)
+        self.drop, self.head = ConductanceDropout(unit_dim=-1, batch_dim=1), nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.drop(self.body(x)[0])[-1])

@@ -382,7 +382,7 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X, Y, layers="9"), "layers='9'.*0, 1, 2"),
         (lambda: layer_conductance(MODEL, X, Y, layers=nn.LSTM), "layers=LSTM"),
         (lambda: layer_conductance(MODEL, X, Y, layers=[]), r"layers=list\(\)"),
-        (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=Linear"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=an instance of Linear"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y, objective="sum"), "objective='sum'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y, interpolate_at="9"), "interpolate_at='9'"),
         (lambda: layer_conductance(MODEL, X, Y, baseline="black"), "baseline='black'"),  # type: ignore[arg-type]
