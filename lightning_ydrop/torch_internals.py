@@ -55,6 +55,18 @@ def is_untouched(tensor: Tensor) -> bool:
     return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
+def is_lost(tensor: Tensor) -> bool:
+    """Tell whether torch has lost the memory of a tensor that shared it: where it grows, only reads get at its values.
+
+    It replaces the memory without taking it out of what is shared, so that the next write fails.
+    """
+    try:
+        tensor.data_ptr()
+    except RuntimeError as error:
+        return "COW.cpp" in str(error)
+    return False
+
+
 def memory_of(tensor: Tensor) -> int:
     """Name the memory of a tensor, which its views share. An address would not do: to ask for it counts as a write."""
     return int(tensor.untyped_storage()._cdata)

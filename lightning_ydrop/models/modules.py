@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ class ModuleKind(NamedTuple):
     script: bool
 
 
+# Their classes have attributes that no pass through a model changes.
+FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_ydrop", "torchmetrics", "builtins", "abc", "typing")
+
 _KINDS: dict[type, ModuleKind] = {}
 
 
@@ -56,6 +60,16 @@ def _kind_of_class(cls: Any) -> ModuleKind:
         overrides_train=not script and (cls.train is not nn.Module.train or cls.eval is not nn.Module.eval),
         minds_attributes=not script and cls.__setattr__ is not nn.Module.__setattr__,
         script=script,
+    )
+
+
+@cache
+def classes_of_users(cls: Any) -> tuple[type, ...]:
+    """List a class and its bases, as far as they are a user's, or made inside a function, as torch.fx does."""
+    return tuple(
+        base
+        for base in cls.__mro__
+        if base.__module__.partition(".")[0] not in FRAMEWORKS or "<locals>" in base.__qualname__
     )
 
 
