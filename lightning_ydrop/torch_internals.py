@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,12 @@ def set_flag(module: nn.Module, training: bool) -> None:
     It is for modules that have no `__setattr__` of their own, and are no TorchScript.
     """
     module.__dict__["training"] = training
+
+
+def set_flags(modules: Iterable[nn.Module], training: bool) -> None:
+    """Set that of many modules: a call for each takes longer than all of the rest."""
+    for module in modules:
+        module.__dict__["training"] = training
 
 
 def set_class(module: object, cls: type) -> None:

@@ -231,11 +231,11 @@ class Contents:
     def _take_function(self, function: FunctionType, place: Place) -> list[Any]:
         """Take what a user's function keeps from call to call: in its closure, its defaults and its attributes.
 
-        Hooks are looked into, functions that replace a method, and those that phase 1 was told to call, with the
-        functions that these hold. Others are a user's own, to look from outside at what a model does.
+        Functions that replace a method are looked into. Hooks, functions in other attributes and a `forward=` are not:
+        with these a user looks at a model from outside, and counts all passes.
         """
         cls, name = place
-        if name and name not in FORWARD_HOOKS and not hasattr(cls, name):
+        if not name or not hasattr(cls, name):
             return []
         if function.__module__ is not None and function.__module__.partition(".")[0] in MACHINERY:
             return []

@@ -75,7 +75,12 @@ def classes_of_users(cls: Any) -> tuple[type, ...]:
 
 def overrides_train(module: nn.Module) -> bool:
     """Tell whether the class of a module overrides `train` or `eval`, or somebody has on the instance."""
-    return kind_of(module).overrides_train or "train" in module.__dict__ or "eval" in module.__dict__
+    return kind_of(module).overrides_train or overrides_train_itself(module)
+
+
+def overrides_train_itself(module: nn.Module) -> bool:
+    """Tell whether somebody has overridden `train` or `eval` on the instance."""
+    return "train" in module.__dict__ or "eval" in module.__dict__
 
 
 def is_training(module: nn.Module) -> bool:

@@ -162,15 +162,18 @@ def copy_of_iterator(iterator: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python will copy no iterators of itertools from 3.14 on
             make, arguments, *states = iterator.__reduce__()
-        copied = make(*(copy_of_iterator(each) if is_iterator(each) else each for each in arguments))
-        for state in states:
-            kept = (
-                tuple(each.copy() if type(each) is list else each for each in state) if type(state) is tuple else state
-            )
-            copied.__setstate__(kept)
+            copied = make(*_parts_copied(arguments))
+            for state in states:
+                copied.__setstate__(_parts_copied(state) if isinstance(state, tuple) else state)
     except (TypeError, AttributeError):
         return iterator
     return copied
+
+
+def _parts_copied(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        copy_of_iterator(each) if is_iterator(each) else each.copy() if type(each) is list else each for each in parts
+    )
 
 
 def is_iterator(value: object) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ydrop.models.contents import CONSTANT, FORWARD_HOOKS, OF_PARAMETERS, Contents, Start
-from lightning_ydrop.models.modules import all_modules, classes_of_users, is_training, kind_of, overrides_train
+from lightning_ydrop.models.modules import all_modules, classes_of_users, is_training, kind_of, overrides_train_itself
 from lightning_ydrop.models.objects import copy_of_iterator, is_iterator, items_of, refill
 from lightning_ydrop.models.observations import Observations
 from lightning_ydrop.models.tensors import Tensors, replace_inference_tensors, version_of
@@ -18,12 +18,13 @@ from lightning_ydrop.torch_internals import (
     set_attribute_of_script,
     set_attributes,
     set_class,
-    set_flag,
+    set_flags,
 )
 
 # The attributes that every module has: registries, of which those that a forward pass may change are looked at by name.
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
-REGISTRIES = ("_buffers", "_modules", "_non_persistent_buffers_set")
+NAMES_OF_BUFFERS = "_non_persistent_buffers_set"
+REGISTRIES = ("_buffers", "_modules", NAMES_OF_BUFFERS)
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 # A pass may register hooks, or take them away by handles that know these very dictionaries.
 HOOKS = tuple(name for name in nn.Module().__dict__ if "_hooks" in name and name not in BACKWARD_HOOKS)
@@ -51,7 +52,8 @@ class Snapshot:
         self.observations = observations
         self.learning = learning or observations is None
         self.registered = _registered(self.roots)
-        self._sharded = any(kind_of(module).sharded for module in self.registered)
+        self._kinds = [kind_of(module) for module in self.registered]
+        self._sharded = any(kind.sharded for kind in self._kinds)
         self._minds_parameters = self.learning or observations is None or observations.parameters
         self._minds_inference = self.learning or observations is None or observations.inference
         self._tensors = Tensors(observations, learning)
@@ -67,10 +69,11 @@ class Snapshot:
     def take(self) -> None:
         """Copy what there is."""
         contents = self._contents
+        self._seen.update(map(id, self.registered))
         for module in self.registered:
-            self._seen.add(id(module))
-            contents.add(self._take_module(module))
-        contents.add(((type(root), ""), root) for root in self.roots)
+            if starts := self._take_module(module):
+                contents.add(starts)
+        contents.add([((type(root), ""), root) for root in self.roots if not isinstance(root, nn.Module)])
         contents.search()
 
     def evaluate(self) -> None:
@@ -79,7 +82,7 @@ class Snapshot:
         Where nothing overrides `train` or `eval`, that is a flag. An override that raises is passed over.
         """
         roots = [root for root in self.roots if isinstance(root, nn.Module)]
-        if any(map(overrides_train, self.registered)):
+        if any(kind.overrides_train for kind in self._kinds) or any(map(overrides_train_itself, self.registered)):
             try:
                 for root in roots:
                     root.eval()
@@ -126,15 +129,15 @@ class Snapshot:
         return f"a tensor of shape {tuple(tensor.shape)}"
 
     def _set_flags(self) -> None:
-        for module in self.registered:
-            if is_training(module):
-                kind = kind_of(module)
+        plain: list[nn.Module] = []
+        for module, kind in zip(self.registered, self._kinds, strict=True):
+            if not (kind.minds_attributes or kind.script):
+                plain.append(module)
+            elif is_training(module):
                 if kind.minds_attributes:
                     self._minding.append(module)
-                if kind.minds_attributes or kind.script:
-                    module.training = False
-                else:
-                    set_flag(module, False)
+                module.training = False
+        set_flags(plain, False)
 
     def _take_module(self, module: nn.Module) -> list[Start]:
         kind = kind_of(module)
@@ -146,7 +149,10 @@ class Snapshot:
         held = module.__dict__
         own = held.copy()
         for registry in REGISTRIES:
-            own[registry] = held[registry].copy()
+            if held[registry]:
+                own[registry] = held[registry].copy()
+            else:
+                own[registry] = set() if registry == NAMES_OF_BUFFERS else {}
         if not self._sharded:  # FSDP2 puts what it gathers in the place of parameters, and knows what stands there
             own["_parameters"] = held["_parameters"].copy()
         for hooks in BACKWARD_HOOKS:
@@ -193,12 +199,13 @@ class Snapshot:
         tensors, seen = self._tensors, self._seen
         guards_all, written = self.learning or always, tensors.written
         for tensor in registry.values():
-            if tensor is None or id(tensor) in seen:
+            key = id(tensor)
+            if tensor is None or key in seen:
                 continue
-            seen.add(id(tensor))
+            seen.add(key)
             if type(tensor) not in PLAIN_TENSORS:
                 continue
-            if guards_all or id(tensor) in written:
+            if guards_all or key in written:
                 tensors.take(tensor)
             elif not tensor.is_inference():
                 tensors.watched.append((tensor, tensor._version, None))

@@ -130,8 +130,8 @@ class Tensors:
             # To share what will be written to takes as long as to copy it, and moves it to other memory.
             may_share = may_share and not is_written and id(tensor) not in observations.read_raw
         copied = copy_on_write(tensor) if may_share else None
-        if copied is None and not must_guard and tensor.numel() > MOST_ELEMENTS:
-            self.watched.append((tensor, version_of(tensor), place))
+        if copied is None and not must_guard and tensor.numel() > MOST_ELEMENTS and not tensor.is_inference():
+            self.watched.append((tensor, tensor._version, place))
         else:
             self._kept.append(KeptTensor(tensor, copied, place))
 
@@ -140,8 +140,8 @@ class Tensors:
         observations = self._observations
         if observations is None or self._learning or id(tensor) in self.written or place in observations.rewritten:
             self.take(tensor, place)
-        elif is_plain(tensor):
-            self.watched.append((tensor, version_of(tensor), place))
+        elif is_plain(tensor) and not tensor.is_inference():
+            self.watched.append((tensor, tensor._version, place))
 
     def put_back(self, name_of: Callable[[Tensor], str]) -> None:
         """Let all of them be as they were, and remember which were written to.
@@ -157,9 +157,9 @@ class Tensors:
                 self._note(kept.tensor, kept.place)
             elif is_written is None and observations is not None:
                 observations.read_raw.add(id(kept.tensor))
-        for kept in sorted(self._kept, key=lambda each: not each.shares):  # those that share hold all of a memory
-            if kept.is_lost:
-                kept.move(memories)
+        lost = [kept for kept in self._kept if kept.is_lost]
+        for kept in sorted(lost, key=lambda each: not each.shares):  # those that share hold all of a memory
+            kept.move(memories)
         if memories:
             note_lost_memory()
         for kept in self._kept:
@@ -167,7 +167,7 @@ class Tensors:
         for kept in self._kept:
             kept.unshare()
         for tensor, version, place in self.watched:
-            if version_of(tensor) != version and observations is not None:
+            if tensor._version != version and observations is not None:
                 self._note(tensor, place)
                 observations.unguarded.append(name_of(tensor))
         if observations is not None and len(self.written) > len(self.seen) + MOST_ELEMENTS:

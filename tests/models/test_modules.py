@@ -149,19 +149,16 @@ def test_a_train_that_was_switched_off_keeps_a_module_in_its_mode() -> None:
     assert set(modes) == {True}
 
 
-MODES: list[bool] = []
-
-
 def test_an_eval_that_raises_is_passed_over() -> None:
     class Stubborn(nn.Linear):
         def train(self, mode: bool = True) -> "Stubborn":
             raise AssertionError
 
     model = nn.Sequential(Stubborn(6, 8), nn.BatchNorm1d(8), ConductanceDropout(), nn.Linear(8, 3))
-    model.register_forward_pre_hook(lambda module, _: MODES.append(any(each.training for each in module.modules())))
-    MODES.clear()
+    model.register_forward_pre_hook(lambda module, _: modes.append(any(each.training for each in module.modules())))
+    modes: list[bool] = []
     layer_conductance(model, X, Y, n_steps=3)
-    assert MODES == [False]
+    assert modes == [False]
     assert all(module.training for module in model.modules())
 
 
