@@ -162,18 +162,21 @@ def copy_of_iterator(iterator: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python will copy no iterators of itertools from 3.14 on
             make, arguments, *states = iterator.__reduce__()
-            copied = make(*_parts_copied(arguments))
+            copied = make(*map(_part_copied, arguments))
             for state in states:
-                copied.__setstate__(_parts_copied(state) if isinstance(state, tuple) else state)
+                copied.__setstate__(tuple(map(_part_copied, state)) if isinstance(state, tuple) else state)
     except (TypeError, AttributeError):
         return iterator
     return copied
 
 
-def _parts_copied(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        copy_of_iterator(each) if is_iterator(each) else each.copy() if type(each) is list else each for each in parts
-    )
+def _part_copied(part: Any) -> Any:
+    """Copy what an iterator goes on from: not its items, except for those that are iterators."""
+    if is_iterator(part):
+        return copy_of_iterator(part)
+    if type(part) is list:  # which `itertools.cycle` fills
+        return part.copy()
+    return tuple(map(_part_copied, part)) if type(part) is tuple and any(map(is_iterator, part)) else part
 
 
 def is_iterator(value: object) -> bool:

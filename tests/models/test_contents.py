@@ -24,6 +24,16 @@ X, Y = torch.randn(10, 6, generator=torch.Generator().manual_seed(1)), torch.ara
 class Net(nn.Module):
     """A network around something that happens in each pass."""
 
+    made: Any
+    boxes: Any
+    averages: Any
+    count: Any
+    cycle: Any
+    chain: Any
+    queue: Any
+    array: Any
+    sobol: Any
+
     def __init__(self, happens: Callable[["Net", Tensor], None], **attributes: Any) -> None:
         super().__init__()
         self.inner, self.drop, self.head = nn.Linear(6, 8), ConductanceDropout(), nn.Linear(8, 3)
@@ -167,7 +177,7 @@ def test_what_a_later_batch_is_the_first_to_change_among_many_is_told_and_given_
     model = Net(happens, boxes=boxes, warm=False)
     ydrop = YDrop(model)
     ydrop.step(X, Y)
-    model.warm = True
+    model.warm = True  # type: ignore[assignment]
     for _ in range(40):
         ydrop.step(X, Y)
     assert ydrop.unguarded == ["Net.boxes"]
@@ -212,7 +222,7 @@ def test_closures_of_a_forward_that_replaces_the_method_are_given_back() -> None
         cache["n"] = cache.get("n", 0) + 1
         return former(x)
 
-    model.inner.forward = forward
+    model.inner.forward = forward  # type: ignore[method-assign, assignment]
     ydrop = YDrop(model)
     for _ in range(3):
         ydrop.step(X, Y)

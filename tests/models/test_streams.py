@@ -61,14 +61,15 @@ def test_memory_is_read_where_this_python_and_this_numpy_keep_it() -> None:
 
 
 def test_a_generator_of_another_kind_is_asked() -> None:
-    former = np.random.get_bit_generator()
-    np.random.set_bit_generator(np.random.PCG64(1))
+    numpy: Any = np.random  # whose types don't know these two
+    former = numpy.get_bit_generator()
+    numpy.set_bit_generator(np.random.PCG64(1))
     try:
         with random_streams_kept():
             first = np.random.rand()  # noqa: NPY002
         assert np.random.rand() == first  # noqa: NPY002
     finally:
-        np.random.set_bit_generator(former)
+        numpy.set_bit_generator(former)
 
 
 def test_a_state_is_put_back() -> None:
