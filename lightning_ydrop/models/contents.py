@@ -32,8 +32,7 @@ from lightning_ydrop.models.tensors import Tensors
 CONSTANT = frozenset(
     {
         *(bool, int, float, complex, str, bytes, type(None), type(...), range, type, BuiltinFunctionType),
-        *(ModuleType, property, staticmethod, classmethod),
-        *(torch.device, torch.dtype, torch.Size, torch.layout, torch.memory_format),
+        *(ModuleType, torch.device, torch.dtype, torch.Size, torch.layout, torch.memory_format),
     }
 )
 # Objects of these libraries are machinery around a model, such as its Trainer and loggers, some with threads of their
@@ -96,18 +95,10 @@ class Contents:
             (self._known if self._is_known(start[0]) else self._others).append(start)
 
     def add_class(self, cls: type) -> None:
-        """Take the attributes of a class, and search what they hold."""
-        place = (cls, "")
-        if id(cls) in self._seen or not self._is_known(place):
-            return
-        self._seen.add(id(cls))
-        attributes = dict(vars(cls))
-        self._classes.append((cls, attributes))
-        self._known += [
-            (place, value)
-            for name, value in attributes.items()
-            if not name.startswith("__") and type(value) not in CONSTANT and type(value) is not FunctionType
-        ]
+        """Take the attributes of a class, but not what they hold: all modules of that class share it."""
+        if id(cls) not in self._seen and self._is_known((cls, "")):
+            self._seen.add(id(cls))
+            self._classes.append((cls, dict(vars(cls))))
 
     def search(self) -> None:
         """Take all that was added and what it holds: in places where nothing was seen to change, up to a limit."""
