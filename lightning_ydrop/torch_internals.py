@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,18 @@ def is_untouched(tensor: Tensor) -> bool:
     return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
+def is_lost(tensor: Tensor) -> bool:
+    """Tell whether torch has lost the memory of a tensor that shared it: where it grows, only reads get at its values.
+
+    It replaces the memory without taking it out of what is shared, so that the next write fails.
+    """
+    try:
+        tensor.data_ptr()
+    except RuntimeError as error:
+        return "COW.cpp" in str(error)
+    return False
+
+
 def memory_of(tensor: Tensor) -> int:
     """Name the memory of a tensor, which its views share. An address would not do: to ask for it counts as a write."""
     return int(tensor.untyped_storage()._cdata)
@@ -74,6 +86,12 @@ def set_flag(module: nn.Module, training: bool) -> None:
     It is for modules that have no `__setattr__` of their own, and are no TorchScript.
     """
     module.__dict__["training"] = training
+
+
+def set_flags(modules: Iterable[nn.Module], training: bool) -> None:
+    """Set that of many modules: a call for each takes longer than all of the rest."""
+    for module in modules:
+        module.__dict__["training"] = training
 
 
 def set_class(module: object, cls: type) -> None:

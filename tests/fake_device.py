@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightning_ydrop
-from lightning_ydrop.models import snapshot
+from lightning_ydrop.models import snapshot, tensors
 from lightning_ydrop.torch_internals import PLAIN_TENSORS
 
 PACKAGE = str(Path(lightning_ydrop.__file__).parent)
@@ -172,7 +172,7 @@ def fake_cuda() -> Iterator[None]:
         # The type of a fake tensor is another one, and it would not be guarded at all.
         stack.enter_context(patch.object(snapshot, "PLAIN_TENSORS", (*PLAIN_TENSORS, FakeTensor)))
         # A fake tensor has no memory that could be shared.
-        stack.enter_context(patch.object(snapshot, "copy_on_write", lambda tensor: None))
+        stack.enter_context(patch.object(tensors, "copy_on_write", lambda tensor: None))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))
         yield
 

@@ -22,6 +22,7 @@ from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Target, arguments_of, read_output, signature_of
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.models.sharing import parameters_shared_alone
 from lightning_ydrop.models.state import leaving_no_trace
 
 Order = Literal["random", "conductance"] | Mapping[str, Tensor]
@@ -154,6 +155,7 @@ def removal_curve(
     num_samples = 0
     beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with (
+        parameters_shared_alone(),  # data may be read once only, so there is no other try
         borrowed(model, device, beside=beside),
         torch.no_grad(),
         _removing(selected, unit_dims) as kept_units,
@@ -162,7 +164,10 @@ def removal_curve(
             inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)
             if not ranks:
-                with recording(selected) as tape, leaving_no_trace((positional, keywords), evaluate=False):
+                with (
+                    recording(selected) as tape,
+                    leaving_no_trace((positional, keywords), evaluate=False, streams=False),
+                ):
                     output = read_output(forward(*positional, **keywords))
                 num_units = _num_units(selected, unit_dims, tape, num_rows=len(output))
                 ranks = _ranks(order, num_units, repeats, seed, device)
@@ -170,7 +175,7 @@ def removal_curve(
                 for name, rank in ranks.items():
                     kept_units[name] = rank[repeat] >= round(fractions[place] * num_units[name])
                 # A forward may write to its inputs, which the next removal passes with.
-                with leaving_no_trace((positional, keywords), evaluate=False):
+                with leaving_no_trace((positional, keywords), evaluate=False, streams=False):
                     logits = read_output(forward(*positional, **keywords))
                 num_correct[repeat, place] += _num_correct(logits, target).cpu()
             kept_units.clear()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
 from lightning_ydrop.importance.targets import check_target
 from lightning_ydrop.importance.trials import rows_first
 from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.wrappers import unwrapped
 
 MaxRows = int | Literal["batch"] | None
@@ -128,7 +130,7 @@ def conductance_along(
         batch = replace(batch, target=torch.full((batch.size,), for_all, device=batch.device))
     subject = replace(subject, objective=subject.objective.on(batch.device))
     at_once = max(2, batch.size) if max_rows == "batch" else max_rows
-    plan = Plan(rows_first=rows_first(subject, path, batch))
+    plan = Plan(rows_first=without_lost_memory(partial(rows_first, subject, path, batch)))
 
     def measured(plan: Plan) -> dict[str, Tensor]:
         request = bare_request(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
@@ -136,11 +138,11 @@ def conductance_along(
         return conductance(replace(request, objective=_Checked(request)))
 
     try:
-        scores = measured(plan)
+        scores = without_lost_memory(partial(measured, plan))
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        scores = measured(replace(plan, constant_parameters=False))
+        scores = without_lost_memory(partial(measured, replace(plan, constant_parameters=False)))
     check_called(path.owner, chosen, scores)
     return scores
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,16 +21,17 @@ from lightning_ydrop.importance.driving import check_driver, check_state, restor
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
-from lightning_ydrop.importance.measures import Conductance, Measure, scores_by
+from lightning_ydrop.importance.measures import Conductance, Measure
 from lightning_ydrop.importance.objectives import Objective, TargetLogit
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
-from lightning_ydrop.importance.request import request_from
+from lightning_ydrop.importance.scoring import scored
 from lightning_ydrop.importance.selection import check_widths, driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.wrappers import unwrapped
 
 
@@ -181,7 +183,7 @@ class YDrop:
 
     @property
     def unguarded(self) -> list[str]:
-        """Tensors that phase 1 was found to write to after the dry run, which could not be undone the first time."""
+        """What phase 1 was found to change after the dry run, where that may not have been undone the first time."""
         observations = None if self._findings is None else self._findings.subject.observations
         return [] if observations is None else observations.unguarded
 
@@ -253,7 +255,8 @@ class YDrop:
         try:
             is_nothing = is_empty(inputs, settings.path.batch_dim)
             if not is_nothing:
-                findings = dry_run(self.model, self.forward, self.layers, settings, inputs, target, self._generator)
+                subject = (self.model, self.forward, self.layers)
+                findings = without_lost_memory(partial(dry_run, *subject, settings, inputs, target, self._generator))
         except Exception as error:
             # Raised once the others know: left alone, they would wait for this rank for ever.
             raised = error
@@ -312,15 +315,12 @@ class YDrop:
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
         """Draw samples of the batch and measure them: nothing, where it has too few."""
         findings = self._findings
-        assert findings is not None
-        if is_empty(inputs, findings.path.batch_dim):
+        if findings is None or is_empty(inputs, findings.path.batch_dim):
             return {}
-        request = request_from(findings.subject, findings.path, findings.plan, inputs, target, self._generator)
-        if request is None:
-            return {}
-        if findings.plan.counts_unusable and request.target is not None:
+        self._findings, request, scores = scored(findings, self.settings.measure, inputs, target, self._generator)
+        if findings.plan.counts_unusable and request is not None and request.target is not None:
             self._unusable.add(request.target)
-        return scores_by(self.settings.measure, request)
+        return scores
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
         """Rank the units of layers of one width by their scores (L, U), and give them this step's rates."""

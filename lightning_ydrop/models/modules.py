@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ class ModuleKind(NamedTuple):
     script: bool
 
 
+# Their classes have attributes that no pass through a model changes.
+FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_ydrop", "torchmetrics", "builtins", "abc", "typing")
+
 _KINDS: dict[type, ModuleKind] = {}
 
 
@@ -59,9 +63,24 @@ def _kind_of_class(cls: Any) -> ModuleKind:
     )
 
 
+@cache
+def classes_of_users(cls: Any) -> tuple[type, ...]:
+    """List a class and its bases, as far as they are a user's, or made inside a function, as torch.fx does."""
+    return tuple(
+        base
+        for base in cls.__mro__
+        if base.__module__.partition(".")[0] not in FRAMEWORKS or "<locals>" in base.__qualname__
+    )
+
+
 def overrides_train(module: nn.Module) -> bool:
     """Tell whether the class of a module overrides `train` or `eval`, or somebody has on the instance."""
-    return kind_of(module).overrides_train or "train" in module.__dict__ or "eval" in module.__dict__
+    return kind_of(module).overrides_train or overrides_train_itself(module)
+
+
+def overrides_train_itself(module: nn.Module) -> bool:
+    """Tell whether somebody has overridden `train` or `eval` on the instance."""
+    return "train" in module.__dict__ or "eval" in module.__dict__
 
 
 def is_training(module: nn.Module) -> bool:

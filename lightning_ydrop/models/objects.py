@@ -2,24 +2,31 @@
 
 import random
 import sys
+import warnings
+from array import array
 from collections import OrderedDict, deque
 from functools import cache
+from types import CellType
 from typing import Any
 
 import torch
 
 UNSET = object()  # what a slot without a value holds
+CONTAINERS = (dict, list, set, deque, bytearray, array)
 # Objects of these classes hold what a user has put there, whoever has written the classes.
 HOLDERS = frozenset(
     {
         *("types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"),
         *("collections.ChainMap", "weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "weakref.WeakSet"),
+        *("queue.Queue", "queue.LifoQueue", "queue.PriorityQueue", "torch.quasirandom.SobolEngine"),
     }
 )
 
 
 def items_of(container: Any) -> Any:
     """Copy what a container holds."""
+    if isinstance(container, array):
+        return container[:]
     return dict(container.items()) if isinstance(container, dict) else tuple(container)
 
 
@@ -49,6 +56,10 @@ def refill(container: Any, items: Any) -> bool:
             return False
         set.clear(container)
         set.update(container, items)
+    elif isinstance(container, array):
+        if container.tobytes() == items.tobytes():
+            return False
+        container[:] = items
     else:
         if len(container) == len(items) and all(
             value is former for value, former in zip(container, items, strict=True)
@@ -94,18 +105,83 @@ def refill_array(array: Any, copied: Any) -> bool:
 def holds_attributes(value: object) -> bool:
     """Tell whether an object of a library holds what its user has put there."""
     cls = type(value)
-    return f"{cls.__module__}.{cls.__qualname__}" in HOLDERS or isinstance(value, torch.optim.Optimizer)
+    return f"{cls.__module__}.{cls.__qualname__}" in HOLDERS or isinstance(
+        value, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    )
 
 
-def set_slots(value: object, slots: dict[str, Any]) -> None:
-    """Put back what an object held in slots, past a frozen class."""
+def set_slots(value: object, slots: dict[str, Any]) -> bool:
+    """Put back what an object held in slots, past a frozen class, and tell whether it held something else."""
+    is_changed = False
     for name, held in slots.items():
         if getattr(value, name, UNSET) is held:
             continue
+        is_changed = True
         if held is UNSET:
             object.__delattr__(value, name)
         else:
             object.__setattr__(value, name, held)
+    return is_changed
+
+
+def set_cell(cell: CellType, content: Any) -> bool:
+    """Let a variable of an enclosing function have the value that it had, and tell whether it had another."""
+    try:
+        now = cell.cell_contents
+    except ValueError:
+        now = UNSET
+    if now is content:
+        return False
+    if content is UNSET:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = content
+    return True
+
+
+def set_class_attributes(cls: type, attributes: dict[str, Any]) -> bool:
+    """Put back the attributes of a class, past its metaclass, and tell whether they were others."""
+    now = vars(cls)
+    changed = [name for name, value in attributes.items() if now.get(name, UNSET) is not value]
+    added = [name for name in now if name not in attributes]
+    for name in changed:
+        type.__setattr__(cls, name, attributes[name])
+    for name in added:
+        type.__delattr__(cls, name)
+    return bool(changed or added)
+
+
+def copy_of_iterator(iterator: Any) -> Any:
+    """Copy an iterator of Python's own, with those inside it, so that the copy can go on alone.
+
+    Returns:
+        The copy, or the iterator itself where Python can't copy it, such as a generator.
+
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python will copy no iterators of itertools from 3.14 on
+            make, arguments, *states = iterator.__reduce__()
+            copied = make(*map(_part_copied, arguments))
+            for state in states:
+                copied.__setstate__(tuple(map(_part_copied, state)) if isinstance(state, tuple) else state)
+    except (TypeError, AttributeError):
+        return iterator
+    return copied
+
+
+def _part_copied(part: Any) -> Any:
+    """Copy what an iterator goes on from: not its items, except for those that are iterators."""
+    if is_iterator(part):
+        return copy_of_iterator(part)
+    if type(part) is list:  # which `itertools.cycle` fills
+        return part.copy()
+    return tuple(map(_part_copied, part)) if type(part) is tuple and any(map(is_iterator, part)) else part
+
+
+def is_iterator(value: object) -> bool:
+    """Tell whether a value is an iterator of Python's own."""
+    return hasattr(value, "__next__") and type(value).__module__ in ("builtins", "itertools")
 
 
 @cache

@@ -1,10 +1,7 @@
 """Everything that a pass through somebody else's model may change, and how it is undone."""
 
-import random
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +9,7 @@ from torch import nn
 from lightning_ydrop.models.modules import all_modules, kind_of
 from lightning_ydrop.models.observations import Observations
 from lightning_ydrop.models.snapshot import Snapshot, ignore
+from lightning_ydrop.models.streams import random_streams_kept
 from lightning_ydrop.torch_internals import (
     caches_off,
     defaults_kept,
@@ -29,6 +27,7 @@ def leaving_no_trace(
     *,
     learning: bool = False,
     evaluate: bool = True,
+    streams: bool = True,
 ) -> Iterator[list[nn.Module]]:
     """Put modules in evaluation mode for forward passes of ours, and undo what these passes change.
 
@@ -41,6 +40,8 @@ def leaving_no_trace(
         observations: As for `Snapshot`: None guards everything.
         learning: Whether these passes are observed.
         evaluate: Whether to put modules in evaluation mode, or leave them in their own.
+        streams: Whether the random streams of Python and NumPy are given back. Passes inside others, which are to draw
+            other numbers each, let them go on.
 
     Yields:
         The modules among the roots, and those in them.
@@ -49,8 +50,8 @@ def leaving_no_trace(
     everything = learning or observations is None
     snapshot = Snapshot(roots, observations, learning)
     with ExitStack() as stack:
-        if everything or observations is None or observations.python_random or observations.numpy_random:
-            stack.enter_context(_random_streams(observations, learning))
+        if streams:
+            stack.enter_context(random_streams_kept())
         stack.callback(snapshot.put_back)
         snapshot.take()
         stack.enter_context(defaults_kept())
@@ -110,29 +111,3 @@ def slow_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
-def _random_streams(observations: Observations | None, learning: bool) -> Iterator[None]:
-    """Give the random streams of Python and NumPy back as they were.
-
-    Copying the two takes 50 microseconds, so an engine's steps do it only if its dry run has seen them move.
-    """
-    everything = learning or observations is None
-    numpy: Any = sys.modules.get("numpy")
-    of_python = random.getstate() if everything or (observations and observations.python_random) else None
-    with_numpy = numpy is not None and (everything or (observations and observations.numpy_random))
-    of_numpy = numpy.random.get_state() if with_numpy else None
-    try:
-        yield
-    finally:
-        if of_python is not None and random.getstate() != of_python:
-            random.setstate(of_python)
-            if observations is not None:
-                observations.python_random = True
-        if of_numpy is not None:
-            now = numpy.random.get_state()
-            if now[2:] != of_numpy[2:] or (now[1] != of_numpy[1]).any():
-                numpy.random.set_state(of_numpy)
-                if observations is not None:
-                    observations.numpy_random = True

@@ -11,6 +11,7 @@ from lightning_ydrop.layers.kinds import drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
 from lightning_ydrop.models.modules import all_modules, evaluation_mode, set_training
 from lightning_ydrop.models.state import leaving_no_trace
+from lightning_ydrop.models.streams import random_streams_from_torch
 
 
 def stochastic_modules(model: nn.Module) -> list[nn.Module]:
@@ -23,7 +24,7 @@ def dropping(model: nn.Module, beside: Sequence[object] = ()) -> Iterator[list[n
     """Put everything in a model except what drops into evaluation mode, without gradients, and undo that at the end.
 
     A ConductanceDropout that has been driven drops at the running mean of its probabilities. Forward passes inside
-    leave no trace in the model: see `leaving_no_trace`.
+    leave no trace in the model: see `leaving_no_trace`. Masks that Python or NumPy draws follow from torch's stream.
 
     Args:
         model: The model.
@@ -37,6 +38,7 @@ def dropping(model: nn.Module, beside: Sequence[object] = ()) -> Iterator[list[n
     dropped = [module for module in modules if drops(module)]
     with ExitStack() as stack:
         stack.enter_context(leaving_no_trace([model, *beside]))
+        stack.enter_context(random_streams_from_torch())
         stack.enter_context(torch.no_grad())
         for module in dropped:
             if isinstance(module, ConductanceDropout) and len(module.mean_drop_prob) > 0:

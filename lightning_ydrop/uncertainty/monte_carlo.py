@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
 from lightning_ydrop.models.holdings import modules_held
+from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.state import leaving_no_trace
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping, stochastic_modules
@@ -61,7 +63,8 @@ def monte_carlo(
     The first mask passes through the model alone. Then as many masks pass at once as `max_rows` allows, and half as
     many whenever a GPU has no memory for them. Where all rows share something that is drawn, such as the mask of a
     weight or the rate of a Jumpout, one mask passes at a time: the first two passes show that. Masks come from torch's
-    random stream, so they depend on how many pass at once.
+    random stream, so they depend on how many pass at once. Those that a layer draws with Python or NumPy follow from
+    torch's stream too.
 
     Args:
         model: A model whose output is logits (B, C, *).
@@ -129,13 +132,36 @@ def mean_probabilities(
     """
     forward = forward or model
     sharing = sharing or MaskSharing()
-    positional, keywords = arguments_of(signature_of(model, forward), inputs)
-    batch_size = _batch_size(inputs, (positional, keywords))
+    arguments = arguments_of(signature_of(model, forward), inputs)
+    batch_size = _batch_size(inputs, arguments)
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
+
+    def probabilities_of(output: Any, count: int) -> Tensor:
+        logits = logits_of(output, count * batch_size, class_dim) / temperature
+        return logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
+
+    total = without_lost_memory(
+        partial(_sum_over_masks, model, forward, arguments, batch_size, num_masks, at_once, sharing, probabilities_of)
+    )
+    return total / num_masks
+
+
+def _sum_over_masks(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    batch_size: int,
+    num_masks: int,
+    at_once: int,
+    sharing: MaskSharing,
+    probabilities_of: Callable[[Any, int], Tensor],
+) -> Tensor:
+    """Add up the probabilities over masks, of which as many pass at once as `at_once` and the model allow."""
+    positional, keywords = arguments
     draws_of_one_mask: list[Draw] | None = None
     total: Tensor | None = None
     beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
-    with dropping(model, (*beside, positional, keywords)) as modules:
+    with dropping(model, (*beside, *arguments)) as modules:
         if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
         if num_masks == 2 and not sharing.is_known:
@@ -147,7 +173,7 @@ def mean_probabilities(
             noting: AbstractContextManager[list[Draw]] = noting_draws() if is_compared else nullcontext([])
             try:
                 # A forward may write to its inputs, which the next mask passes with.
-                with noting as draws, leaving_no_trace((positional, keywords), evaluate=False):
+                with noting as draws, leaving_no_trace(arguments, evaluate=False, streams=False):
                     output = forward(
                         *_repeated(list(positional), batch_size, count), **_repeated(keywords, batch_size, count)
                     )
@@ -164,12 +190,11 @@ def mean_probabilities(
                     # All masks of this pass are one mask in part, so it doesn't count.
                     at_once = 1
                     continue
-            logits = logits_of(output, count * batch_size, class_dim) / temperature
-            summed = logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
+            summed = probabilities_of(output, count)
             total = summed if total is None else total + summed
             masks_left -= count
     assert total is not None
-    return total / num_masks
+    return total
 
 
 def logits_of(output: Any, num_rows: int, class_dim: int) -> Tensor:

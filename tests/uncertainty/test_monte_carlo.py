@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 import warnings
 from collections import UserDict
 from collections.abc import Callable
@@ -498,3 +499,45 @@ def test_what_cannot_be_averaged_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         monte_carlo(model, inputs, **settings)  # type: ignore[arg-type]
+
+
+# Masks that another library draws.
+
+MASKS: list[bytes] = []
+
+
+class WordDropout(nn.Dropout):
+    """Drops columns, as NumPy or Python draw them."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(0.5)
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        draws = np.random.rand(16) if self.source == "numpy" else [random.random() for _ in range(16)]  # noqa: NPY002
+        kept = np.array(draws) > self.p
+        MASKS.append(kept.tobytes())
+        return x * torch.from_numpy(kept).float() / (1 - self.p)
+
+
+@pytest.mark.parametrize("max_rows", [1, None])
+@pytest.mark.parametrize("source", ["numpy", "python"])
+def test_masks_of_numpy_and_python_differ_and_follow_from_torchs_seed(source: str, max_rows: int | None) -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), WordDropout(source), nn.Linear(16, 3))
+    x = torch.randn(4, 6)
+    around = random.getstate(), str(np.random.get_state())  # noqa: NPY002
+
+    def masks() -> list[bytes]:
+        MASKS.clear()
+        monte_carlo(model, x, 10, max_rows=max_rows)
+        return MASKS.copy()
+
+    torch.manual_seed(1)
+    first, second = masks(), masks()
+    assert len(set(first)) == len(first) >= 10
+    assert not set(first) & set(second)
+    torch.manual_seed(1)
+    assert masks() == first
+    assert (random.getstate(), str(np.random.get_state())) == around  # noqa: NPY002
