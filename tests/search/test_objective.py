@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from lightning_ydrop.search.objective import PatternObjective
