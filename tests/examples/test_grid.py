@@ -47,7 +47,7 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
-    args = ("--arms", "random", "--seeds", "0", "1", "--jobs", "2")
+    args = ("--arms", "random", "--seeds", "0", "1", "--jobs", "1")
     settings = ("trainer.max_epochs=2", "ydrop.annealing_epochs=1")
     said = run(root, *args, settings=settings)
     assert "2 runs, 0 of them done before" in said

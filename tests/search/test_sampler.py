@@ -2,8 +2,6 @@
 
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,19 +254,3 @@ def test_tpe_uses_what_it_saw() -> None:
         study.optimize(sizes, n_trials=60)
         means[name] = sum(trial.value or 0.0 for trial in study.trials[30:]) / 30
     assert means["tpe"] > means["random"] + 0.2
-
-
-WITHOUT_OPTUNA = """
-import sys
-
-import lightning_ydrop
-import lightning_ydrop.search
-import lightning_ydrop.search.controller
-import lightning_ydrop.search.space
-
-assert not {"optuna", "psycopg", "sqlalchemy"} & set(sys.modules)
-"""
-
-
-def test_controllers_need_no_optuna() -> None:
-    subprocess.run([sys.executable, "-c", WITHOUT_OPTUNA], check=True)
