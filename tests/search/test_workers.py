@@ -87,9 +87,9 @@ def test_workers_are_killed_at_random(storage: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_workers_are_killed_at_random_twenty_times(seed: int, storage: str) -> None:
     crew = Crew(storage)
-    kill_at_random(crew, kills=20, total=150, seed=seed)
-    assert len(crew.killed) >= 15  # the others may have been told that nothing is left
-    crew.check(150)
+    kill_at_random(crew, kills=20, total=300, seed=seed)
+    assert len(crew.killed) == 20
+    crew.check(300)
 
 
 def test_groups_of_workers_share_a_database_and_no_folder(server: Server) -> None:
