@@ -86,7 +86,7 @@ def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surrou
                 suggested = -1 if has_features_last(behind) else 1
                 warnings.warn(
                     f"The layer {name!r} (unit_dim={layer.unit_dim}) takes the {shape[layer.unit_dim]} entries of "
-                    f"dimension {layer.unit_dim} for units, of {tuple(shape)} behind {type(behind).__name__}, whose "
+                    f"dimension {layer.unit_dim} for units, of {tuple(shape)} after {type(behind).__name__}, whose "
                     f"features are dimension {suggested}. "
                     "Positions are no units: which of them matter changes from sample to sample. "
                     f"Pass ConductanceDropout(unit_dim={suggested}).",
@@ -97,7 +97,7 @@ def warn_of_units(layers: Mapping[str, ConductanceDropout], surroundings: Surrou
         standing = {id(call.behind): type(call.behind).__name__ for call in calls}
         if len(standing) > 1:
             text = (
-                f"The layer {name!r} is one instance that stands behind {len(standing)} layers "
+                f"The layer {name!r} is one instance that stands after {len(standing)} layers "
                 f"({', '.join(standing.values())}): these share one vector of rates, by the sum of their scores, "
                 "though unit 0 of one is not unit 0 of the next. "
                 "Make a dropout layer for each place."

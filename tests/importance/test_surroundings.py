@@ -143,7 +143,7 @@ def built(drop: nn.Module) -> Called:
 
 
 def test_one_instance_behind_several_layers_is_told() -> None:
-    text = r"The layer 'layers.drop' is one instance that stands behind 2 layers \(Linear, Linear\)"
+    text = r"The layer 'layers.drop' is one instance that stands after 2 layers \(Linear, Linear\)"
     with pytest.warns(UserWarning, match=text) as caught:
         stepped(built(ConductanceDropout()), torch.randn(8, 4))
     assert len(caught) == 1
@@ -157,7 +157,7 @@ def test_of_a_converted_layer_the_log_tells(caplog: pytest.LogCaptureFixture) ->
         convert_dropout(model)
         with caplog.at_level(logging.WARNING, "lightning_ydrop"):
             stepped(model, torch.randn(8, 4))
-    assert "one instance that stands behind 2 layers" in caplog.text
+    assert "one instance that stands after 2 layers" in caplog.text
 
 
 def test_converted_layers_know_their_units() -> None:
