@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from lightning_ydrop.search.objective import PatternObjective
@@ -48,8 +49,8 @@ def study_of(finished: dict[int, float], **attributes: Any) -> optuna.Study:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
     for value in finished.values():
         params = {token.name: token.values[0] for token in SPACE.tokens}
-        distributions = {
-            token.name: optuna.distributions.CategoricalDistribution(token.values) for token in SPACE.tokens
+        distributions: dict[str, BaseDistribution] = {
+            token.name: CategoricalDistribution(token.values) for token in SPACE.tokens
         }
         study.add_trial(
             create_trial(
