@@ -256,6 +256,8 @@ def defaults_kept() -> Iterator[None]:
             torch.set_default_dtype(dtype)
         if _default_device() is not device:
             torch.set_default_device(None if device is None else device.device)
+            if device is None:
+                del torch._GLOBAL_DEVICE_CONTEXT.device_context  # torch 2.6's `get_default_device` fails on None
 
 
 def _default_device() -> Any:

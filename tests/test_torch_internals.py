@@ -329,3 +329,4 @@ def test_defaults_come_back() -> None:
         assert torch.zeros(1).is_meta
     finally:
         torch.set_default_device(None)
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context  # as if it had never been set
