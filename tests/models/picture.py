@@ -110,7 +110,7 @@ def surroundings() -> dict[str, Any]:
         "inference": torch.is_inference_mode_enabled(),
         "anomaly": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
+        "device": torch.zeros(0).device,  # torch 2.6 has no answer once a default device was unset
         "autocast cache": torch.is_autocast_cache_enabled(),
         "fast path": torch.backends.mha.get_fastpath_enabled(),
         "parametrize": (nn.utils.parametrize._cache_enabled, dict(nn.utils.parametrize._cache)),
