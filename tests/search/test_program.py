@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning
 import optuna
 import pytest
 import yaml
@@ -84,6 +85,7 @@ def test_a_search_that_is_started_again_equals_an_uninterrupted_one() -> None:
     assert params_and_values(parts) == params_and_values(whole)
 
 
+@pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint_and_changes_nothing() -> None:
     whole = fit("--trials", "2", "--study", "whole", trainer__max_epochs=4)
     record = str(Path("steps").absolute())
