@@ -1,6 +1,8 @@
 """A dropout layer that drops a pattern, at places drawn anew for each sample in each step."""
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ class PatternDropout(nn.Module):
 
     def __init__(self, pattern: Pattern) -> None:
         super().__init__()
+        _register_operator()
         if not isinstance(pattern, (ConvPattern, TokenPattern)):
             raise ConfigurationError(
                 f"PatternDropout(pattern={describe(pattern)}) was given.",
@@ -75,6 +78,11 @@ class PatternDropout(nn.Module):
         self._text = " ".join(map(repr, (*self._geometry, pattern.rate)))
         self._progress = 1.0
         self._set_applied_progress(torch.device("cpu"))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be read from a file, perhaps in a process that has made no such layer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _register_operator()
 
     @property
     def pattern(self) -> Pattern:
@@ -167,7 +175,7 @@ class PatternDropout(nn.Module):
     def _stencil(self, x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[2], x.shape[3]
         if torch.compiler.is_compiling():
-            canvas, places = _stencil_in_graph(self._text, height, width, x.device)
+            canvas, places = torch.ops.lightning_ydrop.stencil(self._text, height, width, x.device)
             return canvas, places
         return _stencil(height, width, self._geometry, self._rate, x.device)
 
@@ -211,25 +219,30 @@ def _stencil(height: int, width: int, geometry: Geometry, rate: float, device: t
     return found
 
 
-# Compiled code looks a stencil up with an operator. As constants of a graph, the stencils of two layers would have one
-# name. The pattern is a text, since a compiler may take the numbers of two layers for one variable.
-@torch.library.custom_op(
-    "lightning_ydrop::stencil",
-    mutates_args=(),
-    schema="(str pattern, int height, int width, Device device) -> (Tensor, Tensor)",
-)
 def _stencil_in_graph(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     canvas, places = _stencil(height, width, *_read(pattern), device)
     return canvas.clone(), places.clone()  # what an operator returns is written to by the graph, once it is used
 
 
-@_stencil_in_graph.register_fake
 def _stencil_of_shapes(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     canvas, places = _stencil(height, width, *_read(pattern), torch.device("meta"))
     # Not `empty_like`: kept from an earlier call on the meta device, the two are no fake tensors.
     shapes = ((each.shape, each.dtype) for each in (canvas, places))
     canvas, places = (torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes)
     return canvas, places
+
+
+@cache
+def _register_operator() -> None:
+    """Register the operator with which compiled code looks a stencil up.
+
+    As constants of a graph, the stencils of two layers would have one name. The pattern is a text, since a compiler may
+    take the numbers of two layers for one variable. The first layer registers it: that takes as long as the import of
+    this package.
+    """
+    schema = "(str pattern, int height, int width, Device device) -> (Tensor, Tensor)"
+    operator = torch.library.custom_op("lightning_ydrop::stencil", _stencil_in_graph, mutates_args=(), schema=schema)
+    operator.register_fake(_stencil_of_shapes)
 
 
 def _read(pattern: str) -> tuple[Geometry, float]:

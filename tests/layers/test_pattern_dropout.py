@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -280,3 +282,14 @@ def test_autocast_keeps_half_precision(pattern: Pattern, shape: tuple[int, ...])
     layer = PatternDropout(pattern)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(shape, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_layer_that_is_read_from_a_file_can_be_compiled_in_a_process_that_made_none() -> None:
+    torch.save(PatternDropout(ConvPattern(size=0.5)), "layer.pt")
+    code = """
+import torch
+layer = torch.load("layer.pt", weights_only=False)
+compiled = torch.compile(layer, backend="eager", fullgraph=True)
+assert (compiled(torch.ones(2, 3, 8, 8)) == 0).sum() == 2 * 3 * 16
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
