@@ -87,9 +87,9 @@ def test_a_search_that_is_started_again_equals_an_uninterrupted_one() -> None:
 
 @pytest.mark.skipif(lightning.__version__ < "2.5.3", reason="there batches come in another order")
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint_and_changes_nothing() -> None:
-    whole = fit("--trials", "2", "--study", "whole", trainer__max_epochs=4)
+    whole = fit("--trials", "2", "--study", "whole", trainer__max_epochs=8)
     record = str(Path("steps").absolute())
-    changes = {"trainer__max_epochs": 4, "model__init_args": {"record": record}}
+    changes = {"trainer__max_epochs": 8, "model__init_args": {"record": record}}
     command = [sys.executable, "-m", "lightning_ydrop.search", "fit", "--config", config_with(**changes)]
     command += ["--out", "out", "--trials", "2", "--study", "killed"]
     # As many threads as here, which change how sums are rounded.
@@ -104,7 +104,9 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint_and_changes_
     study = fit("--trials", "2", "--study", "killed", **changes)
     dry_run, first, *_ = recorded(record)[before:]
     assert dry_run == "0 0"
-    assert first == "2 0"  # the epoch in which it was killed
+    epoch, batch = map(int, first.split())
+    assert epoch >= 2  # the one in which it was killed, a moment after the line was seen
+    assert batch == 0
     assert params_and_values(study) == params_and_values(whole)
 
 
