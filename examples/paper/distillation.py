@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from tqdm import tqdm
-from train import LastEpoch
 
 from lightning_ydrop import DropoutDistillation, monte_carlo
+from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.search.processes import num_cores
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 

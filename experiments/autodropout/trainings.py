@@ -1,6 +1,5 @@
 """Train arms with seeds, in workers that share a study, and keep a record of each training."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lightning_ydrop.layers.patterns import Pattern
-from lightning_ydrop.search.files import as_patterns
+from lightning_ydrop.search.files import as_patterns, as_plain
 from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.storage import open_claims, open_study
 from lightning_ydrop.search.training import SearchCLI, Training
@@ -35,17 +34,7 @@ class Arm:
 
     def as_json(self) -> dict[str, Any]:
         """Write it for the storage."""
-        return {
-            "name": self.name,
-            "patterns": {
-                place: {
-                    "class_path": f"lightning_ydrop.{type(each).__name__}",
-                    "init_args": dataclasses.asdict(each),
-                }
-                for place, each in self.patterns.items()
-            },
-            "args": list(self.args),
-        }
+        return {"name": self.name, "patterns": as_plain(self.patterns), "args": list(self.args)}
 
 
 def train_arms(

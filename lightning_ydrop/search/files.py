@@ -63,11 +63,24 @@ def write_patterns(patterns: Mapping[str, Pattern], path: str | Path) -> None:
     """
     import yaml
 
-    content = {
-        place: {"class_path": f"lightning_ydrop.{type(pattern).__name__}", "init_args": dataclasses.asdict(pattern)}
-        for place, pattern in as_patterns("write_patterns", patterns).items()
-    }
+    content = as_plain(as_patterns("write_patterns", patterns))
     Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def as_plain(patterns: Mapping[str, Pattern]) -> dict[str, dict[str, Any]]:
+    """Turn patterns into what YAML and JSON can hold: the inverse of `as_patterns`.
+
+    Args:
+        patterns: By place.
+
+    Returns:
+        By place `class_path` and `init_args`.
+
+    """
+    return {
+        place: {"class_path": f"lightning_ydrop.{type(pattern).__name__}", "init_args": dataclasses.asdict(pattern)}
+        for place, pattern in patterns.items()
+    }
 
 
 def as_patterns(owner: str, patterns: object) -> dict[str, Pattern]:

@@ -50,7 +50,8 @@ def open_search(cli: SearchCLI, space: PatternSpace) -> optuna.Study:
             "Name another study with --study, or search with the configuration of this one.",
         )
     study.set_user_attr("config", identity)
-    study.set_user_attr("space", dataclasses.asdict(space) | {"tokens": None})
+    values = {"conv": dataclasses.asdict(space.conv), "token": dataclasses.asdict(space.token)}
+    study.set_user_attr("space", {"kinds": dict(space.kinds), **values})
     return study
 
 

@@ -176,11 +176,15 @@ class Training:
     Args:
         cli: The configuration.
 
+    Attributes:
+        num_processes: How many processes a training of the configuration takes.
+
     """
 
     def __init__(self, cli: SearchCLI) -> None:
         self.cli = cli
         self.settings = cli.settings
+        self.num_processes = cli.trainer.world_size
 
     def space(self) -> PatternSpace:
         """Find the places of the network, and what to try there.
@@ -189,7 +193,6 @@ class Training:
             ConfigurationError: If the network has no places, or the settings name others.
 
         """
-        self._make(seed=self.cli.seed, patterns={}, callbacks=[], **_on_one_device(), fast_dev_run=1)
         with quiet():
             report = self._places_after_setup()
         names = list(report.places)
@@ -272,6 +275,7 @@ class Training:
         if self.settings.measured == "best" and values:
             reward = max((value for value in values if math.isfinite(value)), default=math.nan)
         else:
+            # A training that was over when it was interrupted has no metrics here, but its rewards from the checkpoint.
             last = values[-1] if values else math.nan
             reward = self.settings.reward(metrics[self.settings.metric]) if self.settings.metric in metrics else last
         if trainer.is_global_zero:
@@ -288,12 +292,6 @@ class Training:
         with quiet():
             (tested,) = self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
         return {name: float(value) for name, value in tested.items()}
-
-    @property
-    def num_processes(self) -> int:
-        """How many processes a training of the configuration takes."""
-        self._make(self.cli.seed, {}, [])
-        return self.cli.trainer.world_size
 
     def _make(
         self, seed: int, patterns: Mapping[str, Pattern], callbacks: list[Callback], **trainer_arguments: Any
