@@ -79,7 +79,6 @@ def records_of(study: optuna.Study) -> list[dict[str, Any]]:
 
 def be_worker(config: str, storage: str, name: str) -> None:
     """Be one worker."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, claims = open_study(storage, name, direction="maximize"), open_claims(storage, name)
 
     def objective(trial: optuna.Trial, folder: Path) -> float:

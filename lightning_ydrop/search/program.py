@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.export import export
@@ -40,7 +38,6 @@ def main(args: Sequence[str] | None = None) -> None:
     if not given or given[0] not in commands:
         print(DESCRIPTION)
         raise SystemExit(0 if given[:1] in ([], ["-h"], ["--help"]) else f"There is no command {given[0]!r}.")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         commands[given[0]](given[1:])
     except ConfigurationError as error:
@@ -85,7 +82,6 @@ def be_worker(config: str, storage: str, study_name: str, folder: str, total: in
         total: Trials that the study is to have.
 
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     training = Training(SearchCLI(["--config", config]))
     space = training.space()
     sampler = make_sampler(training.cli.config["sampler"], space, training.cli.seed)

@@ -70,13 +70,16 @@ def open_study(
         ConfigurationError: If the storage can't be used.
 
     """
-    return optuna.create_study(
-        study_name=name,
-        storage=open_storage(storage, workers),
-        direction=direction,
-        sampler=sampler,
-        load_if_exists=True,
-    )
+    opened = open_storage(storage, workers)
+    verbosity = optuna.logging.get_verbosity()
+    # Each worker opens the study, and Optuna would tell of each.
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        return optuna.create_study(
+            study_name=name, storage=opened, direction=direction, sampler=sampler, load_if_exists=True
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def open_storage(storage: str | Path, workers: int = 1) -> BaseStorage:
