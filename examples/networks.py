@@ -94,18 +94,25 @@ class WideResNet(nn.Module):
         num_classes: Classes to tell apart.
         in_channels: Channels of an image.
         p: Drop rate in the blocks.
+        stem_stride: By how much the first convolution makes the map smaller.
 
     """
 
     def __init__(
-        self, depth: int = 28, width: float = 2, num_classes: int = 10, in_channels: int = 3, p: float = 0.0
+        self,
+        depth: int = 28,
+        width: float = 2,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        p: float = 0.0,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6 != 0:
             raise ValueError(f"depth={depth} is not 6 n + 4, such as 10, 16, 22 or 28")
         num_blocks = (depth - 4) // 6
         channels = [16, *(max(1, round(each * width)) for each in (16, 32, 64))]
-        self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(in_channels, channels[0], 3, stem_stride, padding=1, bias=False)
         self.stages = nn.Sequential()
         for stage, (before, after) in enumerate(pairwise(channels)):
             first = WideBlock(before, after, stride=1 if stage == 0 else 2, p=p)
@@ -224,6 +231,7 @@ class ResidualClassifier(ImageClassifier):
         depth: 6 n + 4 layers: 10 has one block in each of three stages.
         width: Factor of the 16, 32 and 64 channels of the stages.
         p: Drop rate in the blocks.
+        stem_stride: By how much the first convolution makes the map smaller.
         lr: Learning rate.
         momentum: Momentum.
         milestones: Epochs at whose end the learning rate falls to a tenth.
@@ -237,13 +245,14 @@ class ResidualClassifier(ImageClassifier):
         depth: int = 10,
         width: float = 1.0,
         p: float = 0.0,
+        stem_stride: int = 1,
         lr: float = 0.05,
         momentum: float = 0.9,
         milestones: list[int] = [],  # noqa: B006
     ) -> None:
         super().__init__(num_classes, lr, momentum, milestones)
         self.save_hyperparameters()
-        self.network = WideResNet(depth, width, num_classes, shape[0], p)
+        self.network = WideResNet(depth, width, num_classes, shape[0], p, stem_stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits (B, num_classes)."""
