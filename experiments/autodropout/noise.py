@@ -1,20 +1,19 @@
 """Is there anything to find? The reward's noise between seeds, against its spread between random patterns.
 
-    python -m experiments.autodropout.noise --task digits --storage runs/autodropout.journal --workers 2
+    python -m experiments.autodropout.noise --task digits --folder runs/digits --workers 2
 
 It trains without patterns and with one fixed random pattern, 10 seeds each, and with 20 random patterns, 2 seeds each.
 The two seeds of the patterns tell how much of the spread between patterns is noise (analysis of variance).
 """
 
 import argparse
+import random
 import statistics
-from pathlib import Path
 
-from experiments.autodropout.trainings import Arm, train_arms
+from experiments.autodropout.trainings import Arm, bench_of, write_records
 from lightning_ydrop.search.sampler import seed_of
-from lightning_ydrop.search.training import SearchCLI, Training
+from lightning_ydrop.search.training import Training
 
-HERE = Path(__file__).parent
 NUM_PATTERNS = 20
 SEEDS_OF_ONE = range(10)
 SEEDS_OF_MANY = range(2)
@@ -22,8 +21,6 @@ SEEDS_OF_MANY = range(2)
 
 def random_arms(training: Training, count: int) -> list[Arm]:
     """Draw patterns as the first trials of a random search, each choice uniform."""
-    import random
-
     space = training.space()
     arms = []
     for index in range(count):
@@ -50,30 +47,27 @@ def variance_components(pairs: list[tuple[float, float]]) -> tuple[float, float]
 
 def main() -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=sorted(path.stem for path in HERE.glob("*.yaml")))
-    parser.add_argument("--storage", required=True)
-    parser.add_argument("--workers", type=int, default=1)
-    known = parser.parse_args()
-    config = HERE / f"{known.task}.yaml"
-    training = Training(SearchCLI(["--config", str(config)]))
+    bench, _ = bench_of(
+        argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    )
+    training = bench.training()
     metric, reward = training.settings.metric, training.settings.reward
     arms = random_arms(training, NUM_PATTERNS)
-    name = f"{known.task} noise"
-    train_arms(config, arms, SEEDS_OF_MANY, known.storage, name, known.workers)
-    records = train_arms(config, [Arm("none"), arms[0]], SEEDS_OF_ONE, known.storage, name, known.workers)
+    many = bench.train("noise", arms, SEEDS_OF_MANY)
+    few = bench.train("noise", [Arm("none"), arms[0]], SEEDS_OF_ONE)
     for arm in ("none", arms[0].name):
-        values = [reward(record[metric]) for record in records if record["arm"] == arm]
+        values = [reward(record[metric]) for record in few if record["arm"] == arm]
         print(
             f"{arm}: mean {statistics.fmean(values):.4f}, standard deviation over seeds {statistics.stdev(values):.4f}"
         )
-    records = train_arms(config, arms, SEEDS_OF_MANY, known.storage, name, known.workers)
-    by_arm = {arm.name: [reward(each[metric]) for each in records if each["arm"] == arm.name] for arm in arms}
+    by_arm = {arm.name: [reward(each[metric]) for each in many if each["arm"] == arm.name] for arm in arms}
     pairs = [(values[0], values[1]) for values in by_arm.values()]
     seeds, patterns = variance_components(pairs)
     means = sorted((first + second) / 2 for first, second in pairs)
     print(f"{NUM_PATTERNS} random patterns: mean {statistics.fmean(means):.4f}, from {means[0]:.4f} to {means[-1]:.4f}")
     print(f"standard deviation between seeds {seeds:.4f}, between patterns {patterns:.4f}")
+    # The first pattern's first seeds are in both.
+    write_records(bench.task, "noise", [*few, *(record for record in many if record not in few)])
 
 
 if __name__ == "__main__":

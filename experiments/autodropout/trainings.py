@@ -1,5 +1,6 @@
 """Train arms with seeds, in workers that share a study, and keep a record of each training."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.storage import open_claims, open_study
 from lightning_ydrop.search.training import SearchCLI, Training
 from lightning_ydrop.search.workers import queue_trials, work
+
+HERE = Path(__file__).parent
+TASKS = sorted(path.stem for path in HERE.glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -37,58 +41,108 @@ class Arm:
         return {"name": self.name, "patterns": as_plain(self.patterns), "args": list(self.args)}
 
 
-def train_arms(
-    config: Path, arms: Sequence[Arm], seeds: Sequence[int], storage: str, name: str, workers: int
-) -> list[dict[str, Any]]:
-    """Train each arm with each seed. Started again, it goes on.
+@dataclass(frozen=True)
+class Bench:
+    """Where arms are trained.
 
-    Args:
-        config: Of network and data, as a search takes it.
-        arms: What is trained. The same name has the same arm, whenever it is trained.
-        seeds: Of weights, batches and masks.
-        storage: A journal file or a database.
-        name: Name of the study that the trainings are trials of.
+    Attributes:
+        task: Name of a configuration in this folder.
+        folder: Of the journal of all trainings, and of those of the searches.
         workers: Processes.
-
-    Returns:
-        A record of each training: arm, seed, the metrics of the last validation and of the test.
+        where: Arguments of the search's command line that say where data lies, such as `--data.root=data`.
 
     """
-    study = open_study(storage, name, direction="maximize", workers=workers)
-    for arm in arms:
-        kept = study.user_attrs.get(f"arm {arm.name}")
-        if kept not in (None, json.loads(json.dumps(arm.as_json()))):
-            raise SystemExit(f"{name} has trained another {arm.name}: {kept}")
-        study.set_user_attr(f"arm {arm.name}", arm.as_json())
-    claims = open_claims(storage, name)
-    queue_trials(study, claims, {f"{arm.name} | {seed}": {} for seed in seeds for arm in arms})
-    claims.close()
-    start_workers(workers, be_worker, str(config), storage, name)
-    wanted = {f"{arm.name} | {seed}" for seed in seeds for arm in arms}
-    return [record for record in records_of(study) if f"{record['arm']} | {record['seed']}" in wanted]
+
+    task: str
+    folder: Path
+    workers: int = 1
+    where: tuple[str, ...] = ()
+
+    @property
+    def storage(self) -> str:
+        """The journal of the trainings."""
+        return str(self.folder / "arms.journal")
+
+    def training(self, args: Sequence[str] = ()) -> Training:
+        """Read the configuration, with arguments of the search's command line."""
+        return Training(SearchCLI(["--config", str(HERE / f"{self.task}.yaml"), *self.where, *args]))
+
+    def train(self, stage: str, arms: Sequence[Arm], seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Train each arm with each seed. Started again, it goes on.
+
+        Args:
+            stage: What the trainings are for: with the task, the name of their study.
+            arms: What is trained. In a stage, one name stands for one arm.
+            seeds: Of weights, batches and masks.
+
+        Returns:
+            A record of each training: stage, arm, seed, the metrics of the last validation and of the test.
+
+        """
+        name = f"{self.task} {stage}"
+        study = open_study(self.storage, name, direction="maximize", workers=self.workers)
+        for arm in arms:
+            kept = study.user_attrs.get(f"arm {arm.name}")
+            if kept not in (None, json.loads(json.dumps(arm.as_json()))):
+                raise SystemExit(f"{name} has trained another {arm.name}: {kept}")
+            study.set_user_attr(f"arm {arm.name}", arm.as_json())
+        claims = open_claims(self.storage, name)
+        queue_trials(study, claims, {f"{arm.name} | {seed}": {} for seed in seeds for arm in arms})
+        claims.close()
+        start_workers(self.workers, be_worker, self, name)
+        wanted = {(arm.name, seed) for seed in seeds for arm in arms}
+        records = [record for record in _records_of(study) if (record["arm"], record["seed"]) in wanted]
+        if len(records) < len(wanted):
+            raise SystemExit(f"{name}: {len(wanted) - len(records)} of {len(wanted)} trainings failed; start again.")
+        return [{"stage": stage, **record} for record in records]
 
 
-def records_of(study: optuna.Study) -> list[dict[str, Any]]:
-    """List what the trainings of a study reached."""
-    records = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
-        records.append({"arm": arm, "seed": int(seed), **trial.user_attrs["reached"]})
-    return sorted(records, key=lambda record: (record["arm"], record["seed"]))
+def bench_of(parser: argparse.ArgumentParser) -> tuple[Bench, argparse.Namespace]:
+    """Read the command line of an experiment."""
+    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--folder", required=True, type=Path, help="of journals")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--data.root", dest="root", help="folder of the data, for the tasks that need it")
+    known = parser.parse_args()
+    known.folder.mkdir(parents=True, exist_ok=True)
+    where = () if known.root is None else (f"--data.root={known.root}",)
+    return Bench(known.task, known.folder, known.workers, where), known
 
 
-def be_worker(config: str, storage: str, name: str) -> None:
+def write_records(task: str, kind: str, records: Sequence[dict[str, Any]]) -> None:
+    """Write records beside this file, a line each."""
+    (HERE / "records").mkdir(exist_ok=True)
+    lines = [json.dumps(record) for record in records]
+    (HERE / "records" / f"{task}_{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_records(task: str, kind: str) -> list[dict[str, Any]]:
+    """Read what `write_records` wrote."""
+    lines = (HERE / "records" / f"{task}_{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def be_worker(bench: Bench, name: str) -> None:
     """Be one worker."""
-    study, claims = open_study(storage, name, direction="maximize"), open_claims(storage, name)
+    study, claims = open_study(bench.storage, name, direction="maximize"), open_claims(bench.storage, name)
 
     def objective(trial: optuna.Trial, folder: Path) -> float:
         arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
         content = trial.study.user_attrs[f"arm {arm}"]
-        training = Training(SearchCLI(["--config", config, *content["args"]]))
+        training = bench.training(content["args"])
         # Seeds of searches are made of small numbers too: these are others.
-        outcome = training(as_patterns("train_arms", content["patterns"]), 10_000 + int(seed), folder)
+        outcome = training(as_patterns("Bench.train", content["patterns"]), 10_000 + int(seed), folder)
         trial.set_user_attr("reached", {**outcome.metrics, **training.test()})
         return outcome.reward
 
-    work(study, objective, claims, folder=f"{storage}.folders/{name}", total=None, draw=False, max_failures=None)
+    work(study, objective, claims, folder=f"{bench.storage}.folders/{name}", total=None, draw=False, max_failures=None)
     claims.close()
+
+
+def _records_of(study: optuna.Study) -> list[dict[str, Any]]:
+    records = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
+        reached = {name: round(value, 5) for name, value in trial.user_attrs["reached"].items()}
+        records.append({"arm": arm, "seed": int(seed), **reached})
+    return sorted(records, key=lambda record: (record["arm"], record["seed"]))
