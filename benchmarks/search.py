@@ -1,9 +1,11 @@
-"""What the controllers cost per trial: to draw, to learn, and to replay a study, beside Optuna's own searchers."""
+"""What a trial costs besides its training: to draw, to learn, to replay a study, and all of it in a worker."""
 
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +19,8 @@ from benchmarks.report import write_report
 from lightning_ydrop.search.controller import TablePolicy, TransformerPolicy
 from lightning_ydrop.search.sampler import SAMPLERS, make_sampler
 from lightning_ydrop.search.space import PatternSpace
+from lightning_ydrop.search.storage import open_claims, open_study
+from lightning_ydrop.search.workers import work
 
 Row = dict[str, Any]
 
@@ -29,11 +33,11 @@ def main(
     draws: int = 5,
     threads: int = 1,
 ) -> None:
-    """Measure the overhead of a trial, in memory, so that no file is written.
+    """Measure the overhead of a trial: in memory, and in a worker on a journal file.
 
     Args:
         places: How many places the patterns are for, each with 8 tokens.
-        trials: How many finished trials a new sampler finds before its first draw.
+        trials: How many finished trials a new sampler finds before its first draw. A worker runs as many as the first.
         samplers: Which.
         rounds: How often a policy's drawing and learning are timed.
         draws: How many draws with finished trials are timed after the first. TPE takes seconds for each.
@@ -53,6 +57,7 @@ def main(
                 row[f"first draw after {number} trials s"], row[f"draw after {number} trials ms"] = _resumed(
                     name, space, finished[:number], draws
                 )
+            row[f"trial {trials[0]} of a worker ms"] = _worked(name, space, trials[0])
             rows.append(row)
     write_report("search", torch.device("cpu"), settings, rows)
 
@@ -101,6 +106,33 @@ def _resumed(name: str, space: PatternSpace, finished: Sequence[FrozenTrial], dr
         seconds.append(time.perf_counter() - start)
         study.tell(asked, 0.0)
     return seconds[0], 1e3 * statistics.median(seconds[1:])
+
+
+def _worked(name: str, space: PatternSpace, trials: int) -> float:
+    """Time the last tenth of the trials of a worker whose objective trains nothing."""
+    ends = []
+
+    def objective(trial: optuna.Trial, folder: Path) -> float:
+        del folder
+        return sum(
+            float(token.values.index(trial.suggest_categorical(token.name, token.values))) for token in space.tokens
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage = f"{folder}/studies.journal"
+        study = open_study(storage, "search", direction="maximize", sampler=make_sampler(name, space))
+        claims = open_claims(storage, "search")
+        work(
+            study,
+            objective,
+            claims,
+            folder=folder,
+            total=trials,
+            after_trial=lambda *_: ends.append(time.perf_counter()),
+        )
+        claims.close()
+    last = ends[-max(2, trials // 10) :]
+    return 1e3 * (last[-1] - last[0]) / (len(last) - 1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from lightning_ydrop.layers.patterns import ConvPattern, Pattern
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 # What a pattern is drawn on: the sides of a map, and tokens and channels of a sequence.
 MAP = 32
@@ -33,6 +34,7 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], file: Path) -> None:
 
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -46,6 +48,7 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], file: Path) -> None:
         low, high = everything[len(everything) // 50], everything[-1]
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trials", ylabel="reward", title=f"each trial, and the mean of the last {WINDOW}")
     axes.legend()
     figure.savefig(file, dpi=120)
@@ -61,15 +64,24 @@ def draw_patterns(patterns: Mapping[str, Pattern], file: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(patterns) / PLACES_IN_A_ROW)
-    columns = min(len(patterns), PLACES_IN_A_ROW)
+    rows, columns = grid_of(len(patterns))
     figure = Figure(figsize=(3.3 * columns, 1.75 * rows + 0.3), layout="constrained")
-    parts = figure.subfigures(rows, columns, squeeze=False).ravel()
+    draw_masks(patterns, figure)
+    figure.savefig(file, dpi=120)
+
+
+def grid_of(count: int) -> tuple[int, int]:
+    """Tell in how many rows and columns so many places are drawn."""
+    return math.ceil(count / PLACES_IN_A_ROW), min(count, PLACES_IN_A_ROW)
+
+
+def draw_masks(patterns: Mapping[str, Pattern], figure: "FigureBase") -> None:
+    """Draw the patterns of a network into a figure, or a part of one."""
+    parts = figure.subfigures(*grid_of(len(patterns)), squeeze=False).ravel()
     for part, (place, pattern) in zip(parts, patterns.items(), strict=False):
         part.suptitle(f"{place}\n{summary(pattern)}", fontsize=8)
         for axes, mask in zip(part.subplots(1, DRAWS), masks_of(pattern), strict=True):
             _draw_mask(axes, mask)
-    figure.savefig(file, dpi=120)
 
 
 def summary(pattern: Pattern) -> str:
