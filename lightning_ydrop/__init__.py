@@ -15,6 +15,7 @@ from lightning_ydrop.importance.measures import (
 )
 from lightning_ydrop.importance.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
 from lightning_ydrop.importance.request import Request
+from lightning_ydrop.importance.tasks import NegativeSquaredError, Reconstruction, SignedLogit
 from lightning_ydrop.layers import (
     ConductanceDropout,
     ConversionReport,
@@ -49,6 +50,7 @@ __all__ = [
     "KeyAdapter",
     "Measure",
     "NegativeLoss",
+    "NegativeSquaredError",
     "NoEffectWarning",
     "Objective",
     "OutputSum",
@@ -56,8 +58,10 @@ __all__ = [
     "PatternDropout",
     "PredictedLogit",
     "RandomImportance",
+    "Reconstruction",
     "Request",
     "Shuffled",
+    "SignedLogit",
     "TargetLogit",
     "TokenPattern",
     "YDrop",

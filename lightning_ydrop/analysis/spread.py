@@ -13,6 +13,7 @@ from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import conductance_spread
 from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
 from lightning_ydrop.importance.selection import LayerChoice
+from lightning_ydrop.importance.tasks import objective_of
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.first_batch import check_labels_are_read
@@ -131,7 +132,7 @@ def mean_conductance(
         batch = move_data_to_device(batch, device)
         inputs, target = read_batch(model, adapter, batch)
         update_spreads(spreads, layer_conductance(model, inputs, target, **measuring), sync_on_compute=False)
-        if getattr(measuring.get("objective"), "takes_target", True):
+        if objective_of("mean_conductance", measuring.get("objective")).takes_target:
             check_labels_are_read(model, adapter, batch, inputs, target, measuring.get("batch_dim", 0))
     if not spreads:
         raise ConfigurationError(

@@ -16,10 +16,11 @@ from lightning_ydrop.checks import check_count, check_flag
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.importance.attribution import check_layout, conductance_along
-from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import gather_over_ranks
 from lightning_ydrop.importance.selection import select_layers
+from lightning_ydrop.importance.tasks import Task, objective_of
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.first_batch import check_labels_are_read
@@ -49,7 +50,7 @@ class ConductanceMonitor(Callback):
         n_steps: Steps on the path, at least 1.
         quadrature: Where on each step the gradient is taken.
         baseline: Where the path starts.
-        objective: What is differentiated.
+        objective: What is differentiated: an objective, or the name of a task as for `YDropCallback`.
         interpolate_at: Name of a module at whose output the paths end instead of at the inputs.
         unit_dim: As for `layer_conductance`: dimension of the units where a layer does not say.
         max_rows: The largest number of rows that pass through the model at once, at least 2. "batch" takes as many as
@@ -76,7 +77,7 @@ class ConductanceMonitor(Callback):
         n_steps: int = 10,
         quadrature: Quadrature = "trapezoid",
         baseline: float | list[float | None] = 0.0,
-        objective: Objective = TargetLogit(),
+        objective: Objective | Task | None = None,
         interpolate_at: str | None = None,
         unit_dim: int | None = None,
         max_rows: int | Literal["batch"] = "batch",
@@ -87,7 +88,8 @@ class ConductanceMonitor(Callback):
         check_count("ConductanceMonitor", "num_batches", num_batches, minimum=1, example=10)
         check_count("ConductanceMonitor", "every_n_epochs", every_n_epochs, minimum=1, example=1)
         self._path = PathSettings(
-            "ConductanceMonitor", n_steps, "all", baseline, quadrature, objective, interpolate_at, batch_dim
+            *("ConductanceMonitor", n_steps, "all", baseline, quadrature),
+            *(objective_of("ConductanceMonitor", objective), interpolate_at, batch_dim),
         )
         check_layout("ConductanceMonitor", unit_dim, max_rows)
         check_adapter("ConductanceMonitor", adapter)

@@ -16,16 +16,17 @@ from lightning_ydrop.functional.attribution import Quadrature, top_share
 from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.importance.measures import Conductance, Measure
-from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.selection import driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
+from lightning_ydrop.importance.tasks import Task, objective_of
 from lightning_ydrop.layers import convert_dropout
 from lightning_ydrop.layers.names import check_patterns
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, Target
-from lightning_ydrop.models.first_batch import check_labels_are_read, warn_of_other_labels
+from lightning_ydrop.models.first_batch import check_labels_are_read, check_other_labels, naming_other_labels
 
 UNUSABLE = "ydrop/unusable_labels"
 
@@ -73,7 +74,9 @@ class YDropCallback(Callback):
         every_n_batches: Phase 1 runs on every nth batch, at least 1. Its probabilities serve until the next phase 1,
             and their running mean moves as far as in n updates.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
-        objective: What phase 1 differentiates: TargetLogit, PredictedLogit, OutputSum or NegativeLoss.
+        objective: What phase 1 differentiates: the name of a task ("multiclass", "binary", "multilabel", "regression"
+            or "reconstruction"), or an objective such as OutputSum(). By default the logit of the labelled class, as
+            for "multiclass", but a first batch is refused that looks like another task.
         interpolate_at: For models of tokens, the name of a module, such as the embedding. Paths run through its
             outputs instead of the inputs.
         convert: Whether every nn.Dropout, 1d, 2d and 3d of the model becomes a ConductanceDropout when a fit starts.
@@ -107,7 +110,7 @@ class YDropCallback(Callback):
         transition: Transition = "step",
         every_n_batches: int = 1,
         adapter: Adapter = AutomaticAdapter(),
-        objective: Objective = TargetLogit(),
+        objective: Objective | Task | None = None,
         interpolate_at: str | None = None,
         convert: bool = False,
         include: str | list[str] | None = None,
@@ -115,8 +118,9 @@ class YDropCallback(Callback):
         batch_dim: int = 0,
     ) -> None:
         # Now, though no model is there yet: a bad YAML file should fail when it is parsed.
+        owner, chosen, is_named = "YDropCallback", objective_of("YDropCallback", objective), objective is not None
         path = PathSettings(
-            "YDropCallback", n_steps, num_samples, baseline, quadrature, objective, interpolate_at, batch_dim
+            owner, n_steps, num_samples, baseline, quadrature, chosen, interpolate_at, batch_dim, is_named
         )
         self.settings = EngineSettings(path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches)
         self._schedule = Schedule(annealing_epochs, annealing_steps, transition)
@@ -259,10 +263,11 @@ class YDropCallback(Callback):
         engine, path = self.engine, self.settings.path
         if path.objective.takes_target:
             check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
-        engine.dry_run(inputs, target)
+        with naming_other_labels(pl_module, self.adapter, batch, target):
+            engine.dry_run(inputs, target)
         self._is_dry_run_done = engine.is_dry_run_done
         if path.objective.takes_target and self._is_dry_run_done:
-            warn_of_other_labels(
+            check_other_labels(
                 pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
             )
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.importance.baseline import Baseline, Tensors, start_points
+from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.targets import check_pairs
 from lightning_ydrop.models.calls import Inputs, Target, arguments_of
 
@@ -129,6 +130,24 @@ class Batch:
     def shares_start(self) -> bool:
         """Whether all paths start at the same point, which then takes one row."""
         return not self.carried and all(len(start) == 1 for start in self.starts)
+
+    def aimed_by(self, objective: Objective) -> "Batch":
+        """Take the input for the target, where the objective compares the output with that.
+
+        Raises:
+            ConfigurationError: If there is not one floating input.
+
+        """
+        if not objective.target_is_input:
+            return self
+        if len(self.inputs) != 1:
+            raise ConfigurationError(
+                f"{objective!r} was given for {len(self.inputs)} floating inputs on the path.",
+                "It compares the output with the one input of the model.",
+                "Keep others off the path with baseline=[0.0, None], or return the target from `ydrop_inputs` and pass "
+                'objective="regression".',
+            )
+        return replace(self, target=self.inputs[0])
 
     def read_as(self, roles: tuple[Role, ...]) -> "Batch":
         """Carry other tensors along, or with their samples elsewhere, in a batch of which no rows are taken."""

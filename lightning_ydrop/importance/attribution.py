@@ -14,12 +14,13 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.importance.arrangement import arrange, ordinary
 from lightning_ydrop.importance.baseline import Baseline
 from lightning_ydrop.importance.conductance import conductance
-from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import Request, bare_request, completed
 from lightning_ydrop.importance.selection import LayerChoice, check_called, select_layers, unit_dims_of
 from lightning_ydrop.importance.subject import Plan, needs_graph, subject_of
 from lightning_ydrop.importance.targets import check_target
+from lightning_ydrop.importance.tasks import Task, objective_of
 from lightning_ydrop.importance.trials import rows_first
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.sharing import without_lost_memory
@@ -37,7 +38,7 @@ def layer_conductance(
     baseline: Baseline = 0.0,
     n_steps: int = 50,
     quadrature: Quadrature = "right",
-    objective: Objective = TargetLogit(),
+    objective: Objective | Task | None = None,
     interpolate_at: str | None = None,
     forward: Callable[..., Any] | None = None,
     unit_dim: int | None = None,
@@ -65,7 +66,7 @@ def layer_conductance(
         n_steps: S, the number of steps on each path, at least 1. The error against the integral of Eq. 1 falls with S.
         quadrature: Where on each step the gradient is taken: its "right" end (the paper), its "left" end (Captum), or
             "trapezoid", the mean of both, which converges fastest.
-        objective: F, what is differentiated.
+        objective: F, what is differentiated: an objective, or the name of a task as for `YDrop`.
         interpolate_at: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
             It takes one more forward pass of the samples.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
@@ -94,7 +95,8 @@ def layer_conductance(
         torch.Size([8, 3])
 
     """
-    path = PathSettings("layer_conductance", n_steps, "all", baseline, quadrature, objective, interpolate_at, batch_dim)
+    owner, chosen = "layer_conductance", objective_of("layer_conductance", objective)
+    path = PathSettings(owner, n_steps, "all", baseline, quadrature, chosen, interpolate_at, batch_dim)
     check_layout("layer_conductance", unit_dim, max_rows)
     return conductance_along(path, model, inputs, target, layers, forward, unit_dim, max_rows)
 
@@ -126,6 +128,7 @@ def conductance_along(
         interpolate=path.interpolate_at is None,
         batch_dim=path.batch_dim,
     )
+    batch = batch.aimed_by(subject.objective)
     if for_all is not None:
         batch = replace(batch, target=torch.full((batch.size,), for_all, device=batch.device))
     subject = replace(subject, objective=subject.objective.on(batch.device))

@@ -21,6 +21,7 @@ from lightning_ydrop.importance.request import arranged, request_from
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of
 from lightning_ydrop.importance.surroundings import warn_of_units
+from lightning_ydrop.importance.tasks import check_task
 from lightning_ydrop.importance.trials import Look, in_training, look_at, output_of, request_of_one, smallest_batch
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target
@@ -67,6 +68,8 @@ def dry_run(
     roles, is_mixing = _roles_by_comparison(look)
     look = look.read_as(roles)
     batch = look.batch
+    if not path.task_is_named:
+        check_task(look.output, batch.inputs, batch.target)
     plan, scores = _phase_1(settings, subject, path, look.plan, inputs, target, generator_for)
     num_units = _count_scored(settings, layers, look.num_units, scores)
     plan = replace(plan, num_units=num_units, smallest_batch=smallest_batch(subject, path, plan, batch))

@@ -22,12 +22,13 @@ from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
 from lightning_ydrop.importance.interpolation import find_module
 from lightning_ydrop.importance.measures import Conductance, Measure
-from lightning_ydrop.importance.objectives import Objective, TargetLogit
+from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import NumSamples, PathSettings
 from lightning_ydrop.importance.ranks import agree_on_units, averages, world_size
 from lightning_ydrop.importance.scoring import scored
 from lightning_ydrop.importance.selection import check_widths, driven_layers
 from lightning_ydrop.importance.settings import EngineSettings
+from lightning_ydrop.importance.tasks import Task, objective_of
 from lightning_ydrop.layers.conductance_dropout import activate_layers, update_layers
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.modules import device_of
@@ -66,7 +67,9 @@ class YDrop:
             list of one for each floating input, None for one that stays as it is.
         quadrature: Where on each step the gradient is taken: "right" (Eq. 2), "left" (Captum), or "trapezoid".
         measure: What makes a unit important.
-        objective: F, what is differentiated.
+        objective: F, what is differentiated: the name of a task ("multiclass", "binary", "multilabel", "regression" or
+            "reconstruction"), or an objective. By default the logit of the labelled class, as for "multiclass", but a
+            first batch is refused that looks like another task.
         interpolate_at: Name of a module, such as an embedding, at whose output the paths end instead of at the inputs.
         forward: What is called instead of `model`, in the way in which `forward` of a model is called.
         seed: Of the samples drawn and the rates, which depend on it, the number of steps taken and the rank alone.
@@ -105,7 +108,7 @@ class YDrop:
         baseline: Baseline = 0.0,
         quadrature: Quadrature = "right",
         measure: Measure = Conductance(),
-        objective: Objective = TargetLogit(),
+        objective: Objective | Task | None = None,
         interpolate_at: str | None = None,
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
@@ -113,7 +116,10 @@ class YDrop:
         batch_dim: int = 0,
     ) -> None:
         owner = type(self).__name__
-        path = PathSettings(owner, n_steps, num_samples, baseline, quadrature, objective, interpolate_at, batch_dim)
+        chosen, is_named = objective_of(owner, objective), objective is not None
+        path = PathSettings(
+            owner, n_steps, num_samples, baseline, quadrature, chosen, interpolate_at, batch_dim, is_named
+        )
         settings = EngineSettings(path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches)
         self._set_up(model, forward, settings)
 

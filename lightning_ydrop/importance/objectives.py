@@ -31,6 +31,7 @@ class Objective(ABC):
 
     Attributes:
         takes_target: Whether it looks at the batch's target. If not, there may be none, or anything.
+        target_is_input: Whether the target is the model's input instead: the floating one, of which there is one.
 
     Example:
         >>> class Margin(Objective):
@@ -40,6 +41,7 @@ class Objective(ABC):
     """
 
     takes_target: ClassVar[bool] = True
+    target_is_input: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, output: Tensor, target: Target) -> Tensor:
@@ -122,7 +124,8 @@ class TargetLogit(Objective):
     """The output that the target names, as in the paper. Without a target, the sum of the outputs.
 
     The target of an output (B, C, *) has one of three forms: a class index for each sample, (B,); a class index for
-    each position, (B, *), whose logits add up; or soft labels of the output's shape, by which the outputs are weighted.
+    each position, (B, *), whose logits add up; or soft labels of the output's shape, shares that sum to 1, by which the
+    outputs are weighted.
 
     A class index out of range is an error in the first batch. In later batches it counts for nothing, like
     `ignore_index`.

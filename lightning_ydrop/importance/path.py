@@ -25,6 +25,8 @@ class PathSettings:
         objective: F, what is differentiated.
         interpolate_at: Name of the module whose outputs the paths run through; None for paths through the inputs.
         batch_dim: The dimension of the samples in inputs, targets, outputs and layers.
+        task_is_named: Whether the user has chosen the objective. Otherwise a first batch is refused that looks like
+            another task.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -39,6 +41,7 @@ class PathSettings:
     objective: Objective = TargetLogit()  # noqa: RUF009, which keeps no state
     interpolate_at: str | None = None
     batch_dim: int = 0
+    task_is_named: bool = True
 
     def __post_init__(self) -> None:
         check_count(self.owner, "n_steps", self.n_steps, minimum=1, example=5)

@@ -245,7 +245,7 @@ def arranged(
         ConfigurationError: If inputs and target do not fit to each other or to the model.
 
     """
-    return arrange(
+    batch = arrange(
         subject.forward,
         subject.signature,
         inputs,
@@ -255,6 +255,7 @@ def arranged(
         batch_dim=path.batch_dim,
         roles=roles,
     )
+    return batch.aimed_by(subject.objective)
 
 
 def request_from(

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lightning_ydrop.errors import ConfigurationError, describe
 
+# By how much shares may miss 1: those of label smoothing in bfloat16, with a thousand classes, stay below it.
+LARGEST_EXCESS = 0.02
+
 
 def class_dim_of(owner: str, class_dim: object) -> int:
     """Give the dimension of the classes as an int, also if it is an integer of NumPy.
@@ -121,8 +124,8 @@ def check_classes(objective: object, output: Tensor, target: Tensor, class_dim: 
             f"{objective!r} was given, and the model's forward returned {describe(output)} for the target "
             f"{describe(target)}.",
             "With a target the output has a logit for each class: (B, C), or (B, C, H, W) for dense labels.",
-            "Return such logits, set `class_dim`, or choose objective=OutputSum() or, for a single logit, "
-            'NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")) with a float target of the shape of the output.',
+            'Return such logits, set `class_dim`, or name the task: objective="binary" for a single logit, '
+            'objective="regression" for a number.',
         )
     if output.shape[class_dim] < 2 and not target.is_floating_point():
         raise ConfigurationError(
@@ -130,8 +133,7 @@ def check_classes(objective: object, output: Tensor, target: Tensor, class_dim: 
             f"target {describe(target)}.",
             "An integer target names one of two classes or more, so the output has a logit for each class. Label 1 "
             "names nothing in a single logit.",
-            'Choose objective=NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")) and let `ydrop_inputs` or the '
-            "adapter return a float target of the shape of the output, for example y.float()[:, None].",
+            'Pass objective="binary" if the target is 0 or 1, or objective="regression" if it is a number to predict.',
         )
 
 
@@ -178,17 +180,22 @@ def check_soft_labels(output: Tensor, target: Tensor, class_dim: int) -> None:
     """Refuse a floating target that is no share of each class. It looks at values.
 
     Raises:
-        ConfigurationError: If its shape is not that of the output, there is one class, or a share is negative.
+        ConfigurationError: If its shape is not that of the output, there is one class, a share is negative, or the
+            shares of a sample don't sum to 1.
 
     """
-    if target.shape[1:] != output.shape[1:] or output.shape[class_dim] == 1 or bool((target < 0).any()):
+    if (
+        target.shape[1:] != output.shape[1:]
+        or output.shape[class_dim] == 1
+        or bool((target < 0).any())
+        or bool(((target.double().sum(class_dim) - 1).abs() > LARGEST_EXCESS).any())
+    ):
         raise ConfigurationError(
             f"The floating target {describe(target)} was given for the output {describe(output)}.",
-            "A floating target holds soft labels, shares of two classes or more that are not negative, in the "
-            "shape of the output.",
-            "For class indices convert it with target.long(); for a regression choose objective=OutputSum(), or "
-            'NegativeLoss(nn.MSELoss(reduction="none")); for a single logit choose '
-            'NegativeLoss(nn.BCEWithLogitsLoss(reduction="none")).',
+            "A floating target holds soft labels: shares of two classes or more, in the shape of the output, that are "
+            "not negative and sum to 1 for each sample.",
+            'Name the task: objective="binary" or "multilabel" for labels of 0 and 1, "regression" for numbers to '
+            'predict, "reconstruction" for an autoencoder. For class indices convert the target with target.long().',
         )
 
 
@@ -208,6 +215,8 @@ def _not_labels(target: Tensor, output: Tensor, class_dim: int) -> Configuration
         f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
         "An integer target holds one class index for each sample, or for each position of dense labels, so its shape "
         f"is ({shape}).",
-        "Reshape it with target.flatten(), turn one-hot rows into soft labels with target.float(), or set "
-        "objective=TargetLogit(class_dim=...).",
+        "Reshape it with target.flatten(), or set objective=TargetLogit(class_dim=...)."
+        if target.shape[1:] != output.shape[1:]
+        else 'Name the task: objective="multilabel" for labels of 0 and 1, "regression" for numbers to predict. Turn '
+        "one-hot rows into soft labels with target.float().",
     )

@@ -1,7 +1,8 @@
 """What may be wrong with the way in which a first batch was read, where nobody has said how to read it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,7 +53,37 @@ def check_labels_are_read(
     )
 
 
-def warn_of_other_labels(
+@contextmanager
+def naming_other_labels(model: nn.Module, adapter: Adapter, batch: Any, target: Any) -> Iterator[None]:
+    """Add to what is refused of a target, the second item of a tuple, that a later item may be the labels.
+
+    Args:
+        model: The model, which may read batches itself.
+        adapter: It reads them otherwise.
+        batch: Any batch.
+        target: What was read as the target.
+
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        places = [
+            place
+            for place, item in enumerate(batch[2:] if _second_is(batch, target) else (), 2)
+            if isinstance(item, Tensor) and item.shape[:1] == target.shape[:1]
+        ]
+        if not places or "target" not in error.args[0] or not _is_read_automatically(model, adapter):
+            raise
+        given, allowed, remedy = error.args
+        raise ConfigurationError(
+            f"{given} The batch is {describe(batch)}.",
+            f"{allowed} Of a tuple, Y-Drop takes the second item for the target.",
+            f"If item {places[-1]} of the batch holds the labels, pass adapter=IndexAdapter(inputs=0, "
+            f"target={places[-1]}). {remedy}",
+        ) from error
+
+
+def check_other_labels(
     model: nn.Module, adapter: Adapter, batch: Any, target: Any, may_be_labels: Callable[[Tensor], bool]
 ) -> None:
     """Warn where a later item of a tuple could be the target as well as the second one, which is taken.
@@ -64,11 +95,21 @@ def warn_of_other_labels(
         target: What was read as the target.
         may_be_labels: Tells whether integers in the shape of the target name classes of the output.
 
+    Raises:
+        ConfigurationError: If the second item holds 0 and 1 alone, as a mask does, and the later one more.
+
     """
-    if not (_is_read_automatically(model, adapter) and isinstance(batch, (tuple, list)) and isinstance(target, Tensor)):
+    if not (_is_read_automatically(model, adapter) and _second_is(batch, target)):
         return
     for place, item in enumerate(batch[2:], 2):
-        if batch[1] is target and _are_labels_alike(item, target) and may_be_labels(item):
+        if _are_labels_alike(item, target) and may_be_labels(item):
+            if _holds_bits(target) and not _holds_bits(item):
+                raise ConfigurationError(
+                    f"The batch is {describe(batch)}, and Y-Drop takes the second item for the target.",
+                    f"That holds 0 and 1 alone, as a mask does. Item {place} names more classes of the output.",
+                    f"Pass adapter=IndexAdapter(inputs=0, target={place}) if that is the target, otherwise "
+                    "target=1. Where forward takes the mask too, pass inputs=[0, 1].",
+                )
             warnings.warn(
                 f"The batch is {describe(batch)}: Y-Drop takes item 1, the second, for the labels, and item {place} "
                 "could be the labels too. "
@@ -77,6 +118,14 @@ def warn_of_other_labels(
                 stacklevel=4,
             )
             return
+
+
+def _second_is(batch: Any, target: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(target, Tensor) and batch[1] is target
+
+
+def _holds_bits(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _are_labels_alike(one: Any, other: Tensor) -> bool:

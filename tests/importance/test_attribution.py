@@ -145,7 +145,7 @@ def test_targets_may_be_classes_soft_labels_or_nothing() -> None:
     summed = layer_conductance(model, x)["1"]
     each_class = [layer_conductance(model, x, c)["1"] for c in range(5)]
     assert torch.allclose(summed, sum(each_class, torch.zeros(())))
-    soft = torch.rand(6, 5, dtype=torch.float64)
+    soft = torch.rand(6, 5, dtype=torch.float64).softmax(1)
     weighted = sum((soft[:, [c]] * each_class[c] for c in range(5)), torch.zeros(()))
     assert torch.allclose(layer_conductance(model, x, soft)["1"], weighted)
     assert not torch.allclose(summed, by_class["1"])

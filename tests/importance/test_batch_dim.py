@@ -31,7 +31,7 @@ LABELS = torch.arange(B) % CLASSES
 TOKEN_LABELS = torch.arange(B * T).reshape(B, T) % CLASSES
 LENGTHS = torch.tensor([5, 3, 4, 1, 2, 5])
 PADDING = torch.arange(T) >= LENGTHS.unsqueeze(1)
-SOFT = torch.rand(B, T, CLASSES, generator=torch.Generator().manual_seed(1))
+SOFT = torch.rand(B, T, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(-1)
 QUADRATURES: list[Quadrature] = ["right", "left", "trapezoid"]
 
 

@@ -223,7 +223,7 @@ def test_a_single_logit_has_no_classes(output: Tensor, class_dim: int, label: in
     if output.ndim > 1:
         shape.pop(class_dim)
     labels = torch.full(shape, label)
-    remedy = r'NegativeLoss\(nn.BCEWithLogitsLoss\(reduction="none"\)\).* a float target'
+    remedy = 'objective="binary"'
     for target in (labels, labels.bool(), labels.to(torch.int32)):
         with pytest.raises(ConfigurationError, match=remedy):
             TargetLogit(class_dim).check(output, target)
@@ -340,7 +340,7 @@ def test_objectives_show_themselves(objective: Objective) -> None:
     ("objective", "output", "target"),
     [
         (TargetLogit(), OUTPUT, torch.tensor([0, 2])),
-        (TargetLogit(), OUTPUT, torch.rand(2, 3)),
+        (TargetLogit(), OUTPUT, torch.rand(2, 3).softmax(1)),
         (TargetLogit(), OUTPUT, None),
         (TargetLogit(), OUTPUT[:, 0], None),
         (TargetLogit(), DENSE, None),
@@ -363,10 +363,10 @@ def test_what_fits_passes(objective: Objective, output: Tensor, target: Any) -> 
         (TargetLogit(), OUTPUT.unsqueeze(2), torch.tensor([0, 1]), r"its shape is \(B, 1\)"),
         (TargetLogit(), OUTPUT[:, 0], torch.tensor([0, 1]), "a logit for each class"),
         (TargetLogit(2), OUTPUT, torch.tensor([0, 1]), r"TargetLogit\(class_dim=2, ignore_index=-100\) was given"),
-        (TargetLogit(), OUTPUT, torch.rand(2), "For class indices convert it with target.long"),
+        (TargetLogit(), OUTPUT, torch.rand(2), "For class indices convert the target with target.long"),
         (TargetLogit(), OUTPUT, torch.rand(2, 4), "soft labels"),
         (TargetLogit(), OUTPUT, -torch.rand(2, 3), "not negative"),
-        (TargetLogit(), OUTPUT[:, :1], torch.rand(2, 1), "for a regression choose objective=OutputSum"),
+        (TargetLogit(), OUTPUT[:, :1], torch.rand(2, 1), '"regression" for numbers to predict'),
         (TargetLogit(), OUTPUT, torch.tensor([[0], [1]]), "Reshape it with target.flatten"),
         (TargetLogit(), OUTPUT, torch.tensor([True, False]), "one class index"),
         (TargetLogit(), OUTPUT, torch.tensor([0, 3]), "classes from 0 to 3 for an output of 3 classes"),

@@ -27,7 +27,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("n_steps", value) for value in (0, -1, 2.5, "5", True, None, NAN)),
     *(("baseline", value) for value in ("black", NAN, float("inf"), True, [], [0.0, "black"], ListConfig(["a"]))),
     *(("quadrature", value) for value in ("middle", 1, None)),
-    *(("objective", value) for value in ("OutputSum", OutputSum, None, torch.nn.MSELoss())),
+    *(("objective", value) for value in (OutputSum, torch.nn.MSELoss())),
     *(("interpolate_at", value) for value in (1, "", torch.nn.Linear(2, 2))),
     *(("batch_dim", value) for value in (-1, 0.5, "1", True, None)),
 ]
@@ -93,6 +93,7 @@ def test_they_compare_by_value_whoever_was_called() -> None:
         "objective": NegativeLoss(torch.nn.MSELoss()),
         "interpolate_at": None,
         "batch_dim": 0,
+        "task_is_named": False,
     }
     for name, value in others.items():
         assert dataclasses.replace(settings, **{name: value}) != settings  # type: ignore[arg-type]

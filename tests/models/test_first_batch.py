@@ -17,7 +17,7 @@ from lightning_ydrop import (
 )
 from lightning_ydrop.analysis import mean_conductance
 from lightning_ydrop.models.adapters import AutomaticAdapter
-from lightning_ydrop.models.first_batch import check_labels_are_read, warn_of_other_labels
+from lightning_ydrop.models.first_batch import check_labels_are_read, check_other_labels
 from tests.callbacks.test_ydrop import trainer_of
 from tests.networks import perceptron
 from tests.test_bad_input import Batches, Net, check_sentences
@@ -140,7 +140,7 @@ def test_another_item_that_could_be_the_labels_is_told_of() -> None:
     with pytest.warns(
         UserWarning, match=r"takes item 1, the second, .*item 3 could be.* target=1\), or target=3\."
     ) as caught:
-        warn_of_other_labels(nn.Identity(), AutomaticAdapter(), batch, Y, always)
+        check_other_labels(nn.Identity(), AutomaticAdapter(), batch, Y, always)
     assert len(caught) == 1
 
 
@@ -159,7 +159,7 @@ def test_another_item_that_could_be_the_labels_is_told_of() -> None:
 )
 def test_nothing_is_told_where_it_is_clear(batch: Any, adapter: Any, may_be_labels: Any) -> None:
     _, target = adapter.read(batch)
-    warn_of_other_labels(nn.Identity(), adapter, batch, target, may_be_labels)
+    check_other_labels(nn.Identity(), adapter, batch, target, may_be_labels)
 
 
 class OfThree(Net):
