@@ -56,8 +56,10 @@ class YDropCallback(Callback):
             unless `annealing_steps` is given.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]; the paper tunes it in 1e-5 to 1e-1. 0 keeps
             `initial_drop_prob`, 1 follows each step.
-        buckets: Rates and sizes of the two buckets, the weak and the strong units (Eq. 5 and 8).
-        initial_drop_prob: `p_0`, where the running mean of every unit starts, in [0, 1).
+        buckets: Rates and sizes of the two buckets, the weak and the strong units (Eq. 5 and 8). By default those of
+            `Buckets.around(p)` for each layer, from its own `p`: at 0.5 these are the paper's.
+        initial_drop_prob: `p_0`, where the running mean of every unit starts, in [0, 1). By default the paper's 0.35,
+            scaled like the rates where these follow the layer.
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from each batch of B to measure importance (Eq. 9), at least 1, or "all". By
             default as many as the batch has rows for: max(1, (B - 1) // n_steps), which is 12 for 64 and 6 for 32; see
@@ -97,9 +99,9 @@ class YDropCallback(Callback):
     def __init__(
         self,
         annealing_epochs: int | None = None,
-        elasticity: float = 1e-3,
-        buckets: Buckets = Buckets(),
-        initial_drop_prob: float = 0.35,
+        elasticity: float = 1e-2,
+        buckets: Buckets | None = None,
+        initial_drop_prob: float | None = None,
         n_steps: int = 5,
         num_samples: NumSamples = None,
         baseline: float | list[float | None] = 0.0,

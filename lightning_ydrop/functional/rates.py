@@ -1,6 +1,8 @@
 """From scores to drop probabilities: half-normal rates and buckets (Eq. 5 and 8, arXiv 2409.09088)."""
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +47,38 @@ class HalfNormalRate:
                 f"Pass a `max` from {self.mean} up, or a lower `mean`.",
             )
 
+    def around(self, p: float) -> "HalfNormalRate":
+        """Scale a rate that is meant for layers of p=0.5 to layers of another rate.
+
+        Args:
+            p: Drop rate of a layer, in [0, 1).
+
+        """
+        return HalfNormalRate(rate_around(self.mean, p), self.std * 2 * min(p, 1 - p), rate_around(self.max, p))
+
+    @property
+    def expected(self) -> float:
+        """The mean of the rates drawn, apart from the cap."""
+        return min(self.mean + self.std * math.sqrt(2 / math.pi), self.max)
+
+
+def rate_around(rate: float, p: float) -> float:
+    """Scale a rate that is meant for layers of p=0.5 to layers of another rate.
+
+    Up to p=0.5 the drop rate is proportional to p, from there on the keep rate to 1 - p. So it stays in [0, 1), and
+    rates keep their order.
+
+    Args:
+        rate: In [0, 1).
+        p: Drop rate of a layer, in [0, 1).
+
+    Example:
+        >>> rate_around(0.6, 0.25), round(rate_around(0.6, 0.75), 2)
+        (0.3, 0.8)
+
+    """
+    return rate * 2 * p if p <= 0.5 else 1 - (1 - rate) * 2 * (1 - p)
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -88,30 +122,51 @@ class Buckets:
                 "Swap the two, or to drop the weak units instead wrap the measure: measure=Inverted(Conductance()).",
             )
 
+    @classmethod
+    def around(cls, p: float) -> "Buckets":
+        """Scale the paper's rates, which are for layers of p=0.5, to a layer of another rate.
 
-def draw_rates(rate: HalfNormalRate, count: int, generator: torch.Generator) -> list[float]:
+        Ours: the paper has one pair of rates for all layers, at which a layer of p=0.1 drops 39% of its units.
+
+        Args:
+            p: Drop rate of the layer as vanilla dropout, in [0, 1).
+
+        Raises:
+            ConfigurationError: If `p` is out of range.
+
+        Example:
+            >>> buckets = Buckets.around(0.25)
+            >>> buckets.low.mean, buckets.high.mean
+            (0.05, 0.3)
+
+        """
+        return _around(check_rate("Buckets.around", "p", p))
+
+
+@functools.lru_cache(maxsize=1024)
+def _around(p: float) -> Buckets:
+    paper = Buckets()
+    return Buckets(paper.low.around(p), paper.high.around(p), paper.strong_fraction)
+
+
+def draw_rates(rates: Sequence[HalfNormalRate], generator: torch.Generator) -> list[float]:
     """Draw independent rates `min(mean + |N(0, std)|, max)` (Eq. 8, arXiv 2409.09088).
 
     Args:
-        rate: Their distribution.
-        count: Number of rates, at least 0.
+        rates: The distribution of each.
         generator: A generator on the CPU.
 
     Returns:
-        The rates, each from `rate.mean` to `rate.max`.
-
-    Raises:
-        ConfigurationError: If `count` is not a whole number of at least 0.
+        The rates, each from its `mean` to its `max`.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
-        >>> draw_rates(HalfNormalRate(mean=0.3, std=0.0, max=0.5), count=2, generator=generator)
+        >>> draw_rates([HalfNormalRate(mean=0.3, std=0.0, max=0.5)] * 2, generator)
         [0.3, 0.3]
 
     """
-    count = check_count("draw_rates", "count", count, minimum=0, example=2)
-    normal = torch.randn(count, dtype=torch.float32, generator=generator, device="cpu").tolist()
-    return [min(rate.mean + rate.std * abs(each), rate.max) for each in normal]
+    normal = torch.randn(len(rates), dtype=torch.float32, generator=generator, device="cpu").tolist()
+    return [min(rate.mean + rate.std * abs(each), rate.max) for rate, each in zip(rates, normal, strict=True)]
 
 
 def strong_count(num_units: int, strong_fraction: float) -> int:

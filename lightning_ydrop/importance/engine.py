@@ -57,8 +57,10 @@ class YDrop:
     Args:
         model: A model with `ConductanceDropout` layers. Wrappers of DDP and of Fabric are looked through.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]: 0 keeps `initial_drop_prob`, 1 follows each step.
-        buckets: The two buckets' rates and sizes (Eq. 5 and 8).
-        initial_drop_prob: `p_0`, where the running mean starts, in [0, 1).
+        buckets: The two buckets' rates and sizes (Eq. 5 and 8). None takes those of `Buckets.around(p)` for each layer,
+            from its own `p`: at 0.5 these are the paper's.
+        initial_drop_prob: `p_0`, where the running mean starts, in [0, 1). None takes the paper's 0.35, scaled like the
+            rates where these follow the layer.
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or "all". None takes as many as the batch
             of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32, or
@@ -100,9 +102,9 @@ class YDrop:
         self,
         model: nn.Module,
         *,
-        elasticity: float = 1e-3,
-        buckets: Buckets = Buckets(),
-        initial_drop_prob: float = 0.35,
+        elasticity: float = 1e-2,
+        buckets: Buckets | None = None,
+        initial_drop_prob: float | None = None,
         n_steps: int = 5,
         num_samples: NumSamples = None,
         baseline: Baseline = 0.0,
@@ -223,9 +225,10 @@ class YDrop:
             return
         check_widths(scores, num_units := self._findings.plan.num_units)
         generator = self._generator("rates")
+        buckets = [self.settings.buckets_of(layer.p) for layer in self.layers.values()]
         low, high = (
-            dict(zip(self.layers, draw_rates(rate, len(self.layers), generator), strict=True))
-            for rate in (self.settings.buckets.low, self.settings.buckets.high)
+            dict(zip(self.layers, draw_rates(rates, generator), strict=True))
+            for rates in ([each.low for each in buckets], [each.high for each in buckets])
         )
         self._steps_taken, self._progress = self._steps_taken + 1, progress
         for names, means in averages(scores, num_units, self._findings.device):
@@ -342,9 +345,9 @@ class YDrop:
         low_here, high_here = rates.to(scores.device, non_blocking=True)
         update_layers(
             [self.layers[name] for name in names],
-            bucket_probabilities(scores, low_here, high_here, self.settings.buckets.strong_fraction),
+            bucket_probabilities(scores, low_here, high_here, self.settings.buckets_of(0.5).strong_fraction),
             elasticity=self.settings.elasticity_of_an_update,
-            initial_drop_prob=self.settings.initial_drop_prob,
+            initial_drop_prob=[self.settings.initial_drop_prob_of(self.layers[name].p) for name in names],
             progress=self._progress,
             accept=finite & (largest > 0),  # zeros rank nothing
         )

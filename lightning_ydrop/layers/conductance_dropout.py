@@ -194,7 +194,7 @@ class ConductanceDropout(nn.Module):
             [self],
             drop_prob.unsqueeze(0),
             elasticity=elasticity,
-            initial_drop_prob=initial_drop_prob,
+            initial_drop_prob=[initial_drop_prob],
             progress=progress,
             accept=accept,
         )
@@ -274,7 +274,7 @@ def update_layers(
     drop_prob: Tensor,
     *,
     elasticity: float,
-    initial_drop_prob: float,
+    initial_drop_prob: Sequence[float],
     progress: float = 1.0,
     accept: Tensor | None = None,
 ) -> None:
@@ -286,7 +286,7 @@ def update_layers(
         layers: The layers.
         drop_prob: `g`, shape (L, U).
         elasticity: As for one layer.
-        initial_drop_prob: As for one layer.
+        initial_drop_prob: As for one layer, for each of them.
         progress: As for one layer.
         accept: Booleans of shape (L, 1), or a single one for all layers.
 
@@ -294,11 +294,11 @@ def update_layers(
         ConfigurationError: If a layer had a different number of units before.
 
     """
-    for layer in layers:
+    for layer, initial in zip(layers, initial_drop_prob, strict=True):
         layer.prepare(drop_prob.shape[1], drop_prob.device)
         if len(layer.drop_prob) == 0:
             with torch.inference_mode(False):
-                layer.drop_prob = torch.full_like(layer._applied_drop_prob, initial_drop_prob)
+                layer.drop_prob = torch.full_like(layer._applied_drop_prob, initial)
                 layer.mean_drop_prob = layer.drop_prob.clone()
     kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
     former = torch.stack(kept).view(len(layers), 2, -1)

@@ -90,7 +90,7 @@ def test_what_the_callback_takes_can_be_read_and_set_on_the_command_line(say: Ca
     for argument in (
         "annealing_epochs",
         "elasticity",
-        "buckets.high.mean",
+        "buckets",
         "baseline",
         "quadrature",
         "measure",

@@ -21,7 +21,7 @@ def half_normal_cdf(rate: HalfNormalRate, value: float) -> float:
 
 @pytest.mark.parametrize("rate", [Buckets().low, Buckets().high, HalfNormalRate(0.4, 0.2, 0.5)])
 def test_rates_are_half_normal_with_a_cap(rate: HalfNormalRate) -> None:
-    rates = torch.tensor(draw_rates(rate, DRAWS, torch.Generator().manual_seed(1)), dtype=torch.float64)
+    rates = torch.tensor(draw_rates([rate] * DRAWS, torch.Generator().manual_seed(1)), dtype=torch.float64)
     assert rates.min() >= rate.mean
     assert rates.max() <= rate.max
     # Dvoretzky, Kiefer and Wolfowitz: the empirical distribution is off by more than this once in 1e9 experiments.
@@ -33,7 +33,7 @@ def test_rates_are_half_normal_with_a_cap(rate: HalfNormalRate) -> None:
 
 
 def test_without_spread_every_rate_is_the_mean() -> None:
-    assert draw_rates(HalfNormalRate(0.3, 0.0, 0.3), 100, torch.Generator()) == [0.3] * 100
+    assert draw_rates([HalfNormalRate(0.3, 0.0, 0.3)] * 100, torch.Generator()) == [0.3] * 100
 
 
 @given(units=st.integers(1, 5000), percent=st.integers(0, 100))
@@ -70,10 +70,10 @@ def test_no_weak_unit_scores_above_a_strong_one(values: list[float], fraction: f
 
 def test_draws_do_not_depend_on_the_default_dtype() -> None:
     rate = HalfNormalRate(0.1, 0.2, 0.9)
-    expected = draw_rates(rate, 100, torch.Generator().manual_seed(1))
+    expected = draw_rates([rate] * 100, torch.Generator().manual_seed(1))
     torch.set_default_dtype(torch.bfloat16)
     try:
-        assert draw_rates(rate, 100, torch.Generator().manual_seed(1)) == expected
+        assert draw_rates([rate] * 100, torch.Generator().manual_seed(1)) == expected
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -88,17 +88,40 @@ def test_layers_are_ranked_each_by_itself() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    numpy_count: Any = np.int64(3)
-    assert len(draw_rates(HalfNormalRate(0.1, 0.2, 0.9), numpy_count, torch.Generator())) == 3
     assert strong_count(np.int64(10), np.float64(0.5)) == 5  # type: ignore[arg-type]
     probabilities = bucket_probabilities(torch.arange(4.0), np.float32(0.25), np.float32(0.75), np.float32(0.5))  # type: ignore[arg-type]
     assert probabilities.tolist() == [0.25, 0.25, 0.75, 0.75]
 
 
+def test_rates_around_one_half_are_those_of_the_paper() -> None:
+    assert Buckets.around(0.5) == Buckets()
+
+
+def test_rates_follow_a_layer() -> None:
+    """Proportional to p up to 0.5, keep rates proportional to 1 - p from there on, and monotone throughout."""
+    tenth = Buckets.around(0.1)
+    assert (tenth.low.mean, tenth.high.mean) == pytest.approx((0.02, 0.12))
+    assert (tenth.low.max, tenth.high.max) == pytest.approx((0.1, 0.18))
+    eighty = Buckets.around(0.8)
+    assert (eighty.low.mean, eighty.high.mean) == pytest.approx((1 - 0.9 * 0.4, 1 - 0.4 * 0.4))
+    rates = [Buckets.around(index / 1000) for index in range(1000)]
+    for name in ("low", "high"):
+        assert [getattr(each, name).mean for each in rates] == sorted(getattr(each, name).mean for each in rates)
+        assert [getattr(each, name).max for each in rates] == sorted(getattr(each, name).max for each in rates)
+    assert all(each.high.max < 1 for each in rates)
+    assert Buckets.around(0.0).high == HalfNormalRate(0.0, 0.0, 0.0)
+
+
+def test_the_expected_rate_is_the_mean_of_many() -> None:
+    rate = HalfNormalRate(0.6, 0.05, 0.9)
+    rates = draw_rates([rate] * 100_000, torch.Generator().manual_seed(0))
+    assert sum(rates) / len(rates) == pytest.approx(rate.expected, abs=1e-3)  # 10 standard errors
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: draw_rates(Buckets().low, -1, torch.Generator()), r"draw_rates\(count=-1\)"),
+        (lambda: Buckets.around(1.0), r"Buckets.around\(p=1.0\)"),
         (lambda: strong_count(-1, 0.5), r"strong_count\(num_units=-1\)"),
         (lambda: strong_count(10, 1.5), r"strong_count\(strong_fraction=1.5\)"),
         (lambda: bucket_probabilities(torch.ones(3), 0.1, 0.6, 1.5), "strong_fraction=1.5"),

@@ -337,7 +337,7 @@ def test_where_another_device_is_the_default_chance_stays_on_the_cpu() -> None:
         engine.dry_run(*batch)
         with torch.device(default):
             engine._score(*batch)
-            rates.append(draw_rates(HalfNormalRate(0.1, 0.1, 0.5), 3, torch.Generator().manual_seed(1)))
+            rates.append(draw_rates([HalfNormalRate(0.1, 0.1, 0.5)] * 3, torch.Generator().manual_seed(1)))
         seen.append([*measure.seen[-1].inputs])
     assert_same(*seen)
     assert_same(*rates)
@@ -762,3 +762,24 @@ def test_a_step_looks_at_no_value(objective: Objective, quadrature: Quadrature, 
     assert engine.nonfinite.item() == (4 if bad else 0)
     with pytest.raises(AssertionError), Unread():
         bool(x.sum() > 0)  # it would have been seen
+
+
+def test_each_layer_drops_around_its_own_rate() -> None:
+    """A layer of p=0.1 stays near 0.1, where the paper's rates would drop 39% of its units."""
+    rates = (0.1, 0.5, 0.8, 0.0)
+    layers = [layer for p in rates for layer in (nn.Linear(10, 10), ConductanceDropout(p), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(10, 3))
+    ydrop = YDrop(model, elasticity=1.0)
+    for _ in range(20):
+        ydrop.step(torch.randn(16, 10), torch.randint(0, 3, (16,)))
+    for p, layer in zip(rates, ydrop.layers.values(), strict=True):
+        buckets = Buckets.around(p)
+        drawn = layer.drop_prob.sort().values
+        assert bool((drawn[:5] >= buckets.low.mean - 1e-6).all())
+        assert bool((drawn[:5] <= buckets.low.max + 1e-6).all())
+        assert bool((drawn[5:] >= buckets.high.mean - 1e-6).all())
+        assert bool((drawn[5:] <= buckets.high.max + 1e-6).all())
+    first = YDrop(model, elasticity=0.0)
+    first.step(torch.randn(16, 10), torch.randint(0, 3, (16,)))
+    starts = [layer.mean_drop_prob[0].item() for layer in first.layers.values()]
+    assert starts == pytest.approx([0.07, 0.35, 1 - 0.65 * 0.4, 0.0])

@@ -12,8 +12,8 @@ from tests.oracles import running_mean
 
 WRONG: list[tuple[str, Any]] = [
     *(("elasticity", value) for value in (-1e-3, 1.1, "fast", None, True, float("nan"))),
-    *(("initial_drop_prob", value) for value in (-0.1, 1.0, "half", None)),
-    *(("buckets", value) for value in (0.5, (0.1, 0.6), {"strong_fraction": 0.5}, Buckets, None)),
+    *(("initial_drop_prob", value) for value in (-0.1, 1.0, "half", True)),
+    *(("buckets", value) for value in (0.5, (0.1, 0.6), {"strong_fraction": 0.5}, Buckets)),
     *(("measure", value) for value in ("Conductance", RandomImportance, None)),
     *(("seed", value) for value in (-1, 0.5, "0", None)),
     *(("every_n_batches", value) for value in (0, -1, 1.5, "1", None, True)),
@@ -80,3 +80,14 @@ def test_the_engine_takes_them_as_they_are() -> None:
     assert engine.settings is settings
     with pytest.raises(ConfigurationError, match=r"YDropCallback\(forward=3\)"):
         YDrop.from_settings(perceptron(), settings, 3)  # type: ignore[arg-type]
+
+
+def test_rates_follow_each_layer_unless_they_are_given() -> None:
+    settings = EngineSettings(PathSettings("YDrop"))
+    assert settings.buckets_of(0.1) == Buckets.around(0.1)
+    assert settings.initial_drop_prob_of(0.5) == 0.35
+    assert settings.initial_drop_prob_of(0.1) == pytest.approx(0.07)
+    given = EngineSettings(PathSettings("YDrop"), buckets=Buckets())
+    assert given.buckets_of(0.1) == Buckets()
+    assert given.initial_drop_prob_of(0.1) == 0.35
+    assert EngineSettings(PathSettings("YDrop"), initial_drop_prob=0.2).initial_drop_prob_of(0.1) == 0.2

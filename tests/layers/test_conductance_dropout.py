@@ -262,14 +262,14 @@ def test_it_can_be_reset_and_restored() -> None:
 
 @pytest.mark.parametrize("progress", [1.0, 0.25])
 def test_layers_updated_together_are_updated_each_by_itself(progress: float) -> None:
-    rates = [0.3, 0.4, 0.5]
+    rates, starts = [0.3, 0.4, 0.5], [0.2, 0.35, 0.4]
     together, alone = [ConductanceDropout(p) for p in rates], [ConductanceDropout(p) for p in rates]
-    settings: dict[str, Any] = {"elasticity": 0.3, "initial_drop_prob": 0.35, "progress": progress}
+    settings: dict[str, Any] = {"elasticity": 0.3, "progress": progress}
     for _ in range(3):
         drop_prob, accept = torch.rand(3, 8), torch.tensor([[True], [False], [True]])
-        update_layers(together, drop_prob, **settings, accept=accept)
-        for layer, row, accepted in zip(alone, drop_prob, accept, strict=True):
-            layer.update(row, **settings, accept=accepted)
+        update_layers(together, drop_prob, **settings, initial_drop_prob=starts, accept=accept)
+        for layer, row, accepted, start in zip(alone, drop_prob, accept, starts, strict=True):
+            layer.update(row, **settings, initial_drop_prob=start, accept=accepted)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.drop_prob, other.drop_prob)
         assert torch.equal(one.mean_drop_prob, other.mean_drop_prob)
