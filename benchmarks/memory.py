@@ -99,7 +99,7 @@ def _training(case: step.Case, arguments: Mapping[str, Any] | None, batch_size: 
     ydrop = YDrop(model, **arguments)
 
     def skip() -> None:
-        for _ in range(ydrop.every_n_batches - 1):  # so that the next step runs phase 1 too
+        for _ in range(ydrop.settings.every_n_batches - 1):  # so that the next step runs phase 1 too
             ydrop.skip()
 
     return {"before": _nothing, "phase 1": lambda: ydrop.step(x, y)} | training | {"after": skip}

@@ -79,15 +79,15 @@ def told(owner: str, name: str, *values: Any) -> list[Any]:
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "elasticity": (-1e-3, 1.5, FLOAT_NAN, "fast", None, True),
-    "initial_drop_prob": (-0.1, 1.0, FLOAT_NAN, "half", None),
+    "initial_drop_prob": (-0.1, 1.0, FLOAT_NAN, "half", True),
     "n_steps": (0, -5, 2.5, "5", None, True),
     "num_samples": (0, -1, 2.5, "12", True),
     "baseline": (FLOAT_NAN, float("inf"), "black", None, True),
     "quadrature": ("middle", 1, None),
     "seed": (-1, 0.5, "0", None),
-    "buckets": (0.5, None),
+    "buckets": (0.5, True),
     "measure": ("Conductance", None),
-    "objective": ("TargetLogit", None),
+    "objective": ("TargetLogit", 1),
     "interpolate_at": (1, 0.5),
     "batch_dim": (-1, 0.5, "1", None, True),
 }
@@ -597,12 +597,12 @@ FITS = [
     wrong("labels as floats", "The floating target Tensor(shape=(16,), dtype=torch.float32", batch=(X, Y.float())),
     wrong(
         "one-hot integers",
-        "turn one-hot rows into soft labels with target.float()",
+        "Turn one-hot rows into soft labels with target.float()",
         batch=(X, nn.functional.one_hot(Y, 5)),
     ),
     wrong("labels as columns", "Reshape it with target.flatten()", batch=(X, Y.unsqueeze(1))),
     wrong("labels as booleans", "The target is Tensor(shape=(16,), dtype=torch.bool", batch=(X, Y > 2)),
-    wrong("soft labels below 0", "shares of two classes or more that are not negative", batch=(X, torch.randn(B, 5))),
+    wrong("soft labels below 0", "that are not negative and sum to 1", batch=(X, torch.randn(B, 5))),
     wrong("soft labels of other classes", "The floating target Tensor(shape=(16, 4)", batch=(X, torch.rand(B, 4))),
     wrong("labels as text", "The target is list('cat', 'dog'", batch=(X, ["cat", "dog"] * (B // 2))),
     wrong(

@@ -49,17 +49,41 @@ class Schedule:
             check_count("YDropCallback", "annealing_steps", self.annealing_steps, minimum=0, example=1000)
         check_choice("YDropCallback", "transition", self.transition, get_args(Transition))
 
-    def outlasts(self, trainer: Trainer) -> bool:
-        """Tell whether training is sure to end before Y-Drop takes over."""
+    def outlasts(self, trainer: Trainer) -> tuple[str, str] | None:
+        """Tell whether training is sure to end before Y-Drop takes over.
+
+        Returns:
+            How long the two take, if so.
+
+        """
         if trainer.fast_dev_run or self.transition == "linear":  # type: ignore[attr-defined]
-            return False
+            return None
         epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
         steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
         per_epoch = _steps_of_an_epoch(trainer)
         if self.annealing_steps is not None:
-            return steps <= self.annealing_steps or epochs * per_epoch <= self.annealing_steps
+            shortest = min(steps, epochs * per_epoch)
+            annealing = f"{self.annealing_steps} optimiser step(s)"
+            return (f"{shortest} optimiser step(s)", annealing) if shortest <= self.annealing_steps else None
+        if epochs <= self._epochs:
+            return f"{epochs} epoch(s)", f"{self._epochs} epoch(s)"
         # Where an epoch has no known end, nothing is known of steps either.
-        return epochs <= self._epochs or (per_epoch < math.inf and steps <= self._epochs * per_epoch)
+        if per_epoch < math.inf and steps <= self._epochs * per_epoch:
+            return f"{steps} optimiser step(s)", f"{self._epochs * per_epoch} optimiser step(s)"
+        return None
+
+    @property
+    def announcement(self) -> str:
+        """Say when rates change."""
+        if self.annealing_steps is not None:
+            length, unit = self.annealing_steps, "optimiser step"
+        else:
+            length, unit = self._epochs, "epoch"
+        if length == 0:
+            return "From the first batch on,"
+        if self.transition == "linear":
+            return f"Over the first {length} {unit}(s), in a line,"
+        return f"After {length} {unit}(s) of vanilla dropout,"
 
     def progress(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_ydrop.callbacks.own_hook import OwnHook
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
+from lightning_ydrop.callbacks.summary import rates_to_come, summary
 from lightning_ydrop.checks import check_flag
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.functional.attribution import Quadrature, top_share
@@ -145,6 +146,7 @@ class YDropCallback(Callback):
         self._state_to_load: dict[str, Any] = {}
         self._is_stale = False
         self._is_dry_run_done = False
+        self._is_annealing = False
         self._warned: set[str] = set()
         self._own_hook = OwnHook()
 
@@ -197,12 +199,13 @@ class YDropCallback(Callback):
                 "without the callback. Y-Drop starts anew, with a running mean of initial_drop_prob. "
                 "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
             )
-        self._is_dry_run_done = False
-        if self._schedule.outlasts(trainer):
+        self._is_dry_run_done, self._is_annealing = False, False
+        if lengths := self._schedule.outlasts(trainer):
+            training, annealing = lengths
             rank_zero_warn(
-                "Training is to end before the annealing of YDropCallback does: all of it is vanilla dropout. "
-                "Y-Drop takes over when annealing is over. Train for longer, or pass a smaller annealing_epochs or "
-                "annealing_steps.",
+                f"Training is to end before the annealing of YDropCallback does, after {training}, where annealing "
+                f"takes {annealing}: all of it is vanilla dropout. "
+                "Train for longer, or pass a smaller annealing_epochs or annealing_steps.",
                 category=NoEffectWarning,
             )
 
@@ -225,6 +228,7 @@ class YDropCallback(Callback):
                     self._dry_run(pl_module, batch, inputs, target)
                 if due:
                     self.engine.step(inputs, target, progress=progress)
+        self._announce(trainer, progress)
         if progress > 0 and not due:
             self.engine.skip(progress=progress)
         if progress > 0 and trainer.loggers and _is_logging_step(trainer, pl_module):
@@ -259,6 +263,15 @@ class YDropCallback(Callback):
         self._state_to_load = state_dict
         self._is_stale = False
 
+    def __repr__(self) -> str:
+        values = {} if self.settings.path.task_is_named else {"objective": None}
+        kept = vars(self._schedule) | vars(self.settings.path) | vars(self.settings) | vars(self) | values
+        parameters = inspect.signature(YDropCallback).parameters.values()
+        chosen = [
+            f"{each.name}={kept[each.name]!r}" for each in parameters if repr(kept[each.name]) != repr(each.default)
+        ]
+        return f"{type(self).__name__}({', '.join(chosen)})"
+
     def _dry_run(self, pl_module: LightningModule, batch: Any, inputs: Inputs, target: Target) -> None:
         """Check what was read of a first batch, and what phase 1 makes of it."""
         assert self.engine is not None
@@ -267,11 +280,22 @@ class YDropCallback(Callback):
             check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
         with naming_other_labels(pl_module, self.adapter, batch, target):
             engine.dry_run(inputs, target)
-        self._is_dry_run_done = engine.is_dry_run_done
+        self._is_dry_run_done = engine.findings is not None
         if path.objective.takes_target and self._is_dry_run_done:
             check_other_labels(
                 pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
             )
+        if self._is_dry_run_done:
+            rank_zero_info(summary(engine, self._schedule, batch, inputs, target))
+
+    def _announce(self, trainer: Trainer, progress: float) -> None:
+        """Say that Y-Drop takes over, once in a fit that begins with vanilla dropout."""
+        assert self.engine is not None
+        if progress == 0:
+            self._is_annealing = True
+        elif self._is_annealing and self._is_dry_run_done:
+            self._is_annealing = False
+            rank_zero_info(f"Epoch {trainer.current_epoch}: Y-Drop takes over. {rates_to_come(self.engine)}")
 
     def _take_up(self) -> None:
         assert self.engine is not None

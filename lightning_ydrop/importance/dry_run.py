@@ -17,7 +17,7 @@ from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
 from lightning_ydrop.importance.recording import recording
-from lightning_ydrop.importance.request import arranged, request_from
+from lightning_ydrop.importance.request import arranged, num_rows_of, num_samples_of, request_from
 from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, needs_graph, subject_of
 from lightning_ydrop.importance.surroundings import warn_of_units
@@ -80,10 +80,11 @@ def dry_run(
     if not is_mixing:  # or else another dimension may be the batch
         warn_of_shared_masks(layers, look.num_units, plan.rows_first, path.batch_dim)
     missed = layers.keys() - num_units.keys() - look.left.keys()
+    called: frozenset[str] = frozenset()
     if missed or may_checkpoint(model):
         plan, called = in_training(look, plan)
-        return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called))
-    return Findings(subject, path, plan, batch.device, look.left)
+    counts = num_samples_of(path, batch), num_rows_of(path, batch)
+    return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called), *counts)
 
 
 def _roles_by_comparison(look: Look) -> tuple[tuple[Role, ...], bool]:

@@ -57,10 +57,8 @@ class YDrop:
     Args:
         model: A model with `ConductanceDropout` layers. Wrappers of DDP and of Fabric are looked through.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]: 0 keeps `initial_drop_prob`, 1 follows each step.
-        buckets: The two buckets' rates and sizes (Eq. 5 and 8). None takes those of `Buckets.around(p)` for each layer,
-            from its own `p`: at 0.5 these are the paper's.
-        initial_drop_prob: `p_0`, where the running mean starts, in [0, 1). None takes the paper's 0.35, scaled like the
-            rates where these follow the layer.
+        buckets: Rates and sizes of the two buckets (Eq. 5 and 8). None takes `Buckets.around(p)` for each layer.
+        initial_drop_prob: `p_0`, where the running mean starts, in [0, 1). None takes the paper's 0.35, around p too.
         n_steps: `n_c`, steps on the path from the baseline to each sample, at least 1.
         num_samples: `B_c`, samples drawn from the batch (Eq. 9), at least 1, or "all". None takes as many as the batch
             of B has rows for: `max(1, (B - 1) // n_steps)`, which is 12 for 64 and 6 for 32, or
@@ -84,6 +82,7 @@ class YDrop:
         layers: The layers driven, by name.
         scores: The score of every layer by name, which its units are ranked by: float32, shape (U,), on the device of
             its activations. All 0 where nothing was measured, as on samples whose labels do not count.
+        findings: What a dry run has found out, once one has had samples to look at.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the model has no `ConductanceDropout`.
@@ -144,9 +143,6 @@ class YDrop:
                 "Pass, for example, forward=model.predict.",
             )
         self.settings = settings
-        self.elasticity, self.initial_drop_prob = settings.elasticity, settings.initial_drop_prob
-        self.buckets, self.measure = settings.buckets, settings.measure
-        self.seed, self.every_n_batches = settings.seed, settings.every_n_batches
         self.model, self.forward = unwrapped(model, forward)
         self.layers = driven_layers(self.model)
         if path.interpolate_at is not None:
@@ -167,12 +163,7 @@ class YDrop:
         self._unusable = Count(self.count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
-        self._findings: Findings | None = None
-
-    @property
-    def is_dry_run_done(self) -> bool:
-        """Whether a dry run has had samples to look at."""
-        return self._findings is not None
+        self.findings: Findings | None = None
 
     @property
     def is_due(self) -> bool:
@@ -192,7 +183,7 @@ class YDrop:
     @property
     def unguarded(self) -> list[str]:
         """What phase 1 was found to change after the dry run, where that may not have been undone the first time."""
-        observations = None if self._findings is None else self._findings.subject.observations
+        observations = None if self.findings is None else self.findings.subject.observations
         return [] if observations is None else observations.unguarded
 
     @property
@@ -217,13 +208,13 @@ class YDrop:
 
         """
         check_driver(self.settings.path.owner, self.layers, self._number)
-        if self._findings is None:
+        if self.findings is None:
             self.dry_run(inputs, target)
-        scores = self._score(inputs, target) if self._findings is not None and self.is_due else {}
-        if self._findings is None or not self.is_due or (not scores and world_size() == 1):
+        scores = self._score(inputs, target) if self.findings is not None and self.is_due else {}
+        if self.findings is None or not self.is_due or (not scores and world_size() == 1):
             self.skip(progress=progress)
             return
-        check_widths(scores, num_units := self._findings.plan.num_units)
+        check_widths(scores, num_units := self.findings.plan.num_units)
         generator = self._generator("rates")
         buckets = [self.settings.buckets_of(layer.p) for layer in self.layers.values()]
         low, high = (
@@ -231,7 +222,7 @@ class YDrop:
             for rates in ([each.low for each in buckets], [each.high for each in buckets])
         )
         self._steps_taken, self._progress = self._steps_taken + 1, progress
-        for names, means in averages(scores, num_units, self._findings.device):
+        for names, means in averages(scores, num_units, self.findings.device):
             self._update(names, means, low, high)
 
     def skip(self, *, progress: float = 1.0) -> None:
@@ -275,14 +266,14 @@ class YDrop:
         check_scored(self.model, self.layers, findings, num_units)
         warn_of_layers_left(findings, self.layers, num_units)
         in_order = {name: num_units[name] for name in self.layers if name in num_units}
-        self._findings = replace(findings, plan=replace(findings.plan, num_units=in_order))
+        self.findings = replace(findings, plan=replace(findings.plan, num_units=in_order))
         for count in (self._nonfinite, self._unusable):
             count.total = count.total.to(findings.device)
 
     def count_unusable(self, labels: Tensor) -> Tensor | None:
         """Count, after a dry run, the labels that name nothing in the output: None where the objective has none."""
-        assert self._findings is not None
-        return self._findings.subject.objective.count_unusable(self._findings.plan.output, labels)
+        assert self.findings is not None
+        return self.findings.subject.objective.count_unusable(self.findings.plan.output, labels)
 
     def deactivate(self) -> None:
         """Return every layer to vanilla dropout. Running means are kept for the next step."""
@@ -319,14 +310,14 @@ class YDrop:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what the dry run has found: a copy holds other tensors, and makes a dry run of its own."""
         self.unusable  # noqa: B018, which counts what waits for that
-        return vars(self) | {"_findings": None}
+        return vars(self) | {"findings": None}
 
     def _score(self, inputs: Inputs, target: Target) -> dict[str, Tensor]:
         """Draw samples of the batch and measure them: nothing, where it has too few."""
-        findings = self._findings
+        findings = self.findings
         if findings is None or is_empty(inputs, findings.path.batch_dim):
             return {}
-        self._findings, request, scores = scored(findings, self.settings.measure, inputs, target, self._generator)
+        self.findings, request, scores = scored(findings, self.settings.measure, inputs, target, self._generator)
         if findings.plan.counts_unusable and request is not None and request.target is not None:
             self._unusable.add(request.target)
         return scores

@@ -27,6 +27,8 @@ class Findings:
         device: The training device.
         left: Why layers are not driven that forward calls, by name.
         in_training_alone: Layers that forward calls in training mode and not in evaluation mode.
+        num_samples: How many samples of the first batch phase 1 measures.
+        num_rows: How many rows it passes through the model for them.
 
     """
 
@@ -36,6 +38,8 @@ class Findings:
     device: torch.device
     left: Mapping[str, str] = field(default_factory=dict)
     in_training_alone: frozenset[str] = frozenset()
+    num_samples: int = 0
+    num_rows: int = 0
 
 
 def without_samples(

@@ -258,6 +258,30 @@ def arranged(
     return batch.aimed_by(subject.objective)
 
 
+def num_samples_of(path: PathSettings, batch: Batch) -> int:
+    """Say how many samples of a batch are measured."""
+    if path.num_samples == "all":
+        return batch.size
+    if path.num_samples is not None:
+        return min(path.num_samples, batch.size)
+    # As many as there are rows for, where the start takes one row or one for each sample.
+    if _has_one_start(path, batch):
+        return max(1, (batch.size - 1) // path.n_steps)
+    return max(1, batch.size // (path.n_steps + 1))
+
+
+def num_rows_of(path: PathSettings, batch: Batch) -> int:
+    """Say how many rows phase 1 passes through the model for a batch."""
+    num_samples = num_samples_of(path, batch)
+    if _has_one_start(path, batch):
+        return path.n_steps * num_samples + 1
+    return (path.n_steps + 1) * num_samples
+
+
+def _has_one_start(path: PathSettings, batch: Batch) -> bool:
+    return path.quadrature == "right" and batch.shares_start
+
+
 def request_from(
     subject: Subject,
     path: PathSettings,
@@ -287,14 +311,10 @@ def request_from(
     size, n_steps = batch.size, path.n_steps
     if size < plan.smallest_batch:
         return None
-    num_samples_wanted = path.num_samples
-    if num_samples_wanted is None:
-        # As many as there are rows for, where the start takes one row or one for each sample.
-        one_start = path.quadrature == "right" and batch.shares_start
-        num_samples_wanted = max(1, (size - 1) // n_steps if one_start else size // (n_steps + 1))
-    if num_samples_wanted != "all" and num_samples_wanted < size:
+    num_samples = num_samples_of(path, batch)
+    if num_samples < size:
         generator = generator_for(f"samples of rank {rank()}")
-        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:num_samples_wanted])
+        batch = batch.take(torch.randperm(size, generator=generator, device="cpu")[:num_samples])
     # More rows at once than in training would need more memory. Only if a single path has more, it can't be helped.
     max_rows = max(size, n_steps + 1)
     if plan.memory < 1:

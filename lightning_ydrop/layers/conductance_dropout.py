@@ -244,9 +244,13 @@ class ConductanceDropout(nn.Module):
         self.active = False
 
     def extra_repr(self) -> str:
-        """Show the arguments, as torch's layers do. `batch_dim` appears only if it is not 0."""
+        """Show the arguments, as torch's layers do, and of a driven layer the rates. `batch_dim` appears unless 0."""
         batch_dim = f", batch_dim={self.batch_dim}" if self.batch_dim != 0 else ""
-        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}{batch_dim}"
+        rates = ""
+        if self.active:
+            low, high = (float(rate) for rate in self.drop_prob.aminmax())
+            rates = f", driven: {len(self.drop_prob)} units dropped at {low:.2f} to {high:.2f}"
+        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}{batch_dim}{rates}"
 
     def _is_driven(self) -> bool:
         if torch.compiler.is_compiling():

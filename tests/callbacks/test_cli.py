@@ -140,7 +140,7 @@ def test_the_callback_is_added_from_the_command_line(run: Run) -> None:
     cli = run(*QUIET, ADD, "--trainer.callbacks.annealing_epochs=1", "--trainer.callbacks.elasticity=0.25")
     engine = callback_of(cli).engine
     assert engine is not None
-    assert engine.elasticity == 0.25
+    assert engine.settings.elasticity == 0.25
     assert engine.state_dict()["steps_taken"] == 2  # in the second of two epochs
 
 
@@ -249,7 +249,8 @@ def test_a_recipe_gives_the_callback_options_of_its_own(run: Run) -> None:
     )  # fmt: skip
     engine = callback_of(cli).engine
     assert engine is not None
-    assert (engine.elasticity, engine.buckets.strong_fraction, repr(engine.measure)) == (
+    assert engine.settings.buckets is not None
+    assert (engine.settings.elasticity, engine.settings.buckets.strong_fraction, repr(engine.settings.measure)) == (
         *(0.25, 0.25),
         "RandomImportance()",
     )
@@ -262,7 +263,7 @@ def test_the_recipe_reads_yaml_and_the_command_line_goes_before_it(run: Run, tmp
     file.write_text(yaml.safe_dump({"ydrop": {"annealing_epochs": 0, "elasticity": 0.5, "seed": 3}}))
     engine = callback_of(run(f"--config={file}", *QUIET, "--ydrop.elasticity=0.25", cli=YDropCLI)).engine
     assert engine is not None
-    assert (engine.elasticity, engine.seed, engine.state_dict()["steps_taken"]) == (0.25, 3, 4)
+    assert (engine.settings.elasticity, engine.settings.seed, engine.state_dict()["steps_taken"]) == (0.25, 3, 4)
 
 
 def test_the_recipe_refuses_a_wrong_value_in_our_words(run: Run) -> None:
@@ -277,7 +278,7 @@ def test_one_number_of_a_rate_is_set_alone(rate: str, run: Run) -> None:
     bucket, number = name.split(".")
     engine = callback_of(run(*QUIET, f"--ydrop.buckets.{rate}", cli=YDropCLI)).engine
     assert engine is not None
-    assert getattr(getattr(engine.buckets, bucket), number) == float(value)
+    assert getattr(getattr(engine.settings.buckets, bucket), number) == float(value)
 
 
 class TimeFirst(Model):

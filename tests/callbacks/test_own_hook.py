@@ -74,7 +74,7 @@ def test_a_first_batch_that_is_skipped_is_not_looked_at() -> None:
     trainer_of(callback, max_epochs=1).fit(model, loader())
     assert model.gates.seen == []
     assert callback.engine is not None
-    assert not callback.engine.is_dry_run_done
+    assert callback.engine.findings is None
 
 
 def test_a_hook_that_was_set_on_the_instance_comes_back() -> None:

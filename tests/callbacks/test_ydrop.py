@@ -195,8 +195,12 @@ def test_settings_reach_the_engine() -> None:
     assert isinstance(seen.objective, OutputSum)
     assert (seen.starts[0] == 0.5).all()
     assert callback.engine is not None
-    assert (callback.engine.seed, callback.engine.elasticity, callback.engine.initial_drop_prob) == (9, 0.25, 0.1)
-    assert callback.engine.buckets == Buckets(strong_fraction=0.3)
+    assert (
+        callback.engine.settings.seed,
+        callback.engine.settings.elasticity,
+        callback.engine.settings.initial_drop_prob,
+    ) == (9, 0.25, 0.1)
+    assert callback.engine.settings.buckets == Buckets(strong_fraction=0.3)
 
 
 def test_it_trains_as_the_engine_in_a_plain_loop() -> None:
