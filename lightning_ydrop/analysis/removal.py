@@ -10,8 +10,9 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from lightning_ydrop import progress
 from lightning_ydrop.analysis.spread import mean_conductance
-from lightning_ydrop.checks import check_choice, check_count, check_fraction, is_list
+from lightning_ydrop.checks import check_choice, check_count, check_flag, check_fraction, is_list
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.removal import removal_threshold
 from lightning_ydrop.importance.attribution import check_layout
@@ -78,6 +79,7 @@ def removal_curve(
     adapter: Adapter = AutomaticAdapter(),
     forward: Callable[..., Any] | None = None,
     unit_dim: int | None = None,
+    progress_bar: bool = True,
     **measuring: Any,
 ) -> RemovalCurve:
     """Measure accuracy while more and more units of every layer are removed (Fig. 3, arXiv 2409.09088).
@@ -101,6 +103,7 @@ def removal_curve(
         adapter: It reads batches, unless the model has a method `ydrop_inputs`.
         forward: As for `layer_conductance`. By default the model's method `ydrop_forward`, if it has one.
         unit_dim: As for `layer_conductance`.
+        progress_bar: Whether a progress bar shows once it takes more than five seconds.
         **measuring: Other arguments of `mean_conductance`, for the order "conductance".
 
     Returns:
@@ -142,10 +145,10 @@ def removal_curve(
         )
     check_layout("removal_curve", unit_dim, None)
     check_adapter("removal_curve", adapter)
+    check_flag("removal_curve", "progress_bar", progress_bar)
     if order == "conductance":
-        order = mean_conductance(
-            model, data, layers=layers, adapter=adapter, forward=forward, unit_dim=unit_dim, **measuring
-        )
+        measuring |= {"adapter": adapter, "forward": forward, "unit_dim": unit_dim, "progress_bar": progress_bar}
+        order = mean_conductance(model, data, layers=layers, **measuring)
     selected = select_layers("removal_curve", model, layers)
     unit_dims = unit_dims_of(selected, unit_dim)
     forward = forward or own_method(model, "ydrop_forward") or model
@@ -160,7 +163,7 @@ def removal_curve(
         torch.no_grad(),
         _removing(selected, unit_dims) as kept_units,
     ):
-        for batch in data:
+        for batch in progress.progress_bar(data, "removal curve", progress_bar):
             inputs, target = read_batch(model, adapter, move_data_to_device(batch, device))
             positional, keywords = arguments_of(signature, inputs)
             if not ranks:

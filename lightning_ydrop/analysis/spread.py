@@ -8,7 +8,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_ydrop.checks import check_count, check_fraction
+from lightning_ydrop import progress
+from lightning_ydrop.checks import check_count, check_flag, check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.attribution import conductance_spread
 from lightning_ydrop.importance.attribution import MaxRows, layer_conductance
@@ -96,6 +97,7 @@ def mean_conductance(
     adapter: Adapter = AutomaticAdapter(),
     forward: Callable[..., Any] | None = None,
     max_rows: MaxRows = "batch",
+    progress_bar: bool = True,
     **measuring: Any,
 ) -> dict[str, Tensor]:
     """Average the conductance of each unit over a data set.
@@ -109,6 +111,7 @@ def mean_conductance(
         adapter: It reads batches, unless the model has a method `ydrop_inputs`.
         forward: As for `layer_conductance`. By default the model's method `ydrop_forward`, if it has one.
         max_rows: As for `layer_conductance`. By default no more than the batch has.
+        progress_bar: Whether a progress bar shows once it takes more than five seconds.
         **measuring: Other arguments of `layer_conductance`.
 
     Returns:
@@ -125,10 +128,11 @@ def mean_conductance(
 
     """
     check_adapter("mean_conductance", adapter)
+    check_flag("mean_conductance", "progress_bar", progress_bar)
     spreads: dict[str, ConductanceSpread] = {}
     measuring |= {"layers": layers, "forward": forward or own_method(model, "ydrop_forward"), "max_rows": max_rows}
     device = device_of(model)
-    for batch in data:
+    for batch in progress.progress_bar(data, "mean conductance", progress_bar):
         batch = move_data_to_device(batch, device)
         inputs, target = read_batch(model, adapter, batch)
         update_spreads(spreads, layer_conductance(model, inputs, target, **measuring), sync_on_compute=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ydrop.errors import ConfigurationError, describe
@@ -16,6 +16,7 @@ from lightning_ydrop.importance.baseline import Baseline, Tensors, start_points
 from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.targets import check_pairs
 from lightning_ydrop.models.calls import Inputs, Target, arguments_of
+from lightning_ydrop.models.modules import embeddings_of
 
 
 class Role(NamedTuple):
@@ -176,6 +177,7 @@ def arrange(
     interpolate: bool = True,
     batch_dim: int = 0,
     roles: tuple[Role, ...] | None = None,
+    model: nn.Module | None = None,
 ) -> Batch:
     """Find out which tensors of the inputs have a row for each sample, and which of these paths can run through.
 
@@ -191,6 +193,7 @@ def arrange(
             lengths, has its samples there.
         roles: What an earlier batch has decided. A tensor that was carried and no longer has a row for each sample is
             fixed in this batch.
+        model: Its embeddings are named in a message.
 
     Raises:
         ConfigurationError: If there is nothing to interpolate, or it is not clear what the samples are.
@@ -218,7 +221,7 @@ def arrange(
             "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
             "with a row for each sample: between integers there is nothing to walk on.",
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
-            'interpolate_at="name.of.the.embedding".',
+            f"{' or '.join(f'interpolate_at={name!r}' for name in embeddings_of(model))}.",
         )
     num_samples = candidates[0].shape[batch_dim]
     if num_samples == 0 or (interpolate and any(tensor.shape[batch_dim] != num_samples for tensor in ends)):

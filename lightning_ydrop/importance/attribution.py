@@ -127,6 +127,7 @@ def conductance_along(
         baseline=path.baseline,
         interpolate=path.interpolate_at is None,
         batch_dim=path.batch_dim,
+        model=subject.model,
     )
     batch = batch.aimed_by(subject.objective)
     if for_all is not None:

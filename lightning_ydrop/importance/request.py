@@ -254,6 +254,7 @@ def arranged(
         interpolate=path.interpolate_at is None,
         batch_dim=path.batch_dim,
         roles=roles,
+        model=subject.model,
     )
     return batch.aimed_by(subject.objective)
 

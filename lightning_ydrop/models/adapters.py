@@ -139,7 +139,10 @@ class AutomaticAdapter(Adapter):
         if named is not None and "input_ids" in named:  # of a tokenizer
             known = [f'"{name}"' for name in named if name in INPUT_NAMES]
             target = next((f'"{name}"' for name in TARGET_NAMES if name in named), "None")
-            remedy = f"adapter=KeyAdapter(inputs=[{', '.join(known)}], target={target}, keywords=True)."
+            remedy = (
+                f"adapter=KeyAdapter(inputs=[{', '.join(known)}], target={target}, keywords=True). "
+                "Name the embedding of words too, with interpolate_at=..., since nothing lies between two words."
+            )
         raise ConfigurationError(
             f"The batch is {describe(batch)}.",
             "Y-Drop reads a tensor, (x, y, ...), and mappings, dataclasses and named tuples with one known input, such "

@@ -135,3 +135,13 @@ def set_training(module: nn.Module, training: bool) -> None:
         module.training = training
     else:
         set_flag(module, training)
+
+
+def embeddings_of(model: nn.Module | None) -> list[str]:
+    """Name the two largest embeddings of a model, or give an example of a name. The largest is that of words."""
+    embeddings = [
+        (module.num_embeddings, name)
+        for name, module in ({} if model is None else named_modules(model)).items()
+        if name and isinstance(module, nn.Embedding)
+    ]
+    return [name for _, name in sorted(embeddings, reverse=True)[:2]] or ["name.of.the.embedding"]

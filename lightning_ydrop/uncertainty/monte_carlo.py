@@ -12,7 +12,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_ydrop.checks import check_class_dim, check_count, check_module
+from lightning_ydrop import progress
+from lightning_ydrop.checks import check_class_dim, check_count, check_flag, check_module
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.uncertainty import monte_carlo_divergence, predictive_entropy
 from lightning_ydrop.layers import ConductanceDropout
@@ -52,6 +53,7 @@ def monte_carlo(
     class_dim: int = 1,
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
+    progress_bar: bool = True,
 ) -> MonteCarlo:
     """Average a classifier's prediction over dropout masks (Monte Carlo dropout, Gal, Ghahramani, ICML 2016).
 
@@ -75,6 +77,7 @@ def monte_carlo(
         class_dim: Dimension of the classes in the output, -1 for logits (B, *, C).
         max_rows: At most this many rows pass through the model at once, but never fewer than the batch has. None: all.
         forward: Another method of the model, to be called instead of it.
+        progress_bar: Whether a progress bar shows once it takes more than five seconds.
 
     Returns:
         The average of the softmax outputs.
@@ -94,10 +97,17 @@ def monte_carlo(
     class_dim = check_class_dim("monte_carlo", class_dim)
     if max_rows is not None:
         max_rows = check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
+    check_flag("monte_carlo", "progress_bar", progress_bar)
     check_drops("monte_carlo", model)
     warn_of_vanilla_rates("monte_carlo", model)
     probabilities = mean_probabilities(
-        model, inputs, num_samples, class_dim=class_dim, max_rows=max_rows, forward=forward
+        model,
+        inputs,
+        num_samples,
+        class_dim=class_dim,
+        max_rows=max_rows,
+        forward=forward,
+        progress_bar=progress_bar,
     )
     return MonteCarlo(probabilities, num_samples)
 
@@ -112,6 +122,7 @@ def mean_probabilities(
     max_rows: int | None = None,
     forward: Callable[..., Any] | None = None,
     sharing: MaskSharing | None = None,
+    progress_bar: bool = False,
 ) -> Tensor:
     """Average the softmax of a model's logits, divided by a temperature, over masks: see `monte_carlo`.
 
@@ -125,6 +136,7 @@ def mean_probabilities(
         forward: As for `monte_carlo`.
         sharing: What earlier calls for the same model have learned of its draws. This call learns what is not known,
             and with what is known it saves the first pass, of one mask.
+        progress_bar: As for `monte_carlo`.
 
     Returns:
         Shape (B, C, *), float32.
@@ -136,13 +148,16 @@ def mean_probabilities(
     batch_size = _batch_size(inputs, arguments)
     at_once = num_masks if max_rows is None else max(1, max_rows // batch_size)
 
+    bar = progress.progress_bar(None, "masks", progress_bar, num_masks)
+
     def probabilities_of(output: Any, count: int) -> Tensor:
+        bar.update(count)
         logits = logits_of(output, count * batch_size, class_dim) / temperature
         return logits.softmax(1).reshape(count, batch_size, *logits.shape[1:]).sum(0)
 
-    total = without_lost_memory(
-        partial(_sum_over_masks, model, forward, arguments, batch_size, num_masks, at_once, sharing, probabilities_of)
-    )
+    passes = (model, forward, arguments, batch_size, num_masks, at_once, sharing, probabilities_of)
+    with bar:
+        total = without_lost_memory(partial(_sum_over_masks, *passes))
     return total / num_masks
 
 

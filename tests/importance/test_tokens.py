@@ -198,3 +198,23 @@ def test_nothing_is_left_behind() -> None:
     layer_conductance(model, IDS, Y, interpolate_at="embedding")
     assert not any(module._forward_hooks for module in model.modules())
     assert all(module.training for module in model.modules())
+
+
+def test_the_embeddings_of_the_model_are_suggested() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.words = nn.Embedding(5, 4), nn.Embedding(30, 4)
+            self.body = nn.Sequential(nn.Linear(4, 6), ConductanceDropout(), nn.Linear(6, 2))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            output: Tensor = self.body(self.words(ids).mean(1))
+            return output
+
+    ids = torch.randint(0, 30, (8, 5))
+    remedy = "interpolate_at='words' or interpolate_at='positions'"
+    with pytest.raises(ConfigurationError, match=remedy):
+        YDrop(Tokens()).step(ids, torch.arange(8) % 2)
+    with pytest.raises(ConfigurationError, match=remedy):
+        layer_conductance(Tokens(), ids, torch.arange(8) % 2, layers=nn.Linear)
+    YDrop(Tokens(), interpolate_at="words").step(ids, torch.arange(8) % 2)
