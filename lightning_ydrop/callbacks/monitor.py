@@ -21,9 +21,11 @@ from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.ranks import gather_over_ranks
 from lightning_ydrop.importance.selection import select_layers
 from lightning_ydrop.importance.tasks import Task, objective_of
+from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.first_batch import check_labels_are_read
+from lightning_ydrop.models.modules import named_modules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +37,8 @@ class ConductanceMonitor(Callback):
     At the end of each validation it logs for each layer `<prefix>/<layer>/top20_share`, the share of the sum of
     positive means that the highest 20% of the units hold, `.../gini`, their Gini coefficient, and `.../total`, the sum
     of all, over the batches of all ranks. With `figures` it hands the curves of all layers to TensorBoard and Weights &
-    Biases, and writes them as PNG files beside what other loggers write.
+    Biases, and writes them as PNG files beside what other loggers write. TensorBoard also gets histograms:
+    `<prefix>/<layer>/units` of the means, and of layers that Y-Drop drives `.../drop_prob`.
 
     Batches are read and the LightningModule is called as `YDropCallback` does it: its methods `ydrop_inputs` and
     `ydrop_forward` come first, where it has them.
@@ -178,9 +181,11 @@ class ConductanceMonitor(Callback):
             logged = {"top20_share": values["top_share"], "gini": values["gini"], "total": values["total"]}
             # The values are the same on all ranks, but Lightning warns without `sync_dist`.
             pl_module.log_dict({f"{self.prefix}/{name}/{key}": each for key, each in logged.items()}, sync_dist=True)
-        if self.figures and computed and trainer.is_global_zero and not trainer.sanity_checking:
+        if computed and trainer.is_global_zero and not trainer.sanity_checking:
             means = {name: values["mean"].reshape(self._spreads[name].num_units) for name, values in computed.items()}
-            self._draw(trainer, means)
+            self._add_histograms(trainer, pl_module, means)
+            if self.figures:
+                self._draw(trainer, means)
 
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -197,6 +202,20 @@ class ConductanceMonitor(Callback):
                 update_spreads(self._spreads, {name: nothing})
             computed[name] = self._spreads[name].compute()
         return computed
+
+    def _add_histograms(self, trainer: Trainer, pl_module: LightningModule, means: dict[str, Tensor]) -> None:
+        histograms = {f"{name}/units": values for name, values in means.items()}
+        layers = {name: module for name, module in named_modules(pl_module).items() if name in means}
+        histograms |= {
+            f"{name}/drop_prob": layer.drop_prob
+            for name, layer in layers.items()
+            if isinstance(layer, ConductanceDropout) and len(layer.drop_prob) > 0
+        }
+        for logger in trainer.loggers:
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_histogram"):
+                for name, values in histograms.items():
+                    experiment.add_histogram(f"{self.prefix}/{name}", values, trainer.global_step)
 
     def _draw(self, trainer: Trainer, means: dict[str, Tensor]) -> None:
         for name, axes in (

@@ -249,6 +249,28 @@ def test_tensorboard_shows_the_figures(tmp_path: Path) -> None:
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     assert set(events.Tags()["images"]) == {"conductance/units", "conductance/cumulative"}
+    assert set(events.Tags()["histograms"]) == {"conductance/body.3/units"}
+
+
+def test_tensorboard_shows_histograms_of_scores_and_rates(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    monitor = ConductanceMonitor(figures=False)
+    driver = YDropCallback(annealing_epochs=1, convert=True)
+    trainer_of(monitor, driver, logger=logger, max_epochs=2).fit(Validated(), data())
+    logger.experiment.close()
+    events = EventAccumulator(logger.log_dir, {"histograms": 0})  # 0: all of them
+    events.Reload()
+    scores, rates = (
+        [events.Histograms(name) for name in events.Tags()["histograms"] if name.endswith(kind)]
+        for kind in ("/units", "/drop_prob")
+    )
+    assert len(scores) == len(rates) > 0
+    assert all(len(each) == 2 for each in scores)  # an epoch each
+    (driven,) = rates[0]  # in the first epoch there are no rates yet
+    assert 0.1 <= driven.histogram_value.min < 0.5 < driven.histogram_value.max <= 0.9
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")  # wandb's
