@@ -12,7 +12,7 @@ from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
 from lightning_ydrop.importance.equal_scores import warn_of_equal_scores
-from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks
+from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks, warn_of_zero_rates
 from lightning_ydrop.importance.measures import scores_by
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.readings import possible_roles
@@ -77,6 +77,7 @@ def dry_run(
     _warn_of_batch_norms(model)
     _warn_of_baseline(subject, path, plan, batch, scores)
     warn_of_units(layers, look.surroundings)
+    warn_of_zero_rates(layers, settings)
     if not is_mixing:  # or else another dimension may be the batch
         warn_of_shared_masks(layers, look.num_units, plan.rows_first, path.batch_dim)
     missed = layers.keys() - num_units.keys() - look.left.keys()

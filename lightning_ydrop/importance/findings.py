@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.importance.path import PathSettings
+from lightning_ydrop.importance.settings import EngineSettings
 from lightning_ydrop.importance.subject import Plan, Subject, subject_of
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.modules import device_of
@@ -76,6 +77,17 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
             "Give it a batch of samples, or leave it out of the conversion with `exclude`.",
             NoEffectWarning,
             stacklevel=4,
+        )
+
+
+def warn_of_zero_rates(layers: Mapping[str, ConductanceDropout], settings: EngineSettings) -> None:
+    """Warn where no layer drops anything, since the rates follow a p of 0."""
+    if all(settings.buckets_of(layer.p).high.max == 0 for layer in layers.values()):
+        warnings.warn(
+            f"Y-Drop drops nothing: {', '.join(map(repr, layers))} have p=0, which their rates follow. "
+            "Raise p, or pass buckets=Buckets() for the paper's rates whatever p is.",
+            NoEffectWarning,
+            stacklevel=5,
         )
 
 

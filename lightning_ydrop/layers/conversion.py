@@ -1,12 +1,13 @@
 """From nn.Dropout to ConductanceDropout or Jumpout in a built model, and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from lightning_ydrop.checks import check_module
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.functional.rates import Buckets
 from lightning_ydrop.layers.conductance_dropout import ConductanceDropout
 from lightning_ydrop.layers.jumpout import Jumpout
 from lightning_ydrop.layers.kinds import CONVERTED, drops, is_dropout_like
@@ -27,17 +28,26 @@ class ConversionReport:
     Attributes:
         converted: By name: what a layer was, what it is now, and why its units are where they are.
         left: By name: why a layer that drops was left as it was.
+        rates: By the rate p of the converted layers: about which rates Y-Drop drops their units at, the less and the
+            more important half. `YDropCallback(buckets=...)` overrides them.
 
     """
 
     converted: dict[str, str]
     left: dict[str, str]
+    rates: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         why = "" if self.converted or self.left else ": the model holds none to change"
         lines = [f"{len(self.converted)} dropout layer(s) converted, {len(self.left)} left{why}."]
         lines += [f"  {name}: {change}" for name, change in self.converted.items()]
         lines += [f"  {name or 'the model itself'}: left, {reason}" for name, reason in self.left.items()]
+        lines += [
+            f"Y-Drop turns p={p:g} into about {low:.2f} and {high:.2f} by importance."
+            if p > 0
+            else "Layers of p=0 drop nothing with Y-Drop either, unless it is given buckets=Buckets()."
+            for p, (low, high) in self.rates.items()
+        ]
         lines.append("Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.")
         return "\n".join(lines)
 
@@ -92,6 +102,7 @@ def convert_dropout(
         >>> print(convert_dropout(model))
         1 dropout layer(s) converted, 0 left.
           2: Dropout(p=0.2) -> ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True), behind Linear
+        Y-Drop turns p=0.2 into about 0.06 and 0.26 by importance.
         Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.
 
     """
@@ -128,7 +139,10 @@ def convert_dropout(
     # All twins are made by now: whatever can be refused has been.
     _replace(replacements)
     order = [reported(place.name) for place in surroundings.places]
-    return ConversionReport(_in_order(converted, order), _in_order(left, order))
+    driven = sorted({float(twin.p) for _, twin in replacements if isinstance(twin, ConductanceDropout)})
+    buckets = {p: Buckets.around(p) for p in driven}
+    rates = {p: (each.low.expected, each.high.expected) for p, each in buckets.items()}
+    return ConversionReport(_in_order(converted, order), _in_order(left, order), rates)
 
 
 def restore_dropout(model: nn.Module) -> ConversionReport:
@@ -312,8 +326,6 @@ def _changes(layer: _Layer, twin: Twin, why: str) -> dict[str, str]:
     """Describe a conversion, by each name of the layer."""
     change = f"{type(layer.module).__name__}(p={layer.module.p}) -> {twin!r}, "
     added = ", no longer in place" if layer.module.inplace else ""
-    # Y-Drop sets its own rates. It drives a layer that dropped nothing like any other.
-    added += ", which drops nothing until Y-Drop drives it" if layer.module.p == 0 else ""
     first, *others = layer.names
     again = dict.fromkeys(others, f"{change}as before, where it is the same layer{added}")
     return {first: f"{change}{why}{added}"} | again

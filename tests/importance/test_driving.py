@@ -75,7 +75,7 @@ def test_copies_of_a_model_and_its_engine_go_on_as_the_original() -> None:
     assert_same(copied.state_dict(), engine.state_dict())
     assert_same(copied_model.state_dict(), before)  # it guards its own tensors, not those of the original
     assert not copied.unguarded
-    assert copied.is_dry_run_done
+    assert copied.findings is not None
 
 
 def test_an_engine_crosses_processes() -> None:

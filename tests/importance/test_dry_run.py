@@ -296,7 +296,7 @@ def test_a_batch_without_samples_in_any_layout_is_passed_over() -> None:
     model.drop = ConductanceDropout(unit_dim=-1, batch_dim=1)
     engine = YDrop(model, objective=OutputSum(), batch_dim=1)
     engine.step(torch.randn(4, 0, 12))
-    assert not engine.is_dry_run_done
+    assert engine.findings is None
     engine.step(torch.randn(4, 16, 12))
     engine.step((torch.randn(4, 0, 12),))
     assert engine.state_dict()["steps_taken"] == 3

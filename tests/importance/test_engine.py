@@ -241,7 +241,7 @@ def test_reset_it_is_as_it_was_made() -> None:
         ends.append(engine.state_dict())
         engine.reset()
         assert not engine.active
-        assert not engine.is_dry_run_done
+        assert engine.findings is None
         assert_same(engine.state_dict(), YDrop(copy.deepcopy(model)).state_dict())
     assert_same(*ends)
 
@@ -264,10 +264,10 @@ def test_a_batch_without_samples_is_passed_over() -> None:
     engine = YDrop(perceptron(), elasticity=0.5)
     x, y = batch_of()
     engine.step(x[:0], y[:0])
-    assert not engine.is_dry_run_done
+    assert engine.findings is None
     assert not engine.active
     engine.step(x, y)
-    assert engine.is_dry_run_done
+    assert engine.findings is not None
     before = engine.state_dict()
     engine.deactivate()
     engine.step((x[:0],), y[:0])
@@ -783,3 +783,16 @@ def test_each_layer_drops_around_its_own_rate() -> None:
     first.step(torch.randn(16, 10), torch.randint(0, 3, (16,)))
     starts = [layer.mean_drop_prob[0].item() for layer in first.layers.values()]
     assert starts == pytest.approx([0.07, 0.35, 1 - 0.65 * 0.4, 0.0])
+
+
+def test_layers_that_drop_nothing_are_warned_of() -> None:
+    model = nn.Sequential(nn.Linear(10, 10), ConductanceDropout(0.0), nn.ReLU(), nn.Linear(10, 3))
+    batch = torch.randn(16, 10), torch.randint(0, 3, (16,))
+    with pytest.warns(NoEffectWarning) as caught:
+        YDrop(model).step(*batch)
+    assert str(caught[0].message) == (
+        "Y-Drop drops nothing: '1' have p=0, which their rates follow. "
+        "Raise p, or pass buckets=Buckets() for the paper's rates whatever p is."
+    )
+    YDrop(model, buckets=Buckets()).step(*batch)
+    assert model[1].drop_prob.max() >= 0.6  # type: ignore[operator]

@@ -17,6 +17,7 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import StochasticDepth
 
 from lightning_ydrop import (
+    Buckets,
     ConductanceDropout,
     ConfigurationError,
     ConversionReport,
@@ -293,10 +294,17 @@ def test_attention_weights_are_told_by_any_name_of_the_instance_and_features_by_
     assert dims_of(model) == dict.fromkeys(("out", "attention.dropout"), (-1, True))
 
 
-@pytest.mark.parametrize("p", [0, 0.0, 0.05])
-def test_a_report_says_which_layers_y_drop_makes_active(p: float) -> None:
-    report = convert_dropout(nn.Sequential(nn.Linear(4, 4), nn.Dropout(p)))
-    assert report.converted["1"].endswith(", which drops nothing until Y-Drop drives it") is (p == 0)
+def test_a_report_says_which_rates_are_to_come() -> None:
+    rates = (0.5, 0, 0.1, 0.5)
+    model = nn.Sequential(*(layer for p in rates for layer in (nn.Linear(4, 4), nn.Dropout(p))))
+    report = convert_dropout(model)
+    assert set(report.rates) == set(rates)
+    assert report.rates[0.5] == (Buckets().low.expected, Buckets().high.expected)
+    assert (
+        "\nLayers of p=0 drop nothing with Y-Drop either, unless it is given buckets=Buckets()."
+        "\nY-Drop turns p=0.1 into about 0.03 and 0.13 by importance."
+        "\nY-Drop turns p=0.5 into about 0.14 and 0.64 by importance.\n"
+    ) in str(report)
 
 
 def test_with_nothing_around_it_the_units_are_last() -> None:
@@ -730,6 +738,8 @@ def test_a_report_says_it_all() -> None:
         "  4: Dropout(p=0.2) -> ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True), behind Linear\n"
         "  5: left, AlphaDropout is none of nn.Dropout, 1d, 2d and 3d\n"
         "  6: left, with p=1 it drops everything, and nothing is left to rescale\n"
+        "Y-Drop turns p=0.2 into about 0.06 and 0.26 by importance.\n"
+        "Y-Drop turns p=0.3 into about 0.08 and 0.38 by importance.\n"
         "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
     )
     assert str(restore_dropout(model)) == (

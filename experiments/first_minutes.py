@@ -1,0 +1,134 @@
+"""What happens when annealing ends? Validation accuracy by epoch, for several ways to pass from dropout to Y-Drop.
+
+    python -m experiments.first_minutes --seeds 10
+
+scikit-learn's digits, two hidden layers of 256 units, SGD at 0.05 without momentum, annealing of 3 epochs. All
+trainings of a seed begin with the same weights and batches.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from examples.data import Digits
+from examples.networks import Classifier
+from lightning_ydrop import YDropCallback
+from lightning_ydrop.callbacks.schedule import Schedule
+
+RECORDS = Path(__file__).parent / "records" / "first_minutes.jsonl"
+EPOCHS, ANNEALING = 30, 3
+# What YDropCallback is given; None trains with nn.Dropout.
+ARMS: Mapping[str, Mapping[str, Any] | None] = {
+    "nn.Dropout": None,
+    "step, elasticity 1e-3": {"elasticity": 1e-3},
+    "step, elasticity 1e-2": {"elasticity": 1e-2},
+    "step, elasticity 1e-1": {"elasticity": 1e-1},
+    "linear, elasticity 1e-2": {"elasticity": 1e-2, "transition": "linear"},
+    "linear, elasticity 1e-1": {"elasticity": 1e-1, "transition": "linear"},
+    "measured while annealing, 1e-2": {"elasticity": 1e-2, "measuring": True},
+    "measured while annealing, 1e-1": {"elasticity": 1e-1, "measuring": True},
+    "step from 0.39, elasticity 1e-2": {"elasticity": 1e-2, "initial_drop_prob": 0.39},
+}
+
+
+class Measuring(Schedule):
+    """Annealing in which the running mean moves already, while layers drop at their vanilla rate."""
+
+    def progress(self, trainer: L.Trainer, batch_idx: int) -> float:
+        """Stay just above 0 while annealing: at 0 nothing would be measured."""
+        return max(super().progress(trainer, batch_idx), 1e-9)
+
+
+class Curve(L.Callback):
+    """Keeps the validation accuracy of each epoch."""
+
+    def __init__(self) -> None:
+        self.val_acc: list[float] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep it."""
+        self.val_acc.append(round(float(trainer.callback_metrics["val_acc"]), 4))
+
+
+def train(settings: Mapping[str, Any] | None, seed: int) -> list[float]:
+    """Train once, and give the validation accuracy after each epoch."""
+    L.seed_everything(seed, verbose=False)
+    curve, callbacks = Curve(), []
+    if settings is not None:
+        arguments = {name: value for name, value in settings.items() if name != "measuring"}
+        callback = YDropCallback(annealing_epochs=ANNEALING, seed=seed, **arguments)
+        if "measuring" in settings:
+            callback._schedule = Measuring(ANNEALING)
+        callbacks.append(callback)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[*callbacks, curve],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    model = Classifier(
+        (1, 8, 8), hidden=[256, 256], dropout="vanilla" if settings is None else "conductance", lr=0.05, momentum=0.0
+    )
+    trainer.fit(model, datamodule=Digits(split_seed=seed))
+    return curve.val_acc
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out, for each arm, the deepest fall below nn.Dropout after annealing, and the end."""
+    vanilla = {record["seed"]: record["val_acc"] for record in records if record["arm"] == "nn.Dropout"}
+    lines = [
+        f"| | after epoch {ANNEALING} | {ANNEALING + 1} | {ANNEALING + 2} | {2 * ANNEALING + 4} | {EPOCHS} | best |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        curves = {record["seed"]: record["val_acc"] for record in records if record["arm"] == arm}
+        cells = []
+        for epoch in (ANNEALING, ANNEALING + 1, ANNEALING + 2, 2 * ANNEALING + 4, EPOCHS, None):
+            values = [100 * (max(curve) if epoch is None else curve[epoch - 1]) for curve in curves.values()]
+            others = [100 * (max(vanilla[seed]) if epoch is None else vanilla[seed][epoch - 1]) for seed in curves]
+            gains = [value - other for value, other in zip(values, others, strict=True)]
+            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+            mean = statistics.fmean(values)
+            cells.append(
+                f"{mean:.1f}"
+                if arm == "nn.Dropout"
+                else f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {2 * error:.1f})"
+            )
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    seeds = parser.parse_args().seeds
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    RECORDS.parent.mkdir(exist_ok=True)
+    lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
+    records = [json.loads(line) for line in lines]
+    done = {(record["arm"], record["seed"]) for record in records}
+    for seed in range(seeds):
+        for arm, settings in ARMS.items():
+            if (arm, seed) not in done:
+                records.append({"arm": arm, "seed": seed, "val_acc": train(settings, seed)})
+                with RECORDS.open("a") as file:
+                    file.write(json.dumps(records[-1]) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
