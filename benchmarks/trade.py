@@ -21,7 +21,7 @@ from benchmarks.report import Row, read_report, write_report
 from benchmarks.step import BATCH_SIZE, CASES
 from lightning_ydrop import YDrop
 
-PLOT = Path(__file__).parent.parent / "docs" / "cost.png"
+PLOT = Path(__file__).parent.parent / "docs" / "explanation" / "cost.png"
 COLORS = {"anew": "#3572b0", "carried over": "#d08770", "running mean of scores": "#5a9367"}
 NAMED = {PAPER: ", the paper's", CHEAP: ", recommended"}
 
