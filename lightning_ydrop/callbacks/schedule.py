@@ -85,6 +85,12 @@ class Schedule:
             return f"Over the first {length} {unit}(s), in a line,"
         return f"After {length} {unit}(s) of vanilla dropout,"
 
+    @property
+    def changes_at_once(self) -> bool:
+        """Whether rates jump at the end of annealing."""
+        length = self._epochs if self.annealing_steps is None else self.annealing_steps
+        return self.transition == "step" and length > 0
+
     def progress(self, trainer: Trainer, batch_idx: int) -> float:
         """Tell how far to go from vanilla dropout, at 0, to Y-Drop, at 1."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -14,6 +14,8 @@ from lightning_ydrop.models.adapters import fields_of
 from lightning_ydrop.models.calls import Inputs, Target
 
 MOST_LAYERS = 8
+# With this elasticity or more the fall after annealing is small: experiments/first_minutes.py.
+QUICK = 0.1
 
 
 def summary(engine: YDrop, schedule: Schedule, batch: Any, inputs: Inputs, target: Target) -> str:
@@ -33,9 +35,16 @@ def summary(engine: YDrop, schedule: Schedule, batch: Any, inputs: Inputs, targe
         f"{_target(engine.settings.path.objective, batch, target)}.",
         f"It measures the units of {_layers(engine.findings)} on {engine.findings.num_samples} sample(s) of each "
         f"batch, in {engine.findings.num_rows} rows.",
-        f"{schedule.announcement} {rates_to_come(engine)}",
+        f"{schedule.announcement} {rates_to_come(engine)}{_warning(engine, schedule)}",
     ]
     return "\n  ".join(lines)
+
+
+def _warning(engine: YDrop, schedule: Schedule) -> str:
+    """Tell beforehand that accuracy falls where rates change at once and the running mean follows slowly."""
+    if not schedule.changes_at_once or engine.settings.elasticity >= QUICK:
+        return ""
+    return " Validation accuracy may fall for some epochs then, less so with elasticity=0.1, transition='linear'."
 
 
 def rates_to_come(engine: YDrop) -> str:

@@ -56,7 +56,8 @@ class YDropCallback(Callback):
         annealing_epochs: `K`, epochs of vanilla dropout before Y-Drop, at least 0; the paper tunes it in 1 to 10. 2,
             unless `annealing_steps` is given.
         elasticity: `alpha` of the running mean (Eq. 6), in [0, 1]; the paper tunes it in 1e-5 to 1e-1. 0 keeps
-            `initial_drop_prob`, 1 follows each step.
+            `initial_drop_prob`, 1 follows each step. 0.1, with `transition="linear"`, makes it small how far validation
+            accuracy falls when Y-Drop takes over.
         buckets: Rates and sizes of the two buckets, the weak and the strong units (Eq. 5 and 8). By default those of
             `Buckets.around(p)` for each layer, from its own `p`: at 0.5 these are the paper's.
         initial_drop_prob: `p_0`, where the running mean of every unit starts, in [0, 1). By default the paper's 0.35,

@@ -69,7 +69,8 @@ def test_it_says_once_what_it_read_and_once_that_it_takes_over(caplog: pytest.Lo
         "TargetLogit.\n"
         "  It measures the units of 2 layer(s), body.1 (8), body.4 (10), on 3 sample(s) of each batch, in 16 rows.\n"
         "  After 1 epoch(s) of vanilla dropout, p=0.5 becomes about 0.14 and 0.64 by importance, p=0.1 becomes about "
-        "0.03 and 0.13 by importance.",
+        "0.03 and 0.13 by importance. Validation accuracy may fall for some epochs then, less so with elasticity=0.1, "
+        "transition='linear'.",
         "Epoch 1: Y-Drop takes over. p=0.5 becomes about 0.14 and 0.64 by importance, p=0.1 becomes about 0.03 and "
         "0.13 by importance.",
     ]
