@@ -75,7 +75,7 @@ def test_a_message_is_three_sentences() -> None:
         YDropCallback(elasticity=1.5)
     assert str(caught.value) == (
         "YDropCallback(elasticity=1.5) was given. `elasticity` is a number in [0, 1]. "
-        "Pass, for example, elasticity=0.001."
+        "Pass, for example, elasticity=0.01."
     )
 
 

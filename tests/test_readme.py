@@ -55,7 +55,8 @@ def test_the_readme_is_short() -> None:
 def test_commands_name_files_that_exist(document: Path) -> None:
     words = [word for block in blocks("sh", document) for word in shlex.split(block, comments=True)]
     programs = [ROOT / word for word in words if word.startswith("examples/")]
-    assert programs or document.name not in ("experiments.md", "report.md")
+    is_of_the_paper = document.name == "report.md" and document.parent.name != "autodropout"
+    assert programs or not (is_of_the_paper or document.name == "experiments.md")
     assert [path for path in programs if not path.exists()] == []
 
 
