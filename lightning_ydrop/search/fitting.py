@@ -20,8 +20,9 @@ def wants_blocks(names: Iterable[str]) -> bool:
 def fit_patterns(owner: str, report: PlaceReport, patterns: Mapping[str, Pattern]) -> dict[str, str]:
     """Find for each place of a model the name of the pattern that it takes.
 
-    Names that count from 1 without gaps are those of a whole network. If that is of another depth, of its m blocks of a
-    stage, block i of n takes the pattern of block floor(i m / n), counted from 0. Other names are the model's own.
+    Names that count from 1 without gaps, in as many stages as the model has, are those of a whole network. If that is
+    of another depth, of its m blocks of a stage, block i of n takes the pattern of block floor(i m / n), counted from
+    0. Other names are the model's own.
 
     Args:
         owner: What the user called, for messages.
@@ -58,7 +59,8 @@ def fit_patterns(owner: str, report: PlaceReport, patterns: Mapping[str, Pattern
 def _fit_stages(owner: str, report: PlaceReport, names: Iterable[str]) -> dict[str, str]:
     names = [name for name in names if OF_STAGE.fullmatch(name)]
     given, there = _stages(names), _stages(report.places)
-    if given == there or not _is_whole(given):
+    is_part = len(given) < len(there) and all(name in report.places for name in names)
+    if given == there or is_part or not _is_whole(given):
         return {name: name for name in names}
     if len(given) != len(there):
         raise ConfigurationError(

@@ -168,6 +168,8 @@ class PatternSpace:
         kinds: For each place its kind of pattern, "conv" or "token", in the order of `find_places`.
         conv: The values for the places of kind "conv".
         token: The values for the places of kind "token".
+        unsearched: The places of the network that take no pattern, with their kinds. Candidates name them all the same:
+            names of some places alone would mean others in a network of another depth.
 
     Raises:
         ConfigurationError: If there is no place, no field with two values, or a kind that does not exist.
@@ -184,6 +186,7 @@ class PatternSpace:
     kinds: Mapping[str, Kind]
     conv: ConvValues = ConvValues()
     token: TokenValues = TokenValues()
+    unsearched: Mapping[str, Kind] = field(default_factory=dict)
     tokens: tuple[Token, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -270,7 +273,7 @@ class PatternSpace:
             choices: For each token the index of its value.
 
         Returns:
-            The patterns by place, empty ones included.
+            The patterns by place, empty ones included, and those that are not searched.
 
         Raises:
             ConfigurationError: If these are no choices of this space.
@@ -282,7 +285,11 @@ class PatternSpace:
         }
         for token, choice in zip(self.tokens, self.check_choices(choices), strict=True):
             arguments[token.place][token.field] = token.values[choice]
-        return {place: self._values_at(place).makes(**each) for place, each in arguments.items()}
+        empty = {
+            place: ConvPattern(size=0.0) if kind == "conv" else TokenPattern(size=0)
+            for place, kind in self.unsearched.items()
+        }
+        return {place: self._values_at(place).makes(**each) for place, each in arguments.items()} | empty
 
     def choices(self, patterns: Mapping[str, Pattern]) -> list[int]:
         """Give the choices that make patterns: the inverse of `patterns`, as far as there is one.
@@ -299,7 +306,7 @@ class PatternSpace:
 
         """
         for place in patterns:
-            if place not in self.kinds:
+            if place not in self.kinds and not (place in self.unsearched and patterns[place].is_empty):
                 raise ConfigurationError(
                     f"A pattern for {place!r} was given.",
                     f"The places of this space are {', '.join(map(repr, self.kinds))}.",
@@ -312,7 +319,8 @@ class PatternSpace:
         choices = [
             _index(token.values, getattr(wanted[token.place], token.field, None)) for token in self.tokens
         ]  # a value that is not there may not matter: the comparison tells
-        for place, made in self.patterns(choices).items():
+        made_at = self.patterns(choices)
+        for place, made in ((place, made_at[place]) for place in self.kinds):
             if type(made) is not type(wanted[place]) or made.canonical() != wanted[place].canonical():
                 raise ConfigurationError(
                     f"{describe(wanted[place])} was given for {place!r}.",

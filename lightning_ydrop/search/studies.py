@@ -51,7 +51,7 @@ def open_search(cli: SearchCLI, space: PatternSpace) -> optuna.Study:
         )
     study.set_user_attr("config", identity)
     values = {"conv": dataclasses.asdict(space.conv), "token": dataclasses.asdict(space.token)}
-    study.set_user_attr("space", {"kinds": dict(space.kinds), **values})
+    study.set_user_attr("space", {"kinds": dict(space.kinds), **values, "unsearched": dict(space.unsearched)})
     return study
 
 
@@ -81,7 +81,8 @@ def existing_study(storage: str, name: str) -> optuna.Study:
 def space_of(study: optuna.Study) -> PatternSpace:
     """Give what a study searches."""
     kept = study.user_attrs["space"]
-    return PatternSpace(kept["kinds"], ConvValues(**kept["conv"]), TokenValues(**kept["token"]))
+    values = ConvValues(**kept["conv"]), TokenValues(**kept["token"])
+    return PatternSpace(kept["kinds"], *values, kept.get("unsearched", {}))
 
 
 def choices_of(space: PatternSpace, params: Mapping[str, Any]) -> list[int]:

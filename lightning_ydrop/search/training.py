@@ -212,8 +212,11 @@ class Training:
         chosen = [
             name for name in names if any(fnmatch.fnmatchcase(name, each) for each in self.settings.places or ["*"])
         ]
-        kinds = {name: report.places[name].kind for name in chosen}
-        return PatternSpace(kinds, self.settings.conv, self.settings.token)
+        kinds = {name: place.kind for name, place in report.places.items()}
+        searched, unsearched = (
+            {name: kind for name, kind in kinds.items() if (name in chosen) is wanted} for wanted in (True, False)
+        )
+        return PatternSpace(searched, self.settings.conv, self.settings.token, unsearched)
 
     def dry_run(self, patterns: Mapping[str, Pattern]) -> None:
         """Train and validate one batch with patterns, and check that the metric is logged.

@@ -338,7 +338,7 @@ def test_synchronised_batch_norms_get_their_patterns_back() -> None:
         ({"stage9.9": CONV}, "'stage9.9'"),
         ({"stage2.1": CONV, "queries": TOKEN}, "'queries'"),
         ({"stage1.1": TOKEN, "stage2.1": CONV, "stage3.1": CONV}, "takes a ConvPattern"),
-        ({"stage1.1": CONV}, "The model has 3 stage(s)"),
+        ({"stage1.1": CONV, "stage1.2": CONV, "stage1.9": CONV}, "stage1.9"),
         ({"stage1.1": 3}, "A pattern is written as class_path"),
         ([CONV], "Patterns are a mapping"),
     ],

@@ -34,7 +34,13 @@ def test_names_with_gaps_are_taken_as_they_are() -> None:
     assert fit_patterns("f", report_of(2, 2), {"stage1.2": ConvPattern(0.25)}) == {"stage1.2": "stage1.2"}
 
 
-@pytest.mark.parametrize("given", [(1, 1), (2,), (2, 2, 2, 2)])
+@pytest.mark.parametrize("given", [(1, 1), (2,)])
+def test_names_of_fewer_stages_are_those_of_places(given: tuple[int, ...]) -> None:
+    patterns = patterns_of(*given)
+    assert fit_patterns("apply_patterns", report_of(2, 1, 1), patterns) == {name: name for name in patterns}
+
+
+@pytest.mark.parametrize("given", [(2, 2), (2, 2, 2, 2)])
 def test_another_number_of_stages_is_refused(given: tuple[int, ...]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         fit_patterns("apply_patterns", report_of(2, 1, 1), patterns_of(*given))

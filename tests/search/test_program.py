@@ -15,12 +15,14 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from lightning_ydrop import ConvPattern, PatternCallback
+from lightning_ydrop import ConvPattern, PatternCallback, apply_patterns
 from lightning_ydrop.search.files import read_patterns
 from lightning_ydrop.search.program import main
 from lightning_ydrop.search.storage import open_study
+from lightning_ydrop.search.studies import space_of
 from lightning_ydrop.search.training import SearchCLI, Training
 from tests.search.recorded import recorded
+from tests.search.trained import TwoBlocks
 
 ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
@@ -238,3 +240,12 @@ def test_patterns_change_what_is_trained() -> None:
     rewards = [training(each, 0, Path("folder")).reward for each in ({}, patterns, patterns)]
     assert rewards[0] != rewards[1]
     assert rewards[1] == rewards[2]
+
+
+def test_a_search_of_some_places_masks_these_alone() -> None:
+    """Of Tiny's one stage of two blocks, the first alone would be read as a whole network of one block."""
+    study = fit("--trials", "1", "--search.places", "[stage*.1]", model__class_path="tests.search.trained.TwoBlocks")
+    patterns = space_of(study).patterns([1] * len(space_of(study).tokens))
+    report = apply_patterns(TwoBlocks(), patterns)
+    assert list(report.applied) == ["stage1.1"]
+    assert patterns["stage1.2"] == ConvPattern(size=0.0)

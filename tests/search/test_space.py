@@ -165,3 +165,17 @@ def test_spaces_compare_by_what_they_hold() -> None:
     assert hash(twin) == hash(SMALL)
     assert twin != WIDE
     assert pickle.loads(pickle.dumps(SMALL)) == SMALL
+
+
+def test_places_that_are_not_searched_are_named_with_no_pattern() -> None:
+    """So that a file of some places alone is not read as one of a whole network of another depth."""
+    space = PatternSpace({"stage1.1": "conv"}, unsearched={"stage1.2": "conv", "queries": "token"})
+    choices = [1] * len(space.tokens)
+    patterns = space.patterns(choices)
+    assert list(patterns) == ["stage1.1", "stage1.2", "queries"]
+    assert not patterns["stage1.1"].is_empty
+    assert patterns["stage1.2"] == ConvPattern(size=0.0)
+    assert patterns["queries"] == TokenPattern(size=0)
+    assert space.patterns(space.choices(patterns)) == patterns
+    with pytest.raises(ConfigurationError, match=r"stage1\.2"):
+        space.choices({"stage1.2": ConvPattern(0.25)})

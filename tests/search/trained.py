@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models.resnet import BasicBlock
 
 from tests.search.recorded import record
 
@@ -81,3 +82,18 @@ class Squares(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.val, 16)
+
+
+class TwoBlocks(Tiny):
+    """Two residual blocks in one stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), BasicBlock(4, 4), BasicBlock(4, 4), Pooled())
+
+
+class Pooled(nn.Sequential):
+    """A head for maps of any size."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
