@@ -16,7 +16,7 @@ from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.sampler import PatternSampler, make_sampler, seed_of
 from lightning_ydrop.search.space import PatternSpace
 from lightning_ydrop.search.storage import open_claims, open_study
-from lightning_ydrop.search.studies import choices_of, existing_study, finished, space_of, write_config
+from lightning_ydrop.search.studies import best_of, choices_of, existing_study, finished, space_of, write_config
 from lightning_ydrop.search.training import SearchCLI, Training
 from lightning_ydrop.search.workers import TrialError, queue_trials, work
 
@@ -80,7 +80,8 @@ def candidates_of(study: optuna.Study, space: PatternSpace, top: int) -> dict[st
 
     """
     by_patterns = defaultdict(list)
-    for trial in finished(study):
+    best_of(finished(study))  # which raises where all diverged
+    for trial in (trial for trial in finished(study) if "diverged" not in trial.user_attrs):
         by_patterns[space.distinct(choices_of(space, trial.params))].append(trial)
     means = {
         patterns: statistics.fmean(float(trial.value or 0.0) for trial in trials)

@@ -28,10 +28,10 @@ class PatternObjective:
     """Trains with the patterns that a trial suggests.
 
     The reward is the metric, or minus the metric where it should be small. A training that diverges has a low finite
-    reward, so that a controller learns from it: the mean of the finished trials less three standard deviations, and
-    before there are two of them the reward of the untrained network. One that is stopped early, because its metric was
-    below the median of the others at its epoch, has the reward that lies as many standard deviations below the mean of
-    the finished trials as its metric lay below that of the others at that epoch.
+    reward, so that a controller learns from it: the mean of the finished trials less three standard deviations, and no
+    more than the lowest of them; before there are two, the reward of the untrained network less its size. One that is
+    stopped early, because its metric was below the median of the others at its epoch, has the reward that lies as many
+    standard deviations below the mean of the finished trials as its metric lay below that of the others at that epoch.
 
     Each trial keeps user attributes: `metrics`, and `diverged` or `stopped_at` where that is so.
 
@@ -80,14 +80,15 @@ class PatternObjective:
     def _low(self, study: optuna.Study) -> float:
         rewards = _rewards(study)
         if len(rewards) > 1:
-            return statistics.fmean(rewards) - DEVIATIONS_BELOW * statistics.stdev(rewards)
+            return min(statistics.fmean(rewards) - DEVIATIONS_BELOW * statistics.stdev(rewards), *rewards)
         untrained = self._training.untrained()
         if math.isnan(untrained):
             raise TrialError(
                 f"The training diverged, and {self._training.settings.metric!r} is not finite before it either: there "
                 "is no low reward to give. Check the learning rate, the data and the metric."
             )
-        return untrained
+        # A training that did not diverge may end with a larger loss than it began with, and is better all the same.
+        return untrained - abs(untrained)
 
     def _as_if_finished(self, trial: optuna.Trial, outcome: Outcome) -> float:
         assert outcome.stopped_at is not None

@@ -17,7 +17,15 @@ from lightning_ydrop.search.progress import Progress
 from lightning_ydrop.search.sampler import make_sampler
 from lightning_ydrop.search.space import PatternSpace
 from lightning_ydrop.search.storage import open_claims, open_study, shown
-from lightning_ydrop.search.studies import existing_study, finished, open_search, patterns_of, space_of, write_config
+from lightning_ydrop.search.studies import (
+    best_of,
+    existing_study,
+    finished,
+    open_search,
+    patterns_of,
+    space_of,
+    write_config,
+)
 from lightning_ydrop.search.training import SearchCLI, Training
 from lightning_ydrop.search.workers import work
 
@@ -63,7 +71,7 @@ def fit(args: Sequence[str]) -> None:
     start_workers(cli.config["workers"], be_worker, *arguments, tick=Progress(study, space, total, logger))
     if logger is not None:
         logger.finalize("success")
-    best = study.best_trial
+    best = best_of(finished(study))
     print(
         f"The best reward is {best.value:.4f}, of trial {best.number}. The best of many noisy trials looks better than "
         "it is; this retrains the best patterns with fresh seeds:\n"

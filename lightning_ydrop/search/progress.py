@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from lightning_ydrop.search.sampler import LEARNED_FROM
 from lightning_ydrop.search.space import PatternSpace
+from lightning_ydrop.search.studies import best_of
 
 
 class Progress:
@@ -63,9 +64,13 @@ class Progress:
 
     def _numbers(self, done: list[optuna.trial.FrozenTrial], running: int) -> dict[str, float]:
         numbers: dict[str, float] = {"done": len(done), "running": running}
+        diverged = sum("diverged" in trial.user_attrs for trial in done)
+        if diverged:
+            numbers["diverged"] = diverged
         if done:
             rewards = [float(trial.value or 0.0) for trial in done]
-            numbers["best"] = max(rewards)
+            if diverged < len(done):
+                numbers["best"] = float(best_of(done).value or 0.0)
             numbers["mean_of_last_tenth"] = statistics.fmean(rewards[-max(1, math.ceil(len(rewards) / 10)) :])
             for trial in done:
                 if trial.number not in self._distinct:
@@ -80,6 +85,7 @@ class Progress:
         seconds = time.perf_counter() - self._began
         parts = [f"{numbers['done']:.0f}/{self._total} trials", f"{numbers['running']:.0f} running"]
         words = {
+            "diverged": "{:.0f} diverged",
             "best": "best {:.4f}",
             "mean_of_last_tenth": "last tenth {:.4f}",
             "entropy": "entropy {:.3f}",

@@ -1,7 +1,7 @@
 """What a study knows of its search: the configuration and the space."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +122,20 @@ def _first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, 
             if before.get(key) != now.get(key):
                 return _first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     return name, before, now
+
+
+def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Give the trial with the highest reward of those that did not diverge.
+
+    Raises:
+        ConfigurationError: If all of them did.
+
+    """
+    trained = [trial for trial in trials if "diverged" not in trial.user_attrs]
+    if not trained:
+        raise ConfigurationError(
+            f"All of {len(trials)} trials diverged.",
+            "A search compares trainings whose metric is finite.",
+            "Lower the learning rate, look at the data and the metric, and start a new study.",
+        )
+    return max(trained, key=lambda trial: float(trial.value or 0.0))

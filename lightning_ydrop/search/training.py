@@ -3,18 +3,17 @@
 import contextlib
 import fnmatch
 import json
-import logging
 import math
 import shutil
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -24,8 +23,10 @@ from lightning_ydrop.callbacks.patterns import PatternCallback
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.places import find_places
+from lightning_ydrop.search.quiet import quiet
 from lightning_ydrop.search.settings import SearchSettings
 from lightning_ydrop.search.space import PatternSpace
+from lightning_ydrop.search.workers import TrialError
 
 SamplerName = Literal["random", "tpe", "table", "transformer"]
 DESCRIPTION = "Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761)."
@@ -237,14 +238,23 @@ class Training:
                 f"{remedy} A search leaves places out with, for example, search.places=[{next(iter(patterns))!r}], and "
                 "values with search.conv.size=[0, 0.25].",
             ) from error
-        logged = sorted(self.cli.trainer.callback_metrics)
+        logged = self._logged_in_validation()
         if self.settings.metric not in logged:
             raise ConfigurationError(
-                f"SearchSettings(metric={self.settings.metric!r}) was given, and the model does not log it.",
-                f"In training and validation {type(self.cli.model).__name__} logs "
-                f"{', '.join(map(repr, logged)) or 'nothing'}.",
+                f"SearchSettings(metric={self.settings.metric!r}) was given, and the model does not log it there.",
+                f"In validation {type(self.cli.model).__name__} logs {', '.join(map(repr, logged)) or 'nothing'}.",
                 "Name one of these, or log the metric in validation_step.",
             )
+
+    def _logged_in_validation(self) -> list[str]:
+        """Validate one batch, and list what is logged then. After a training, what that logs is there too."""
+        self._make(self.cli.seed, {}, [], **_on_one_device(), fast_dev_run=1)
+        try:
+            with quiet():
+                self.cli.trainer.validate(self.cli.model, self.cli.datamodule, verbose=False)
+        except MisconfigurationException:  # of a model without validation
+            return []
+        return sorted(self.cli.trainer.callback_metrics)
 
     def untrained(self) -> float:
         """Give the reward of the network before its training."""
@@ -283,6 +293,11 @@ class Training:
             reward = self.settings.reward(metrics[self.settings.metric]) if self.settings.metric in metrics else last
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
+        if not values:
+            raise TrialError(
+                f"The training ended without a validation that logs {self.settings.metric!r}. "
+                "A reward takes at least one: look at max_epochs, check_val_every_n_epoch and limit_val_batches."
+            )
         return Outcome(reward if math.isfinite(reward) else math.nan, metrics, rewards.stopped_at)
 
     def test(self) -> dict[str, float]:
@@ -321,24 +336,3 @@ def _last_of(folder: Path) -> str | None:
     """Find the checkpoint of an interrupted training. One that was killed while it was written is no ZIP file."""
     last = folder / "last.ckpt"
     return str(last) if zipfile.is_zipfile(last) else None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what Lightning says of each training, which is the same for hundreds of them."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Lightning calls jsonargparse by an older name
-            warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
-            warnings.filterwarnings("ignore", ".*does not have many workers")
-            warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", ".*exists and is not empty")
-            warnings.filterwarnings("ignore", ".*smaller than the logging interval")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

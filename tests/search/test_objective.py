@@ -92,10 +92,17 @@ def test_rewards_of_others_that_diverged_don_t_count() -> None:
     assert value_of(Trained(math.nan), study)[0] == pytest.approx(2.0 - 3 * 1.0)
 
 
-def test_before_two_have_finished_it_has_the_reward_of_the_untrained_network() -> None:
-    assert value_of(Trained(math.nan), study_of({0: 1.0}))[0] == -5.0
+def test_before_two_have_finished_it_has_less_than_the_reward_of_the_untrained_network() -> None:
+    """A training that does not diverge may end with a larger loss than it began with."""
+    assert value_of(Trained(math.nan), study_of({0: 1.0}))[0] == -5.0 - 5.0
+    assert value_of(Trained(math.nan, untrained=0.1), study_of({}))[0] == 0.0  # an accuracy
     with pytest.raises(TrialError, match="not finite before it either"):
         value_of(Trained(math.nan, untrained=math.nan), study_of({}))
+
+
+def test_it_is_no_better_than_the_worst_that_finished() -> None:
+    skewed = dict.fromkeys(range(30), 1.0) | {30: -50.0}
+    assert value_of(Trained(math.nan), study_of(skewed))[0] == -50.0
 
 
 def test_what_is_below_the_median_stops_and_lies_as_far_below_the_mean() -> None:

@@ -121,10 +121,18 @@ def test_workers_share_a_study() -> None:
 def test_a_training_that_diverges_has_a_low_finite_reward() -> None:
     cli = SearchCLI(["--config", config_with()])
     untrained = Training(cli).untrained()
-    study = fit("--trials", "1", "--study", "normal")
-    study = fit("--trials", "2", model__class_path="tests.search.trained.Diverging")
+    with pytest.raises(SystemExit, match="All of 2 trials diverged"):
+        fit("--trials", "2", model__class_path="tests.search.trained.Diverging")
+    study = open_study("out/studies.journal", "transformer-3", direction="maximize")
     assert all(trial.user_attrs["diverged"] for trial in study.trials)
-    assert [trial.value for trial in study.trials] == [pytest.approx(untrained)] * 2
+    assert [trial.value for trial in study.trials] == [pytest.approx(untrained - abs(untrained))] * 2
+    with pytest.raises(SystemExit, match="All of 2 trials diverged"):
+        main(["export", "--storage", "out/studies.journal", "--study", "transformer-3", "--out", "out"])
+
+
+def test_a_training_that_never_validates_fails() -> None:
+    with pytest.raises(SystemExit, match="ended without a validation that logs 'val_loss'"):
+        fit("--trials", "1", trainer__check_val_every_n_epoch=5)
 
 
 def test_what_stops_early_is_compared_with_others_at_its_epoch() -> None:
@@ -187,7 +195,8 @@ def test_studies_and_patterns_are_drawn() -> None:
 
 
 BAD = {
-    "a metric that is never logged": (["--search.metric", "accuracy"], {}, "'train_loss', 'val_acc', 'val_loss'"),
+    "a metric that is never logged": (["--search.metric", "accuracy"], {}, "Tiny logs 'val_acc', 'val_loss'."),
+    "a metric of training": (["--search.metric", "train_loss"], {}, "Tiny logs 'val_acc', 'val_loss'."),
     "an unknown place": (["--search.places", "[stage9.*]"], {}, "The places of Tiny are 'stage1.1', 'stage2.1'."),
     "a pattern larger than the map": (
         ["--search.conv.size", "[0, 0.5]"],
