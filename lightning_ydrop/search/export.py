@@ -50,6 +50,7 @@ def export(storage: str, study_name: str, top: int, seeds: int, workers: int, ou
     check_count("export", "top", top, minimum=1, example=5)
     check_count("export", "seeds", seeds, minimum=1, example=5)
     study = existing_study(storage, study_name)
+    file.parent.mkdir(parents=True, exist_ok=True)  # rather now than after all trainings
     space = space_of(study)
     candidates = candidates_of(study, space, top)
     config = out / f"{study_name}.yaml"
@@ -133,6 +134,8 @@ def _tell(retrained: optuna.Study, candidates: dict[str, list[int]], seeds: int)
         trial.user_attrs["name"]: float(trial.value or 0.0)
         for trial in retrained.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     }
+    for trial in retrained.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        print(f"A training failed: {trial.user_attrs.get('error', 'its worker died')}")
     means: dict[str, float] = {}
     for name, choices in candidates.items():
         runs = [_run_name(choices, seed) for seed in range(seeds)]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,8 +102,15 @@ def be_worker(config: str, storage: str, study_name: str, folder: str, total: in
 
 
 def everywhere(space: PatternSpace) -> dict[str, Pattern]:
-    """Give each place the largest patterns of a search, to try whether they work."""
-    return space.patterns([len(token.values) - 1 for token in space.tokens])
+    """Give each place the largest upright pattern of a search, which is the first to cover a map."""
+    choices = []
+    for token in space.tokens:
+        values = list(token.values)
+        if token.field in ("rotate", "shear_x", "shear_y"):
+            choices.append(values.index(0) if 0 in values else 0)
+        else:  # "all", the longest run, stands for the largest number
+            choices.append(values.index(max(values, key=lambda value: math.inf if value == "all" else float(value))))
+    return space.patterns(choices)
 
 
 def train(args: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.callbacks.patterns import PatternCallback
@@ -74,10 +75,10 @@ class SearchCLI(LightningCLI):
         parser.add_argument("--out", type=str, default="runs/search", help="folder for checkpoints and pictures")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Make the Trainer of one training, which logs nothing."""
+        """Make the Trainer of one training, whose logger keeps nothing: callbacks and models may ask for one."""
         given = self.config_init["trainer"].get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *self._trial_callbacks]
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {"logger": DummyLogger(), "enable_progress_bar": False, "enable_model_summary": False}
         return super().instantiate_trainer(**{**quiet, **self._trainer_arguments, **kwargs, "callbacks": callbacks})
 
     def make(self, seed: int, callbacks: list[Callback], **trainer_arguments: Any) -> None:
@@ -279,7 +280,8 @@ class Training:
 
         """
         rewards = _Rewards(self.settings, report)
-        self._make(seed, patterns, [rewards, LastEpoch(str(folder))], default_root_dir=str(folder))
+        kept = {"default_root_dir": str(folder), "enable_checkpointing": True}
+        self._make(seed, patterns, [rewards, LastEpoch(str(folder))], **kept)
         trainer = self.cli.trainer
         with quiet():
             trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=_last_of(folder))

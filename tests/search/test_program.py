@@ -203,6 +203,11 @@ BAD = {
         {"model__class_path": "tests.search.trained.Shrinking"},
         "search.places=['stage1.1']",
     ),
+    "a pattern that covers the map upright": (
+        ["--search.conv.size", "[0, 0.95, 0.25]", "--search.conv.rotate", "[0, 45]"],
+        {},
+        "search.conv.size=[0, 0.25]",
+    ),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),
     "SQLite for two": (["--storage", "sqlite:///x.db", "--workers", "2"], {}, "SQLite takes one worker"),
@@ -258,3 +263,16 @@ def test_a_search_of_some_places_masks_these_alone() -> None:
     report = apply_patterns(TwoBlocks(), patterns)
     assert list(report.applied) == ["stage1.1"]
     assert patterns["stage1.2"] == ConvPattern(size=0.0)
+
+
+def test_trials_work_whatever_the_trainer_is_told_of_loggers_and_checkpoints() -> None:
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    study = fit("--trials", "1", trainer__enable_checkpointing=False, trainer__callbacks=[monitor])
+    assert len(params_and_values(study)) == 1
+
+
+def test_export_makes_the_folder_of_its_file() -> None:
+    fit("--trials", "2", "--sampler", "random")
+    main(["export", "--storage", "out/studies.journal", "--study", "random-3", "--out", "out", "--top", "1",
+          "--seeds", "1", "--patterns", "some/where/patterns.yaml"])  # fmt: skip
+    assert read_patterns("some/where/patterns.yaml")
