@@ -7,13 +7,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_ydrop.checks import check_fraction
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.layers.pattern_dropout import PatternDropout
 from lightning_ydrop.layers.patterns import ConvPattern, Pattern, TokenPattern
+from lightning_ydrop.models.modules import has_compiled_parts
 from lightning_ydrop.search.applying import layers_of, reattach
 from lightning_ydrop.search.files import as_patterns, read_patterns
 from lightning_ydrop.search.places import apply_patterns, remove_patterns
@@ -53,6 +56,8 @@ class PatternCallback(Callback):
         self.warmup = float(check_fraction("PatternCallback", "warmup", warmup, example=0.1))
         self._layers: list[PatternDropout] = []
         self._warmup_steps = 0.0
+        self._not_called: dict[int, str] = {}
+        self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the patterns into the model, before a strategy wraps it."""
@@ -90,10 +95,26 @@ class PatternCallback(Callback):
             )
         self._warmup_steps = self.warmup * total
         self._set_progress(trainer)
+        self._watch(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the rate rise."""
         self._set_progress(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Warn after the first batch of patterns that the forward did not reach."""
+        not_called = self._not_called
+        self._stop_watching()
+        if not_called:
+            rank_zero_warn(
+                f"The first training step did not call {', '.join(map(repr, not_called.values()))}, where a dropout "
+                "pattern stands: nothing is dropped there. "
+                "A forward may take the rate of a dropout layer and call F.dropout, or a fused attention. Leave these "
+                "places out, or let forward call the layer.",
+                category=NoEffectWarning,
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the patterns out: Lightning does not call `teardown` when a fit raises."""
@@ -108,7 +129,25 @@ class PatternCallback(Callback):
         self._layers = layers_of(pl_module)
         rank_zero_info(str(report).partition("\n")[0])
 
+    def _watch(self, pl_module: LightningModule) -> None:
+        """See in the first batch which patterns are called. Compiled code would be compiled again for that."""
+        if has_compiled_parts(pl_module):
+            return
+        names = {id(module): name for name, module in pl_module.named_modules()}
+        self._not_called = {id(layer): names[id(layer)] for layer in self._layers if id(layer) in names}
+
+        def note(layer: nn.Module, args: Any, output: Any) -> None:
+            self._not_called.pop(id(layer), None)
+
+        self._handles = [layer.register_forward_hook(note) for layer in self._layers]
+
+    def _stop_watching(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._not_called = [], {}
+
     def _remove(self, pl_module: LightningModule) -> None:
+        self._stop_watching()
         if self._layers:
             remove_patterns(pl_module)
         self._layers = []

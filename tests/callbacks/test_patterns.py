@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_ydrop import (
     ConfigurationError,
     ConvPattern,
+    NoEffectWarning,
     PatternCallback,
     PatternDropout,
     TokenPattern,
@@ -136,7 +137,8 @@ def test_patterns_stand_through_a_fit_and_not_after_it(kind: type[Net]) -> None:
 def test_patterns_stay_where_batch_norms_are_replaced() -> None:
     class Counting(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            counts.append(sum(bool(module._forward_hooks) for module in pl_module.modules()))
+            masked = (module for module in pl_module.modules() if not isinstance(module, PatternDropout))
+            counts.append(sum(bool(module._forward_hooks) for module in masked))
 
     counts: list[int] = []
     net = fitted(PatternCallback(PATTERNS), Counting(), net=Synchronised(), max_epochs=1)
@@ -400,3 +402,46 @@ def test_a_bad_file_fails_before_a_trainer_is_made(run: Callable[..., LightningC
     add = "--trainer.callbacks+=lightning_ydrop.PatternCallback"
     with pytest.raises(ValueError, match=r"read_patterns\('missing.yaml'\) was given, and the file can't be read"):
         run(add, "--trainer.callbacks.patterns=missing.yaml")
+
+
+class FusedAttention(nn.Module):
+    """Reads the rate of its dropout layer, and never calls it in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out_proj = (nn.Linear(8, 8) for _ in range(4))
+        self.attn_dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ self.key(x).mT).softmax(-1)
+        if self.training:
+            weights = nn.functional.dropout(weights, getattr(self.attn_dropout, "p", 0.0))
+        else:
+            weights = self.attn_dropout(weights)
+        output: Tensor = self.out_proj(weights @ self.value(x))
+        return output
+
+
+class Attending(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = FusedAttention()
+        self.norm = nn.LayerNorm(8)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.norm(batch + self.attention(batch)).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_pattern_that_is_never_called_is_warned_of() -> None:
+    model = Attending()
+    data: Any = DataLoader(list(torch.randn(8, 5, 8)), batch_size=4)  # type: ignore[arg-type]
+    callback = PatternCallback({"attention": TokenPattern(2, rate=0.5), "values": TokenPattern(2, rate=0.5)})
+    trainer = trainer_of(callback, max_epochs=1)
+    with pytest.warns(NoEffectWarning) as caught:
+        trainer.fit(model, data)
+    (said,) = (str(each.message) for each in caught if each.category is NoEffectWarning)
+    assert said.startswith("The first training step did not call 'attention.attn_dropout', where a dropout pattern")
+    assert not callback._handles
