@@ -11,10 +11,11 @@ import optuna
 from optuna.trial import TrialState
 
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.files import as_patterns, as_plain
 from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.storage import open_claims, open_study
-from lightning_ydrop.search.training import SearchCLI, Training
+from lightning_ydrop.search.training import Training
 from lightning_ydrop.search.workers import queue_trials, work
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from lightning_ydrop.layers.patterns import ConvPattern, Pattern, TokenPattern
 from lightning_ydrop.models.modules import has_compiled_parts
 from lightning_ydrop.search.applying import layers_of, reattach
 from lightning_ydrop.search.files import as_patterns, read_patterns
-from lightning_ydrop.search.places import apply_patterns, remove_patterns
+from lightning_ydrop.search.places import apply_patterns, find_places, remove_patterns
 
 
 class PatternCallback(Callback):
@@ -55,6 +55,7 @@ class PatternCallback(Callback):
         )
         self.warmup = float(check_fraction("PatternCallback", "warmup", warmup, example=0.1))
         self._layers: list[PatternDropout] = []
+        self._places: list[str] = []
         self._warmup_steps = 0.0
         self._not_called: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
@@ -70,17 +71,19 @@ class PatternCallback(Callback):
                 "A fit has one set of patterns: each callback would take out those of the other.",
                 "Leave one of them out, or write the patterns of both into one mapping.",
             )
-        builds_later = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
         try:
             self._apply(pl_module)
         except ConfigurationError:
-            if not builds_later:
+            if not may_build_later(pl_module):
                 raise
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the patterns into what `setup` and `configure_model` have built."""
         standing = layers_of(pl_module)
-        if not standing or list(map(id, standing)) != list(map(id, self._layers)):
+        is_as_it_was = list(map(id, standing)) == list(map(id, self._layers))
+        # Patterns that fit a part of a network by relative depth fit the whole of it otherwise.
+        has_grown = may_build_later(pl_module) and list(find_places(pl_module).places) != self._places
+        if not standing or not is_as_it_was or has_grown:
             self._apply(pl_module)
         reattach(pl_module)  # Lightning may have made SyncBatchNorm of batch norms
 
@@ -127,6 +130,7 @@ class PatternCallback(Callback):
     def _apply(self, pl_module: LightningModule) -> None:
         report = apply_patterns(pl_module, self.patterns)
         self._layers = layers_of(pl_module)
+        self._places = list(find_places(pl_module).places) if may_build_later(pl_module) else []
         rank_zero_info(str(report).partition("\n")[0])
 
     def _watch(self, pl_module: LightningModule) -> None:
@@ -157,3 +161,8 @@ class PatternCallback(Callback):
         for layer in self._layers:
             if layer.progress != progress:
                 layer.progress = progress
+
+
+def may_build_later(pl_module: LightningModule) -> bool:
+    """Tell whether a LightningModule may build its network after its constructor, when a fit begins."""
+    return any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))

@@ -76,8 +76,19 @@ class PatternDropout(nn.Module):
             self._run = WHOLE if pattern.size == "all" else pattern.size
             self._gap, self._share_t = pattern.stride, pattern.share_t
         self._text = " ".join(map(repr, (*self._geometry, pattern.rate)))
+        self._place, self._takes_tokens, self._takes_weights = "", True, True
         self._progress = 1.0
         self._set_applied_progress(torch.device("cpu"))
+
+    def stand_at(self, place: str, of_attention: bool) -> None:
+        """Tell the layer where it stands: errors name the place, and what else comes there is refused.
+
+        Args:
+            place: The place, in words.
+            of_attention: Whether a TokenPattern gets attention weights there, and no tokens.
+
+        """
+        self._place, self._takes_tokens, self._takes_weights = f" of {place}", not of_attention, of_attention
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be read from a file, perhaps in a process that has made no such layer."""
@@ -152,15 +163,21 @@ class PatternDropout(nn.Module):
         if not self._of_tokens and (x.ndim != 4 or padding_mask is not None):
             padded = "" if padding_mask is None else f" and padding_mask={describe(padding_mask)}"
             raise ConfigurationError(
-                f"A PatternDropout with a ConvPattern was called with {describe(x)}{padded}.",
+                f"A PatternDropout with a ConvPattern{self._place} was called with {describe(x)}{padded}.",
                 "A ConvPattern takes feature maps (B, C, H, W), and no padding mask.",
-                "Place the layer after a convolution or its normalisation, or use a TokenPattern for (B, T, C).",
+                "Place the layer after a convolution or its normalisation, or use a TokenPattern for (B, T, C)."
+                if not self._place
+                else "Leave this place without a pattern.",
             )
-        if self._of_tokens and x.ndim not in (3, 4):
+        tokens, weights = self._of_tokens and self._takes_tokens, self._of_tokens and self._takes_weights
+        if self._of_tokens and not (tokens and x.ndim == 3) and not (weights and x.ndim == 4):
+            kinds = ["tokens (B, T, C)"] * tokens + ["attention weights (B, heads, queries, keys)"] * weights
             raise ConfigurationError(
-                f"A PatternDropout with a TokenPattern was called with {describe(x)}.",
-                "A TokenPattern takes tokens (B, T, C) or attention weights (B, heads, queries, keys).",
-                "Place the layer where the batch is the first dimension, or use a ConvPattern for maps.",
+                f"A PatternDropout with a TokenPattern{self._place} was called with {describe(x)}.",
+                f"A TokenPattern takes {' or '.join(kinds)}{' there' if self._place else ''}.",
+                "Place the layer where the batch is the first dimension, or use a ConvPattern for maps."
+                if not self._place
+                else "Leave this place without a pattern.",
             )
         if padding_mask is not None:
             fitting = (x.shape[0], x.shape[3 if x.ndim == 4 else 1])
@@ -177,7 +194,7 @@ class PatternDropout(nn.Module):
         if torch.compiler.is_compiling():
             canvas, places = torch.ops.lightning_ydrop.stencil(self._text, height, width, x.device)
             return canvas, places
-        return _stencil(height, width, self._geometry, self._rate, x.device)
+        return _stencil(height, width, self._geometry, self._rate, x.device, self._place)
 
     def _set_applied_progress(self, device: torch.device) -> None:
         # A plain tensor, no buffer: DDP would send it at every step, and averages of weights would hold it.
@@ -193,7 +210,9 @@ class PatternDropout(nn.Module):
         return self
 
 
-def _stencil(height: int, width: int, geometry: Geometry, rate: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _stencil(
+    height: int, width: int, geometry: Geometry, rate: float, device: torch.device, place: str = ""
+) -> tuple[Tensor, Tensor]:
     """Give the stencil of a pattern for maps of one size, made once for each device.
 
     Raises:
@@ -212,7 +231,7 @@ def _stencil(height: int, width: int, geometry: Geometry, rate: float, device: t
             _stencils[key] = found
     if rate == 1.0 and found[0].shape == COVERING:
         raise ConfigurationError(
-            f"ConvPattern(size={geometry[0]}, rate=1.0) was applied to maps of {height} x {width}.",
+            f"ConvPattern(size={geometry[0]}, rate=1.0){place} was applied to maps of {height} x {width}.",
             "Rounded to whole pixels, the pattern covers such a map, and at rate 1 nothing would be left.",
             "Pass a smaller size or a rate below 1, or leave this place without a pattern.",
         )

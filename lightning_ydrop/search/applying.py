@@ -1,6 +1,7 @@
 """How patterns are put into a model, and taken out again."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,8 +61,10 @@ def put_pattern(layout: Layout, place: Place, pattern: Pattern) -> Iterator[tupl
 
     """
     names = [*place.modules, *(place.shortcuts if isinstance(pattern, ConvPattern) and pattern.residual else ())]
+    shared = _shared_modules(layout.model)
     for name in names:
         layer = PatternDropout(pattern)
+        layer.stand_at(f"the place {place.name!r}, on {name or 'the model itself'},", place.is_of_attention)
         module = layout.modules.get(name)
         if _gives_way(module):
             holder, called = layout.holders[name] if module is not None else _attribute(layout, name)
@@ -70,7 +73,7 @@ def put_pattern(layout: Layout, place: Place, pattern: Pattern) -> Iterator[tupl
                 yield name, f"{module!r} -> the pattern of {place.name}"
         else:
             assert module is not None
-            _mask(_last(module), layer, place.name)
+            _mask(_last(module, shared), layer, place.name)
     for name in dropouts_beside(layout, place):
         _replace(*layout.holders[name], Silenced(), place.name)
         yield name, f"{layout[name]!r} -> nothing, beside the pattern of {place.name}"
@@ -186,7 +189,7 @@ def reattach(model: nn.Module) -> None:
     for module in model.modules():
         layer = module._modules.get(CHILD)
         if layer is not None and "former" in layer.__dict__ and mask_output not in module._forward_hooks.values():
-            module.register_forward_hook(mask_output)
+            _hang_on(module)
 
 
 def forget_compiled_code() -> None:
@@ -206,7 +209,13 @@ def _mask(module: nn.Module, layer: PatternDropout, place: str) -> None:
     layer.train(module.training)
     layer.to(_device_of(module))
     module.register_module(CHILD, layer)
-    module.register_forward_hook(mask_output)
+    _hang_on(module)
+
+
+def _hang_on(module: nn.Module) -> None:
+    """Let a module that holds a pattern apply it. A sequence does so by itself: the pattern is its last item."""
+    if not _is_sequence(module):
+        module.register_forward_hook(mask_output)
 
 
 def _replace(holder: nn.Module, called: str, layer: nn.Module, place: str) -> None:
@@ -235,11 +244,22 @@ def _attribute(layout: Layout, name: str) -> tuple[nn.Module, str]:
     return layout[holder], called
 
 
-def _last(module: nn.Module) -> nn.Module:
-    """Find the module whose output is that of a sequence: the sequence itself would call its pattern as one more."""
-    while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 0:
-        module = module[-1]
+def _last(module: nn.Module, shared: set[int]) -> nn.Module:
+    """Find the module whose output is that of a sequence, unless it is called elsewhere too, as a shared ReLU is."""
+    while _is_sequence(module) and id(last := module[-1]) not in shared:  # type: ignore[index]
+        module = last
     return module
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Tell whether a module calls what it holds one after the other, and that is all."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 0
+
+
+def _shared_modules(model: nn.Module) -> set[int]:
+    """Find the modules that several others hold, by id."""
+    held = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    return {key for key, count in held.items() if count > 1}
 
 
 def _block_around(layout: Layout, place: Place) -> str | None:

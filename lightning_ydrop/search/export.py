@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from lightning_ydrop.checks import check_count
 from lightning_ydrop.errors import ConfigurationError
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.files import write_patterns
 from lightning_ydrop.search.objective import train_once
 from lightning_ydrop.search.processes import start_workers
@@ -17,7 +18,7 @@ from lightning_ydrop.search.sampler import PatternSampler, make_sampler, seed_of
 from lightning_ydrop.search.space import PatternSpace
 from lightning_ydrop.search.storage import open_claims, open_study
 from lightning_ydrop.search.studies import best_of, choices_of, existing_study, finished, space_of, write_config
-from lightning_ydrop.search.training import SearchCLI, Training
+from lightning_ydrop.search.training import Training
 from lightning_ydrop.search.workers import TrialError, queue_trials, work
 
 # The name of the controller's most likely patterns among the candidates.

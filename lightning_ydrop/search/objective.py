@@ -1,20 +1,15 @@
 """The objective of a search: train with the patterns that a trial suggests, and give the reward."""
 
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from lightning_ydrop.layers.patterns import Pattern
-from lightning_ydrop.search.files import write_patterns
+from lightning_ydrop.search.apart import train_apart
 from lightning_ydrop.search.sampler import PatternSampler, seed_of
 from lightning_ydrop.search.space import PatternSpace
 from lightning_ydrop.search.training import Outcome, Report, Training
@@ -114,7 +109,7 @@ def train_once(
         patterns: By place.
         seed: Of weights, batches and masks.
         folder: Where checkpoints lie.
-        report: Called after each validation of a training here.
+        report: Called after each validation, here.
 
     Returns:
         What the training reached.
@@ -125,28 +120,7 @@ def train_once(
     """
     if config is None:
         return training(patterns, seed, folder, report)
-    return _train_in_processes(config, patterns, seed, folder)
-
-
-def _train_in_processes(config: Path, patterns: Mapping[str, Pattern], seed: int, folder: Path) -> Outcome:
-    """Train in a program of its own, whose ranks a strategy such as DDP starts: these are told what the first asked."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, which the training removes.
-    files = {name: folder.with_name(f"{folder.name}-{name}") for name in ("patterns.yaml", "outcome.json", "log.txt")}
-    write_patterns(patterns, files["patterns.yaml"])
-    command = [sys.executable, "-m", "lightning_ydrop.search", "train", str(config)]
-    command += [str(files["patterns.yaml"]), str(seed), str(folder), str(files["outcome.json"])]
-    # The program can import what this one can.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with files["log.txt"].open("ab") as log:
-        ended = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-    status = ended.returncode
-    if status != 0:
-        raise TrialError(f"The training ended with {status}; see {files['log.txt']}.")
-    content: dict[str, Any] = json.loads(files["outcome.json"].read_text())
-    for file in files.values():
-        file.unlink()
-    return Outcome(**content)
+    return train_apart(config, patterns, seed, folder, report)
 
 
 def _rewards(study: optuna.Study) -> list[float]:

@@ -88,6 +88,9 @@ def apply_patterns(model: nn.Module, patterns: Patterns) -> PatternReport:
     stages, but m blocks in a stage where the names have n, they fit by relative depth: block i of m, counted from 0,
     takes the pattern of block floor(i n / m). Names with gaps, such as "stage3.1" alone, are those of single places.
 
+    Convert or fuse modules before that: `convert_sync_batchnorm` and `fuse_modules` put others where the masked ones
+    were. In Trainers `PatternCallback` sees to the former.
+
     Code that `torch.compile` has compiled before, of this and other models, is compiled again when it next runs.
 
     Args:

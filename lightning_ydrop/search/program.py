@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.apart import report_over
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.export import export
 from lightning_ydrop.search.files import read_patterns
 from lightning_ydrop.search.objective import PatternObjective
@@ -27,7 +29,7 @@ from lightning_ydrop.search.studies import (
     space_of,
     write_config,
 )
-from lightning_ydrop.search.training import SearchCLI, Training
+from lightning_ydrop.search.training import Training
 from lightning_ydrop.search.workers import work
 
 DESCRIPTION = """Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761).
@@ -60,7 +62,7 @@ def fit(args: Sequence[str]) -> None:
     space = training.space()
     training.dry_run(everywhere(space))
     study = open_search(cli, space)
-    config = Path(cli.config["out"]) / f"{cli.study_name}.yaml"
+    config = cli.out / f"{cli.study_name}.yaml"
     write_config(cli.identity(), config)
     total, metric = cli.config["trials"], training.settings.metric
     print(
@@ -115,9 +117,10 @@ def everywhere(space: PatternSpace) -> dict[str, Pattern]:
 
 def train(args: Sequence[str]) -> None:
     """Train once, with the patterns of a file: a trial whose training takes several processes starts this."""
-    config, patterns, seed, folder, file = args
+    config, patterns, seed, folder, file, *pipes = args
     training = Training(SearchCLI(["--config", config]))
-    outcome = training(read_patterns(patterns), int(seed), Path(folder))
+    report = report_over(*map(int, pipes)) if pipes else None
+    outcome = training(read_patterns(patterns), int(seed), Path(folder), report)
     if training.cli.trainer.is_global_zero:
         Path(file).write_text(json.dumps(vars(outcome)))
 

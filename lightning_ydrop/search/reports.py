@@ -31,6 +31,11 @@ class Place:
     shortcuts: tuple[str, ...]
     why: str
 
+    @property
+    def is_of_attention(self) -> bool:
+        """Whether attention weights (B, heads, queries, keys) are masked, and no tokens (B, T, C)."""
+        return self.name.rpartition(".")[2] == "attention"
+
     def __str__(self) -> str:
         modules = ", ".join(name or "the model itself" for name in self.modules)
         shortcut = f"; shortcut {', '.join(self.shortcuts)}" if self.shortcuts else ""

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.sampler import check_study, make_sampler
 from lightning_ydrop.search.space import ConvValues, PatternSpace, TokenValues
-from lightning_ydrop.search.storage import open_storage, open_study, shown
-from lightning_ydrop.search.training import SearchCLI
+from lightning_ydrop.search.storage import is_url, open_storage, open_study, shown
 
 
 def open_search(cli: SearchCLI, space: PatternSpace) -> optuna.Study:
@@ -31,8 +31,8 @@ def open_search(cli: SearchCLI, space: PatternSpace) -> optuna.Study:
         ConfigurationError: If its storage can't be used, or the study is of another search.
 
     """
-    if "://" not in cli.storage:
-        Path(cli.storage).parent.mkdir(parents=True, exist_ok=True)
+    if not is_url(cli.storage):
+        Path(cli.storage).expanduser().parent.mkdir(parents=True, exist_ok=True)
     study = open_study(
         cli.storage,
         cli.study_name,
@@ -62,7 +62,7 @@ def existing_study(storage: str, name: str) -> optuna.Study:
         ConfigurationError: If it is not there, or is none of a search.
 
     """
-    opened = open_storage(storage) if "://" in storage or Path(storage).exists() else None
+    opened = open_storage(storage) if is_url(storage) or Path(storage).expanduser().exists() else None
     names = [] if opened is None else optuna.get_all_study_names(opened)
     if opened is None or name not in names:
         raise ConfigurationError(

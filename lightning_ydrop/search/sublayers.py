@@ -101,7 +101,14 @@ def _is_attention(layout: Layout, name: str) -> bool:
         return True
     children = [called for called, child in module._modules.items() if child is not None and is_linear(child)]
     separate = all(any(pattern.fullmatch(called) for called in children) for pattern in SEPARATE.values())
-    return separate or any(PACKED.fullmatch(called.lower()) for called in children)
+    packed = [called for called in children if PACKED.fullmatch(called.lower()) and _packs(module, called)]
+    return separate or bool(packed)
+
+
+def _packs(module: nn.Module, called: str) -> bool:
+    """Tell whether a layer makes queries, keys and values. Mamba's `in_proj`, for one, makes a state and its gate."""
+    inner, outer = _sizes(module._modules[called])  # type: ignore[arg-type]
+    return called.lower() != "in_proj" or outer == 3 * inner or "att" in type(module).__name__.lower()
 
 
 def _block_of(layout: Layout, attention: str, attentions: list[str]) -> str:
@@ -198,8 +205,11 @@ def _explore_weights(layout: Layout, found: _Found, attention: str) -> None:
         for called, child in module._modules.items()
         if is_ordinary_dropout(child) and drops_attention_weights(module, called)
     ]
+    uncalled = [dropout for dropout in dropouts if not is_called(*layout.holders[dropout])]
     if not dropouts:
         found.reasons["attention"] = f"no module of {layout.kind(attention)} drops attention weights"
+    elif uncalled:
+        _add(layout, found, "attention", uncalled[0])
     elif getattr(module, "fused_attn", False):
         found.reasons["attention"] = "fused attention takes its dropout as a number: set fused_attn = False"
     elif getattr(getattr(module, "config", None), "_attn_implementation", "eager") != "eager":

@@ -1,130 +1,32 @@
 """One training of a search: the network of a configuration, with given patterns."""
 
-import contextlib
 import fnmatch
-import json
 import math
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
-from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
-from lightning_ydrop.callbacks.patterns import PatternCallback
+from lightning_ydrop.callbacks.patterns import PatternCallback, may_build_later
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.places import find_places
 from lightning_ydrop.search.quiet import quiet
+from lightning_ydrop.search.reports import PlaceReport
 from lightning_ydrop.search.settings import SearchSettings
 from lightning_ydrop.search.space import PatternSpace
 from lightning_ydrop.search.workers import TrialError
 
-SamplerName = Literal["random", "tpe", "table", "transformer"]
-DESCRIPTION = "Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761)."
 # Called with the epoch and its reward after each validation; true if the training should stop.
 Report = Callable[[int, float], bool]
-# What of the configuration says where a search runs, and changes nothing that it finds.
-WHERE = ("trials", "workers", "storage", "study", "out", "config")
-
-
-class SearchCLI(LightningCLI):
-    """LightningCLI with the settings of a search, for any LightningModule and DataModule.
-
-    Args:
-        args: As for LightningCLI: a list of arguments, or a configuration.
-
-    """
-
-    def __init__(self, args: ArgsType) -> None:
-        self._trainer_arguments: dict[str, Any] = {}
-        self._trial_callbacks: list[Callback] = []
-        with quiet():
-            super().__init__(
-                save_config_callback=None,
-                seed_everything_default=0,
-                parser_kwargs={"prog": "python -m lightning_ydrop.search fit", "description": DESCRIPTION},
-                args=args,
-                run=False,
-            )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what a search needs beside a model, data and a Trainer."""
-        parser.add_class_arguments(SearchSettings, "search")
-        parser.add_argument(
-            "--sampler",
-            type=SamplerName,
-            default="transformer",
-            help="what chooses patterns: random, tpe (Optuna's), or a controller that learns: table or transformer",
-        )
-        parser.add_argument("--trials", type=PositiveInt, default=100, help="trainings that the study is to have")
-        parser.add_argument("--workers", type=PositiveInt, default=1, help="processes that train at the same time")
-        parser.add_argument(
-            "--storage", type=str | None, default=None, help="a journal file, in --out by default, or postgresql://..."
-        )
-        parser.add_argument("--study", type=str | None, default=None, help="its name; SAMPLER-SEED by default")
-        parser.add_argument("--out", type=str, default="runs/search", help="folder for checkpoints and pictures")
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Make the Trainer of one training, whose logger keeps nothing: callbacks and models may ask for one."""
-        given = self.config_init["trainer"].get("callbacks") or []
-        callbacks = [*(given if isinstance(given, list) else [given]), *self._trial_callbacks]
-        quiet = {"logger": DummyLogger(), "enable_progress_bar": False, "enable_model_summary": False}
-        return super().instantiate_trainer(**{**quiet, **self._trainer_arguments, **kwargs, "callbacks": callbacks})
-
-    def make(self, seed: int, callbacks: list[Callback], **trainer_arguments: Any) -> None:
-        """Make model, data and Trainer anew, with weights by a seed."""
-        self._trial_callbacks, self._trainer_arguments = callbacks, trainer_arguments
-        L.seed_everything(seed, workers=True, verbose=False)
-        self.instantiate_classes()
-
-    @property
-    def settings(self) -> SearchSettings:
-        """The settings of the search."""
-        settings: SearchSettings = self.config_init["search"]
-        return settings
-
-    @property
-    def seed(self) -> int:
-        """The seed of the search, from which those of its trainings are made."""
-        return int(self.config["seed_everything"] or 0)
-
-    @property
-    def study_name(self) -> str:
-        """The name of the study."""
-        return self.config["study"] or f"{self.config['sampler']}-{self.seed}"
-
-    @property
-    def storage(self) -> str:
-        """The storage: the path of a journal file, or the URL of a database."""
-        return self.config["storage"] or str(Path(self.config["out"]) / "studies.journal")
-
-    @property
-    def folder(self) -> Path:
-        """Where the study keeps checkpoints."""
-        return Path(self.config["out"]) / self.study_name
-
-    def search_logger(self) -> Logger | None:
-        """Give the Trainer's logger, to which the progress of the search goes. Single trainings log nothing."""
-        loggers = self.config_init["trainer"].get("logger")
-        logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
-        return logger if isinstance(logger, Logger) else None
-
-    def identity(self) -> dict[str, Any]:
-        """Give the configuration without what says where it runs."""
-        content: dict[str, Any] = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        for name in WHERE:
-            content.pop(name, None)
-        return content
 
 
 @dataclass(frozen=True)
@@ -159,7 +61,11 @@ class _Rewards(Callback):
             return
         reward = self._settings.reward(float(metric))
         self.by_epoch[trainer.current_epoch] = reward
-        if self._report is not None and math.isfinite(reward) and self._report(trainer.current_epoch, reward):
+        if self._report is None:
+            return
+        first = trainer.is_global_zero and math.isfinite(reward)
+        should_stop = first and self._report(trainer.current_epoch, reward)
+        if trainer.strategy.broadcast(should_stop):
             self.stopped_at = trainer.current_epoch
             trainer.should_stop = True
 
@@ -172,6 +78,18 @@ class _Rewards(Callback):
         self.by_epoch, self.stopped_at = state_dict["by_epoch"], state_dict["stopped_at"]
 
 
+class _Places(Callback):
+    """Finds the places of a network that is built when a fit begins."""
+
+    def __init__(self, per_block: bool) -> None:
+        self._per_block = per_block
+        self.report: PlaceReport | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find them."""
+        self.report = find_places(pl_module, self._per_block)
+
+
 class Training:
     """Trains the network of a configuration.
 
@@ -181,9 +99,25 @@ class Training:
     Attributes:
         num_processes: How many processes a training of the configuration takes.
 
+    Raises:
+        ConfigurationError: If its Trainer never ends, or has patterns of its own.
+
     """
 
     def __init__(self, cli: SearchCLI) -> None:
+        trainer: Any = cli.trainer
+        if trainer.max_epochs == trainer.max_steps == -1 and not any(isinstance(c, Timer) for c in trainer.callbacks):
+            raise ConfigurationError(
+                "A search was started with a Trainer that has no last epoch.",
+                "A trial trains to the end, and then gives its reward.",
+                "Pass --trainer.max_epochs, --trainer.max_steps or --trainer.max_time.",
+            )
+        if any(isinstance(callback, PatternCallback) for callback in trainer.callbacks):
+            raise ConfigurationError(
+                "A search was started with a Trainer that has a PatternCallback.",
+                "The patterns of each trial are those that the search draws.",
+                "Leave the callback out, and name the values to try in search.conv and search.token.",
+            )
         self.cli = cli
         self.settings = cli.settings
         self.num_processes = cli.trainer.world_size
@@ -195,8 +129,7 @@ class Training:
             ConfigurationError: If the network has no places, or the settings name others.
 
         """
-        with quiet():
-            report = self._places_after_setup()
+        report = self._places()
         names = list(report.places)
         if not names:
             raise ConfigurationError(
@@ -233,11 +166,12 @@ class Training:
                 self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
         except ConfigurationError as error:
             given, allowed, remedy = error.args
+            others = [place for place in patterns if repr(place) not in given]
             raise ConfigurationError(
                 f"A search was started, and training with {describe(dict(patterns))} failed. {given}",
                 allowed,
-                f"{remedy} A search leaves places out with, for example, search.places=[{next(iter(patterns))!r}], and "
-                "values with search.conv.size=[0, 0.25].",
+                f"{remedy} A search leaves places out by naming the others, here with search.places={others}, and "
+                "values with, for example, search.conv.size=[0, 0.25].",
             ) from error
         logged = self._logged_in_validation()
         if self.settings.metric not in logged:
@@ -320,14 +254,16 @@ class Training:
         with quiet():
             self.cli.make(seed, [*masks, *callbacks], **trainer_arguments)
 
-    def _places_after_setup(self) -> Any:
-        """Find the places of a network, also of one that is built in `configure_model`."""
-        report = find_places(self.cli.model, self.settings.per_block)
-        if not report.places:
-            with contextlib.suppress(Exception):
-                self.cli.model.configure_model()
-            report = find_places(self.cli.model, self.settings.per_block)
-        return report
+    def _places(self) -> PlaceReport:
+        """Find the places of a network. One that may be built when a fit begins is fitted to one batch for that."""
+        if not may_build_later(self.cli.model):
+            return find_places(self.cli.model, self.settings.per_block)
+        places = _Places(self.settings.per_block)
+        self._make(self.cli.seed, {}, [places], **_on_one_device(), fast_dev_run=1)
+        with quiet():
+            self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
+        assert places.report is not None
+        return places.report
 
 
 def _on_one_device() -> dict[str, Any]:

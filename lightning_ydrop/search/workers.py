@@ -90,9 +90,9 @@ def work(
         failures = 0 if error is None else failures + 1
         if failures == max_failures:
             raise ConfigurationError(
-                f"work(max_failures={max_failures}) was called, and trial {ended.number} failed: {error}",
-                "A worker stops after so many failures in a row; all trials that finished are kept.",
-                "Mend the cause and start again, or pass max_failures=None to go on in spite of failures.",
+                f"{failures} trial(s) failed in a row, the last of them, trial {ended.number}, with: {error}",
+                "A worker then stops. What is finished is kept.",
+                "Mend the cause and start again.",
             )
 
 

@@ -85,6 +85,18 @@ class BuildsInConfigureModel(Net):
             self.body = network()
 
 
+class Grows(Net):
+    """It has one block, and builds the second in `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(Block())
+
+    def configure_model(self) -> None:
+        if len(self.body) == 1:
+            self.body = nn.Sequential(self.body[0], *list(network().children())[1:])
+
+
 class Synchronised(Net):
     """It takes SyncBatchNorm, as Trainer(sync_batchnorm=True) does after callbacks are set up."""
 
@@ -132,6 +144,13 @@ def test_patterns_stand_through_a_fit_and_not_after_it(kind: type[Net]) -> None:
     assert not any(module._forward_hooks for module in net.modules())
     assert isinstance(net.body[0].drop, nn.Dropout)
     assert net.body[0].shortcut is None
+
+
+def test_patterns_fit_the_whole_of_a_network_that_grows() -> None:
+    """To one block, two patterns of a stage fit by relative depth: it would take the first of them."""
+    probe = Probe()
+    fitted(PatternCallback({"stage1.1": PATTERN, "stage1.2": PATTERN}), probe, net=Grows())
+    assert [count for count, _ in probe.seen] == [6] * 2 * BATCHES
 
 
 def test_patterns_stay_where_batch_norms_are_replaced() -> None:

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,47 @@ def test_the_shortcut_is_masked_before_the_addition(shortcut: nn.Module | None, 
     out = block(torch.rand(8, 4, 8, 8) + 1)
     assert float((out == 0).float().mean()) == (0.25 if residual else 0)
     assert report.left == {}
+
+
+def test_an_activation_that_shortcut_and_branch_share_takes_no_pattern() -> None:
+    relu = nn.ReLU()
+    block = Block(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), relu))
+    block.relu = relu
+    block.conv.register_forward_hook(lambda module, args, output: relu(output))
+    before = insides(block)
+    calls: list[float] = []
+    apply_patterns(nn.Sequential(block), {"stage1.1": ConvPattern(0.5, residual=True)})
+    relu.register_forward_hook(lambda module, args, output: calls.append(float((output == 0).float().mean())))
+    branch: dict[str, Tensor] = {}
+    block.shortcut.register_forward_hook(lambda module, args, output: branch.update(shortcut=output))  # type: ignore[union-attr]
+    x = torch.rand(8, 4, 8, 8)
+    nn.init.ones_(block.shortcut[1].bias)  # type: ignore[index]
+    nn.init.zeros_(block.shortcut[1].weight)  # type: ignore[index]
+    block(x)
+    assert float((branch["shortcut"] == 0).float().mean()) == 0.25
+    assert calls[1] == 0, "the shortcut's ReLU puts out ones, which the pattern masks after it"
+    reattach(block)
+    assert len(block.shortcut._forward_hooks) == 1, "a sequence calls its pattern by itself"  # type: ignore[union-attr]
+    for module in (relu, block.shortcut):
+        module._forward_hooks.clear()  # type: ignore[union-attr]
+    remove_patterns(block)
+    assert insides(block) == before
+
+
+def test_other_tensors_than_those_of_its_place_are_refused_by_name() -> None:
+    model = own_transformer()
+    apply_patterns(model, {"queries": TOKEN, "attention": TOKEN})
+    layers = {layer.extra_repr(): layer for layer in layers_of(model)}
+    assert layers
+    queries = next(layer for layer in layers_of(model) if not layer._takes_weights)
+    weights = next(layer for layer in layers_of(model) if layer._takes_weights)
+    for layer, shape, said in (
+        (queries, (2, 4, 4, 8), "of the place 'queries', on "),
+        (queries, (2, 8), "takes tokens (B, T, C) there"),
+        (weights, (2, 4, 8), "takes attention weights (B, heads, queries, keys) there. Leave this place"),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            layer(torch.randn(shape))
 
 
 def test_a_shortcut_that_is_not_reached_is_reported() -> None:

@@ -16,11 +16,13 @@ import yaml
 from optuna.trial import TrialState
 
 from lightning_ydrop import ConvPattern, PatternCallback, apply_patterns
+from lightning_ydrop.search.apart import train_apart
+from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.files import read_patterns
 from lightning_ydrop.search.program import main
 from lightning_ydrop.search.storage import open_study
 from lightning_ydrop.search.studies import space_of
-from lightning_ydrop.search.training import SearchCLI, Training
+from lightning_ydrop.search.training import Training
 from tests.search.recorded import recorded
 from tests.search.trained import TwoBlocks
 
@@ -208,6 +210,12 @@ BAD = {
         {},
         "search.conv.size=[0, 0.25]",
     ),
+    "a Trainer without an end": (["--trainer.max_epochs", "-1"], {}, "Pass --trainer.max_epochs, --trainer.max_steps"),
+    "patterns of its own": (
+        ["--trainer.callbacks+=lightning_ydrop.PatternCallback", "--trainer.callbacks.patterns={}"],
+        {},
+        "Leave the callback out",
+    ),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),
     "SQLite for two": (["--storage", "sqlite:///x.db", "--workers", "2"], {}, "SQLite takes one worker"),
@@ -239,6 +247,38 @@ def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="There is no command 'find'"):
         main(["find"])
     assert "export" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["BuiltInSetup", "HalfBuilt"])
+def test_a_network_that_is_built_when_a_fit_begins_is_searched_as_a_whole(model: str) -> None:
+    study = fit("--trials", "1", "--sampler", "random", model__class_path=f"tests.search.trained.{model}")
+    assert list(space_of(study).kinds) == ["stage1.1", "stage2.1"]
+    assert len(params_and_values(study)) == 1
+
+
+def test_home_may_be_abbreviated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    args = ("--out", "~/out", "--storage", "~/journals/study.journal", "--sampler", "random")
+    main(["fit", "--config", config_with(), "--trials", "1", *args])
+    main(["plot", "--storage", "~/journals/study.journal", "--study", "random-3"])
+    assert Path("home/out/random-3.yaml").exists()
+    assert Path("home/journals/study.journal").exists()
+    assert not Path("~").exists()
+
+
+@pytest.mark.slow
+def test_a_training_in_a_program_of_its_own_stops_early_too() -> None:
+    asked: list[tuple[int, float]] = []
+
+    def report(epoch: int, reward: float) -> bool:
+        asked.append((epoch, reward))
+        return epoch == 1
+
+    file = config_with(trainer__devices=2, trainer__strategy="ddp", trainer__max_epochs=4, search__prune_after=1)
+    outcome = train_apart(Path(file), {}, 0, Path("folder").absolute(), report)
+    assert outcome.stopped_at == 1
+    assert [epoch for epoch, _ in asked] == [0, 1]
+    assert outcome.reward == asked[1][1]
 
 
 @pytest.mark.slow

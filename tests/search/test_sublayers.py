@@ -1,7 +1,16 @@
 import pytest
 from torch import nn
 from torchvision import models
-from transformers import GPT2Config, GPT2Model, T5Config, T5EncoderModel
+from transformers import (
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    MambaConfig,
+    MambaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from lightning_ydrop import find_places
 from lightning_ydrop.search.sublayers import SUBLAYERS
@@ -110,6 +119,21 @@ def test_other_models_of_transformers() -> None:
     t5 = modules_of(T5EncoderModel(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)))
     assert t5["residual"] == ("encoder.block.0.layer.0.dropout", "encoder.block.0.layer.1.dropout")
     assert t5["feed_forward"] == ("encoder.block.0.layer.1.DenseReluDense.dropout",)
+
+
+def test_a_dropout_that_is_never_called_is_no_matter_of_the_implementation() -> None:
+    """DistilBERT reads the rate of its dropout, with eager attention too."""
+    config = DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=50)
+    for implementation in ("eager", "sdpa"):
+        config._attn_implementation = implementation
+        report = find_places(DistilBertModel(config))
+        assert "attention" not in report.places
+        assert "never calls it" in report.not_reached["attention"]
+
+
+def test_mamba_has_no_attention() -> None:
+    config = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)
+    assert find_places(MambaModel(config)).places == {}
 
 
 @pytest.mark.parametrize("per_block", [False, True])

@@ -196,12 +196,9 @@ def test_a_worker_stops_after_failures_in_a_row(study: optuna.Study, claims: Cla
     with pytest.raises(ConfigurationError) as raised:
         work(study, objective, claims, folder="trials", total=10, max_failures=2)
     assert str(raised.value).startswith(
-        "work(max_failures=2) was called, and trial 3 failed: ValueError: no 3 (" + __file__
+        "2 trial(s) failed in a row, the last of them, trial 3, with: ValueError: no 3 (" + __file__
     )
-    assert str(raised.value).endswith(
-        "A worker stops after so many failures in a row; all trials that finished are kept. Mend the cause and start "
-        "again, or pass max_failures=None to go on in spite of failures."
-    )
+    assert str(raised.value).endswith("A worker then stops. What is finished is kept. Mend the cause and start again.")
     assert states(study) == ["FAIL", "COMPLETE", "FAIL", "FAIL"]
 
 

@@ -59,6 +59,30 @@ class Shrinking(Tiny):
         )
 
 
+class BuiltInSetup(Tiny):
+    """Its network is there after `setup`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._later, self.network = [self.network], nn.Sequential()
+
+    def setup(self, stage: str) -> None:
+        self.network = self._later[0]
+
+
+class HalfBuilt(Tiny):
+    """Its second half is there after `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._later = list(self.network[3:])
+        self.network = self.network[:3]
+
+    def configure_model(self) -> None:
+        if len(self.network) == 3:
+            self.network.extend(self._later)
+
+
 class Placeless(Tiny):
     """A network without a place for a pattern."""
 
