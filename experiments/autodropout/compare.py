@@ -68,9 +68,12 @@ def baselines(space: PatternSpace, count: int) -> dict[str, list[Arm]]:
     return units | {"spatial": everywhere("spatial", ConvPattern.spatial_dropout), "dropblock": blocks}
 
 
-def searches_of(folder: Path) -> list[dict[str, Any]]:
-    """Read the searches of a folder: the rewards and choices of their trials, and what is worth retraining."""
-    searches = []
+def searches_of(task: str, folder: Path) -> list[dict[str, Any]]:
+    """Read the searches of a folder: the rewards and choices of their trials, and what is worth retraining.
+
+    Those whose journals are elsewhere are taken from the records of the task.
+    """
+    searches = {(each["sampler"], each["seed"]): each for each in read_records(task, "searches")}
     for journal in sorted(folder.glob("*-*.journal")):
         study = existing_study(str(journal), journal.stem)
         space, trials = space_of(study), finished(study)
@@ -78,17 +81,15 @@ def searches_of(folder: Path) -> list[dict[str, Any]]:
         if sampler not in SAMPLERS:
             continue
         choices = [choices_of(space, trial.params) for trial in trials]
-        searches.append(
-            {
-                "sampler": sampler,
-                "seed": int(seed),
-                "distinct": len({space.distinct(each) for each in choices}),
-                "rewards": [round(float(trial.value or 0.0), 4) for trial in trials],
-                "choices": ["".join(map(str, each)) for each in choices],
-                "candidates": candidates_of(study, space, TOP),
-            }
-        )
-    return searches
+        searches[sampler, int(seed)] = {
+            "sampler": sampler,
+            "seed": int(seed),
+            "distinct": len({space.distinct(each) for each in choices}),
+            "rewards": [round(float(trial.value or 0.0), 4) for trial in trials],
+            "choices": ["".join(map(str, each)) for each in choices],
+            "candidates": candidates_of(study, space, TOP),
+        }
+    return [searches[key] for key in sorted(searches)]
 
 
 def mean_of(records: Sequence[dict[str, Any]], arm: str, metric: str) -> float:
@@ -115,7 +116,7 @@ def main() -> None:
         chosen = chosen_of(known.transfer_from)
         write_records(bench.task, f"from_{known.transfer_from}", bench.train("transfer", chosen, TRANSFER_SEEDS))
         return
-    searches = searches_of(bench.folder)
+    searches = searches_of(bench.task, bench.folder)
     budget = {len(search["rewards"]) for search in searches}
     if len(budget) != 1:
         raise SystemExit(f"{bench.folder} has searches of {sorted(budget)} trials: finish them first.")

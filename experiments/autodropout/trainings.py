@@ -118,8 +118,9 @@ def write_records(task: str, kind: str, records: Sequence[dict[str, Any]]) -> No
 
 
 def read_records(task: str, kind: str) -> list[dict[str, Any]]:
-    """Read what `write_records` wrote."""
-    lines = (HERE / "records" / f"{task}_{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    """Read what `write_records` wrote; nothing before it wrote anything."""
+    path = HERE / "records" / f"{task}_{kind}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
