@@ -178,18 +178,20 @@ def _draw_methods(finals: Records, axes: "Axes") -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def main() -> None:
-    """Run the program."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
+def compared() -> list[str]:
+    """List the tasks whose comparison is recorded."""
+    return [task for task in TASKS if read_records(task, "trainings")]
+
+
+def text() -> str:
+    """Write the report."""
     lines = ["# What a search for dropout patterns finds", ""]
     lines += [
         "Written by `python -m experiments.autodropout.report` from the records of "
         "[the experiments](../../../experiments/autodropout/README.md). Intervals are 95%: over 5 searches for what "
         "was searched, over seeds for the rest; differences by Welch's t.",
     ]
-    for task in TASKS:
-        if not (HERE / "records" / f"{task}_trainings.jsonl").exists():
-            continue
+    for task in compared():
         records = read_records(task, "trainings")
         lines += [
             "",
@@ -205,12 +207,18 @@ def main() -> None:
             lines += ["", f"{f'In a network {title}' if title else 'Fresh seeds of what was chosen'}:", ""]
             lines += table_of_methods([record for record in records if record["stage"] == stage])
         for other in TASKS:
-            if (HERE / "records" / f"{task}_from_{other}.jsonl").exists():
-                lines += ["", f"What was chosen for {other}:", ""]
-                lines += table_of_methods(read_records(task, f"from_{other}"))
+            if there := read_records(task, f"from_{other}"):
+                lines += ["", f"What was chosen for {other}:", "", *table_of_methods(there)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the program."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for task in compared():
         draw(task, PICTURES / f"{task}.png")
-    (PICTURES / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    (PICTURES / "report.md").write_text(text(), encoding="utf-8")
+    print(text())
 
 
 if __name__ == "__main__":
