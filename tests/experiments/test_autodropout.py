@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from experiments.autodropout import report, trainings
-from experiments.autodropout.compare import Arm, baselines, best_of, searches_of
+from experiments.autodropout.compare import baselines, best_of, searches_of
 from experiments.autodropout.noise import random_arms, variance_components
-from experiments.autodropout.trainings import Bench
+from experiments.autodropout.trainings import Arm, Bench
 from lightning_ydrop import ConvPattern
 from lightning_ydrop.search.program import main as search
 from lightning_ydrop.search.training import Training
