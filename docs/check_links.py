@@ -1,4 +1,6 @@
-"""Follow the links of a built site, without the network: python docs/check_links.py site
+"""Follow the links of a built site, without the network.
+
+    python docs/check_links.py site
 
 Sphinx sees to its own references. This sees to plain HTML, such as that of the tutorials, and to anchors.
 """

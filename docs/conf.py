@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))  # the tutorials train the networks of examples/
 
 project = "lightning-ydrop"
 author = "the lightning-ydrop authors"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"
 release = version = lightning_ydrop.__version__
 REPOSITORY = "https://github.com/lightning-ydrop/lightning-ydrop"
 
@@ -59,6 +59,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"lightning-ydrop {release}"
 html_show_sphinx = False
 html_theme_options = {

@@ -2,8 +2,9 @@
 Uncertainty, and a student that knows it
 ========================================
 
-A network with dropout stands for the average over all its masks. Ask it a thousand times how sure it is, then teach a
-student to say so in one pass, and export that student to ONNX.
+A network with dropout stands for the average over all its masks. Ask it a thousand
+times how sure it is, then teach a student to say so in one pass, and export that
+student to ONNX.
 """
 
 # %%
@@ -28,7 +29,13 @@ import warnings
 warnings.filterwarnings("ignore", ".*does not have many workers")
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
-for name in ("lightning.pytorch.utilities.rank_zero", "torch.onnx"):
+warnings.filterwarnings("ignore", ".*defined a `validation_step`")
+for name in (
+    "lightning.pytorch.utilities.rank_zero",
+    "torch.onnx",
+    "onnx_ir",
+    "onnxscript",
+):
     logging.getLogger(name).setLevel(logging.ERROR)
 # sphinx_gallery_end_ignore
 
@@ -52,8 +59,9 @@ for _ in range(200):
 # %%
 # A thousand masks
 # ----------------
-# ``monte_carlo`` averages the predicted probabilities over masks, in a few large passes. The entropy of the average tells
-# how unsure the network is. Are its mistakes where it is unsure?
+# ``monte_carlo`` averages the predicted probabilities over masks, in a few large
+# passes. The entropy of the average tells how unsure the network is. Are its mistakes
+# where it is unsure?
 average = monte_carlo(teacher, pixels[test], num_samples=1000, progress_bar=False)
 is_wrong = average.probabilities.argmax(1) != labels[test]
 print(f"{int(is_wrong.sum())} of {len(test)} test digits are classified wrongly")
@@ -61,7 +69,13 @@ print(f"{int(is_wrong.sum())} of {len(test)} test digits are classified wrongly"
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 bins = torch.linspace(0, float(average.entropy.max()), 25).tolist()
 for name, part in (("right", ~is_wrong), ("wrong", is_wrong)):
-    axes.hist(average.entropy[part], bins=bins, density=True, alpha=0.6, label=f"classified {name}")
+    axes.hist(
+        average.entropy[part],
+        bins=bins,
+        density=True,
+        alpha=0.6,
+        label=f"classified {name}",
+    )
 axes.set(xlabel="entropy of the average prediction (nats)", ylabel="density")
 axes.legend()
 plt.show()
@@ -69,8 +83,8 @@ plt.show()
 # %%
 # A student
 # ---------
-# The student starts as a copy of the teacher, without dropout. It learns from the teacher's answers alone, so unlabelled
-# inputs will do.
+# The student starts as a copy of the teacher, without dropout. It learns from the
+# teacher's answers alone, so unlabelled inputs will do.
 distillation = DropoutDistillation(teacher, num_masks=4)
 trainer = L.Trainer(
     max_epochs=60,
@@ -84,26 +98,36 @@ trainer.fit(distillation, DataLoader(pixels[train], 50, shuffle=True))
 student = distillation.student.eval()
 
 # %%
-# How far from the average are one pass of the teacher in evaluation mode, one pass of the student, and ten masks?
+# How far from the average are one pass of the teacher in evaluation mode, one pass of
+# the student, and ten masks?
 teacher.eval()
 with torch.no_grad():
     answers = {
         "teacher, one pass": teacher(pixels[test]),
         "student, one pass": student(pixels[test]),
-        "teacher, ten masks": monte_carlo(teacher, pixels[test], num_samples=10, progress_bar=False).probabilities.log(),
+        "teacher, ten masks": monte_carlo(
+            teacher, pixels[test], num_samples=10, progress_bar=False
+        ).probabilities.log(),
     }
 for name, logits in answers.items():
     divergence = MonteCarloDivergence()
     divergence.update(logits, average)
     accuracy = float((logits.argmax(1) == labels[test]).float().mean())
-    print(f"{name:20} divergence {1000 * divergence.compute():6.2f} e-3 nats, accuracy {accuracy:.3f}")
+    distance = 1000 * divergence.compute()
+    print(f"{name:20} divergence {distance:6.2f} e-3 nats, accuracy {accuracy:.3f}")
 
 # %%
 # Export
 # ------
-# The student is an ordinary module of the teacher's class, in evaluation mode: it exports as any other.
+# The student is an ordinary module of the teacher's class, in evaluation mode: it
+# exports as any other.
 file = io.BytesIO()
-program = torch.onnx.export(student, (pixels[test][:1],), dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+program = torch.onnx.export(
+    student,
+    (pixels[test][:1],),
+    dynamic_shapes=({0: torch.export.Dim("batch")},),
+    verbose=False,
+)
 program.save(file)
 graph = onnx.load_from_string(file.getvalue()).graph
 print([node.op_type for node in graph.node])
