@@ -1,7 +1,7 @@
 """Distil networks that were trained with dropout, and see how close one pass comes to the average over their masks.
 
-    python examples/paper/run.py --rows digits --arms dropout ydrop --keep-checkpoints --out runs/teachers
-    python examples/paper/distillation.py --runs runs/teachers
+    python -m examples.paper.run --rows digits --arms dropout ydrop --keep-checkpoints --out runs/teachers
+    python -m examples.paper.distillation --runs runs/teachers
 
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
@@ -25,19 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import gather, last_of, write_at_once
-from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from results import commands_in, place
-from results import read as experiments_in
-from tables import markdown, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from tqdm import tqdm
 
+from examples.paper.experiment import gather, last_of, write_at_once
+from examples.paper.kept import checkpoint_of, config_of, made_again, read, record_of
+from examples.paper.results import commands_in, place
+from examples.paper.results import read as experiments_in
+from examples.paper.tables import markdown, spread
 from lightning_ydrop import DropoutDistillation, monte_carlo
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.search.processes import num_cores
@@ -220,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> None:
     (arms,) = experiment.arms.values()
     text = TEXT.format(
         row=experiment.row,
-        command=f"python examples/paper/distillation.py --runs {known.runs} {arguments}",
+        command=f"python -m examples.paper.distillation --runs {known.runs} {arguments}",
         commands=commands_in(record),
         **settings,
         table=table({arm: [run["measured"] for run in arms[arm].values()] for arm in sorted(arms, key=place)}),

@@ -1,7 +1,7 @@
 """Draw Fig. 2 and 3 of the paper from trained networks, and how well they do once units are pruned for good.
 
-    python examples/paper/run.py --rows mnist_fig_2 --keep-checkpoints --out runs/figures --set data.root=data
-    python examples/paper/figures.py --runs runs/figures
+    python -m examples.paper.run --rows mnist_fig_2 --keep-checkpoints --out runs/figures --set data.root=data
+    python -m examples.paper.figures --runs runs/figures
 
 Each network is measured at its lowest validation loss: conductance on the validation set, accuracy on the test set. The
 figures show the first seed of each arm, the tables in figures.md all of them.
@@ -14,25 +14,23 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
 import torch
-from kept import network, read, record_of
 from matplotlib import pyplot as plt
-from results import commands_in, is_the_papers, place
-from tables import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from networks import Classifier
-    from train import TrainCLI
-
+from examples.networks import Classifier
+from examples.paper.kept import network, read, record_of
+from examples.paper.results import commands_in, is_the_papers, place
+from examples.paper.tables import markdown, spread
+from examples.train import TrainCLI
 from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
@@ -65,7 +63,7 @@ class Shown:
     pruned: Mapping[str, RemovalCurve]
 
 
-def shown(cli: "TrainCLI", repeats: int) -> Shown:
+def shown(cli: TrainCLI, repeats: int) -> Shown:
     """Measure one network."""
     model = cli.model.eval()
     cli.datamodule.setup("test")
@@ -78,7 +76,7 @@ def shown(cli: "TrainCLI", repeats: int) -> Shown:
 
 
 def pruned(
-    model: "Classifier", test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
+    model: Classifier, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
 ) -> RemovalCurve:
     """Prune copies of a network, and test them."""
     torch.manual_seed(0)
@@ -172,7 +170,7 @@ def write(
     head = [f"{100 * fraction:.0f}%" for fraction in FRACTIONS]
     parts = [
         "# What trained networks show",
-        "By `examples/paper/figures.py`, of networks that were trained with `--keep-checkpoints`:",
+        "By `python -m examples.paper.figures`, of networks that were trained with `--keep-checkpoints`:",
         commands,
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
         "How many units can be removed is the largest of the shares below that costs no more than one point of "

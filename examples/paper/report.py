@@ -1,6 +1,6 @@
 """Put the results of run.py into tables and plots: a Markdown file with pictures beside it.
 
-    python examples/paper/report.py --runs runs/paper --out runs/paper/report.md
+    python -m examples.paper.report --runs runs/paper --out runs/paper/report.md
 
 Runs come from folders of run.py, or from files like the results.jsonl that it leaves there.
 Arms are compared seed by seed: a difference is the mean over the seeds that both have, with its 95% confidence interval
@@ -26,12 +26,23 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed
 
-from experiment import results_in
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from results import Experiment, Runs, commands, difference, id_of, is_the_papers, joined, numbers, place, read
-from tables import markdown, spread
 
+from examples.paper.experiment import results_in
+from examples.paper.results import (
+    Experiment,
+    Runs,
+    commands,
+    difference,
+    id_of,
+    is_the_papers,
+    joined,
+    numbers,
+    place,
+    read,
+)
+from examples.paper.tables import markdown, spread
 from lightning_ydrop.analysis.plots import colors_of
 
 # Test accuracy in percent.
@@ -223,7 +234,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Some of what is joined may be among the runs.
     num_runs = len({id_of(result) for result in results_in([*known.runs, *(Path(source) for _, source in known.join)])})
     joins = [word for join in known.join for word in ("--join", *join)]
-    command = shlex.join(["python", "examples/paper/report.py", "--runs", *map(str, known.runs), *joins])
+    command = shlex.join(["python", "-m", "examples.paper.report", "--runs", *map(str, known.runs), *joins])
     parts = ["# Results", HEAD.format(command=command, num_runs=num_runs)]
     pictures: Counter[str] = Counter()
     for experiment in experiments:

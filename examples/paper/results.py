@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiment import YDROP, YDROP_ARMS, results_in
 from scipy.stats import t as student
+
+from examples.paper.experiment import YDROP, YDROP_ARMS, results_in
 
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
 # What a run reached, as run.py leaves it.
@@ -92,7 +93,9 @@ def read(places: Sequence[Path]) -> list[Experiment]:
     """
     results = results_in(places)
     if not results:
-        raise SystemExit(f"There is no result in {', '.join(map(str, places))}: run examples/paper/run.py first.")
+        raise SystemExit(
+            f"There is no result in {', '.join(map(str, places))}: run `python -m examples.paper.run` first."
+        )
     by_experiment: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Result]] = {}
     for result in results:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
@@ -219,7 +222,7 @@ def _by_seeds(runs: Sequence[Result]) -> dict[tuple[int, ...], list[Result]]:
 
 
 def _command(experiment: Experiment, settings: Sequence[str], runs: Sequence[Result]) -> str:
-    parts = ["python", "examples/paper/run.py", "--rows", experiment.row]
+    parts = ["python", "-m", "examples.paper.run", "--rows", experiment.row]
     parts += ["--arms", *sorted({run["arm"] for run in runs}, key=place)]
     parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
     values = sorted({tuple(run["varied"].values()) for run in runs}, key=lambda values: list(map(order, values)))

@@ -1,18 +1,18 @@
 """Run a grid of the paper's rows, arms and seeds, in as many processes at a time as there is room for.
 
-    python examples/paper/run.py --rows mnist_fc_1 --arms plain dropout ydrop random --seeds 0 1 2 3 4 --jobs 4
+    python -m examples.paper.run --rows mnist_fc_1 --arms plain dropout ydrop random --seeds 0 1 2 3 4 --jobs 4
 
-Each run is the program examples/train.py with examples/configs/base.yaml, a row (a file of rows/), and an arm (another
-file of examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which
-arguments. A grid that is started again skips what is done and goes on with what was interrupted, from its last
-checkpoint, as if it had not been, bit for bit where --jobs is the same: each run has as many threads as there are cores
-for it, and their number changes how sums are rounded. --vary multiplies the grid:
+Each run is `python -m examples.train` with examples/configs/base.yaml, a row (a file of rows/), and an arm (a file of
+examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which arguments. A
+grid that is started again skips what is done and goes on with what was interrupted, from its last checkpoint, as if it
+had not been, bit for bit where --jobs is the same: each run has as many threads as there are cores for it, and their
+number changes how sums are rounded. --vary multiplies the grid:
 
-    python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
+    python -m examples.paper.run --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
 
---set and --vary take arguments of train.py by their names there, and those of YDropCallback, for the arms that have
-one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed} draws its
-training and validation samples by it, where they would otherwise be the same for all seeds.
+--set and --vary take arguments of examples.train by their names there, and those of YDropCallback, for the arms that
+have one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed}
+draws its training and validation samples by it, where they would otherwise be the same for all seeds.
 
 Several machines share a grid if each is given the same one and the same --storage, a postgresql:// URL: each run takes
 place on one of them, and at the end all have its result. The run of a machine that was lost is run again.
@@ -30,7 +30,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optuna
-from experiment import (
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from examples.paper.experiment import (
     ARMS,
     ROWS,
     YDROP,
@@ -45,9 +48,6 @@ from experiment import (
     storage_of,
     write_at_once,
 )
-from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
-
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.storage import open_claims, open_study

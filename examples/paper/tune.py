@@ -1,6 +1,6 @@
 """Tune elasticity and annealing of an arm, over the sets that the paper names and by validation loss alone.
 
-    python examples/paper/tune.py --row mnist_fc_1 --jobs 4 --set data.root=data
+    python -m examples.paper.tune --row mnist_fc_1 --jobs 4 --set data.root=data
 
 A trial is a run of run.py with a pair of the two. The study is Optuna's: started again, here or on another machine that
 reaches the same --storage, it goes on with the pairs that are left, at most --trials of them; machines that are at it
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
 from optuna.trial import TrialState
-from tables import markdown
 from tqdm import tqdm
 
+from examples.paper.experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
+from examples.paper.tables import markdown
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.search.processes import start_workers
 from lightning_ydrop.search.storage import open_claims, open_study
@@ -79,7 +79,7 @@ def table(study: optuna.Study) -> str:
         lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
     row, arm = study.study_name.split()
     runs = study.user_attrs["runs"]
-    command = ["python", "examples/paper/tune.py", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
+    command = ["python", "-m", "examples.paper.tune", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
     command += ["--set", *runs["settings"]] if runs["settings"] else []
     return (
         f"# Tuning of {study.study_name}\n\n```sh\n{shlex.join(command)}\n```\n\n"
