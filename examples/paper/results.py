@@ -3,14 +3,12 @@
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
+from examples.paper.differences import Difference, difference_of
 from examples.paper.experiment import YDROP, YDROP_ARMS, results_in
 
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
@@ -61,27 +59,6 @@ class Experiment:
         for arms in self.arms.values():
             for runs in arms.values():
                 yield from runs.values()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference over pairs, and how far the 95% confidence interval reaches to either side.
-
-    Attributes:
-        mean: In percent.
-        half_width: In percent; infinite for fewer than two pairs.
-        pairs: How many.
-
-    """
-
-    mean: float
-    half_width: float
-    pairs: int
-
-    def __str__(self) -> str:
-        if self.pairs > 1:
-            return f"{self.mean:+.2f} ± {self.half_width:.2f} ({self.pairs})"
-        return f"{self.mean:+.2f} (1)" if self.pairs else ""
 
 
 def read(places: Sequence[Path]) -> list[Experiment]:
@@ -160,13 +137,9 @@ def numbers(runs: Runs, name: str) -> dict[int, float]:
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
-    """Compare test accuracy seed by seed."""
+    """Compare test accuracy seed by seed, in percent."""
     our, their = numbers(ours, "test_acc"), numbers(theirs, "test_acc")
-    each = [100 * (our[seed] - their[seed]) for seed in our.keys() & their.keys()]
-    if len(each) < 2:
-        return Difference(each[0] if each else math.nan, math.inf, len(each))
-    half_width = student.ppf(0.975, len(each) - 1) * statistics.stdev(each) / math.sqrt(len(each))
-    return Difference(statistics.fmean(each), float(half_width), len(each))
+    return difference_of((100 * our[seed], 100 * their[seed]) for seed in sorted(our.keys() & their.keys()))
 
 
 def is_the_papers(run: Result) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from examples.paper.tables import markdown
 from experiments.autodropout.compare import SAMPLERS
 from experiments.autodropout.trainings import HERE, TASKS, read_records
 from lightning_ydrop.layers.patterns import Pattern
@@ -63,8 +64,8 @@ def sample_of(units: Mapping[str, Records], metric: str) -> list[float]:
 
 def interval(sample: Sequence[float]) -> tuple[float, float]:
     """Give the mean, and half of its 95% interval by Student's t."""
-    error = statistics.stdev(sample) / len(sample) ** 0.5
-    return statistics.fmean(sample), float(stats.t.ppf(0.975, len(sample) - 1)) * error
+    low, high = stats.ttest_1samp(sample, 0).confidence_interval()
+    return float(low + high) / 2, float(high - low) / 2
 
 
 def difference(sample: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
@@ -73,9 +74,9 @@ def difference(sample: Sequence[float], baseline: Sequence[float]) -> tuple[floa
     return (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
 
 
-def table_of_searches(searches: Records) -> list[str]:
+def table_of_searches(searches: Records) -> str:
     """Compare samplers by the rewards of their trials."""
-    lines = ["| searched by | first tenth | last tenth | best trial | distinct patterns |", "|---|---|---|---|---|"]
+    lines: list[Sequence[object]] = [["searched by", "first tenth", "last tenth", "best trial", "distinct patterns"]]
     for sampler in SAMPLERS:
         runs = [search for search in searches if search["sampler"] == sampler]
         tenth = len(runs[0]["rewards"]) // 10
@@ -86,18 +87,15 @@ def table_of_searches(searches: Records) -> list[str]:
         ]
         cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in map(interval, columns)]
         distinct = statistics.fmean(run["distinct"] for run in runs)
-        lines.append(f"| {NAMES[sampler]} | {' | '.join(cells)} | {distinct:.0f} |")
-    return lines
+        lines.append([NAMES[sampler], *cells, f"{distinct:.0f}"])
+    return markdown(lines)
 
 
-def table_of_methods(records: Records) -> list[str]:
+def table_of_methods(records: Records) -> str:
     """Compare what was chosen, with seeds that chose nothing."""
     methods = methods_of(records)
-    names = [title for title, _, _ in METRICS.values()]
-    lines = [
-        f"| | {' | '.join(f'{name} | over nn.Dropout' for name in names)} | chosen |",
-        f"|---|{'---|---|' * len(names)}---|",
-    ]
+    titles = [title for title, _, _ in METRICS.values()]
+    lines = [["", *(column for title in titles for column in (title, "over nn.Dropout")), "chosen"]]
     for method, units in methods.items():
         cells = []
         for metric, (_, digits, _) in METRICS.items():
@@ -108,8 +106,8 @@ def table_of_methods(records: Records) -> list[str]:
             cells.append("" if method == "dropout" else f"{gain:+.{digits}f} ± {half:.{digits}f}")
         arm = next(iter(units.values()))[0]["arm"]
         chosen = "" if method in SAMPLERS or method == "none" else arm.partition(" ")[2]
-        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} | {chosen} |")
-    return lines
+        lines.append([NAMES[method], *cells, chosen])
+    return markdown(lines)
 
 
 def draw(task: str, file: Path) -> None:
@@ -200,14 +198,14 @@ def main() -> None:
             "Rewards of the trials, minus the validation loss:",
             "",
         ]
-        lines += table_of_searches(read_records(task, "searches"))
+        lines.append(table_of_searches(read_records(task, "searches")))
         for stage, title in STAGES.items():
             lines += ["", f"{f'In a network {title}' if title else 'Fresh seeds of what was chosen'}:", ""]
-            lines += table_of_methods([record for record in records if record["stage"] == stage])
+            lines.append(table_of_methods([record for record in records if record["stage"] == stage]))
         for other in TASKS:
             if (HERE / "records" / f"{task}_from_{other}.jsonl").exists():
                 lines += ["", f"What was chosen for {other}:", ""]
-                lines += table_of_methods(read_records(task, f"from_{other}"))
+                lines.append(table_of_methods(read_records(task, f"from_{other}")))
         draw(task, PICTURES / f"{task}.png")
     (PICTURES / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from examples import distill
 from examples.data import Digits
@@ -48,7 +49,9 @@ def test_a_teacher_is_trained_and_distilled(data: str, dropout: str, cli: Callab
     ):
         distill.main([*arguments, "--model.teacher.dropout=none"])
     distilled = distill.main([*arguments, f"--model.teacher.dropout={dropout}"])
-    kept = distilled.trainer.checkpoint_callback.best_model_path
+    best = distilled.trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    kept = best.best_model_path
     student = Classifier.load_from_checkpoint(kept)
     state = torch.load(kept, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())

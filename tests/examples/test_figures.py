@@ -12,7 +12,7 @@ from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
 
 
-def shown(conductance: list[float], strongest: list[float]) -> object:
+def shown(conductance: list[float], strongest: list[float]) -> figures.Shown:
     accuracy = torch.tensor([strongest])
     curve = RemovalCurve(figures.FRACTIONS[: len(strongest)], accuracy)
     flat = RemovalCurve(figures.FRACTIONS, torch.full((25, len(figures.FRACTIONS)), 0.98))

@@ -110,7 +110,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     run = experiment.Run("mnist_fc_1", "plain", 0, (), (), tmp_path)
     run.folder.mkdir(parents=True)
     with FileLock(run.folder / "lock"):
-        assert "another process is at it" in experiment.carry_out(run)
+        assert "another process is at it" in (experiment.carry_out(run) or "")
 
 
 def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +128,10 @@ def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatc
     program.write_text("raise SystemExit(3)")
     monkeypatch.setattr(experiment, "PROGRAM", (str(program),))
     run = experiment.Run("digits", "plain", 0, (), (), Path("out"))
-    assert "another process is at it" in experiment.carry_out(run)
+    assert "another process is at it" in (experiment.carry_out(run) or "")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     # A trial that is run again waits for what its first worker has left.
-    assert "ended with 3" in experiment.carry_out(run, waits=True)
+    assert "ended with 3" in (experiment.carry_out(run, waits=True) or "")
 
 
 def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:

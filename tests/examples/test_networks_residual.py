@@ -11,7 +11,7 @@ def test_depth_counts_convolutions_and_the_head(depth: int, width: float, blocks
     assert len(on_path) == 2 * blocks + 1
     # The shortcuts that project count as layers too: one for each stage, and the head.
     assert depth == len(on_path) + 3
-    assert [len(stage) for stage in net.stages] == [blocks // 3] * 3
+    assert [len(list(stage.children())) for stage in net.stages] == [blocks // 3] * 3
     assert net(torch.randn(2, 1, 8, 8)).shape == (2, 5)
     assert net.head.in_features == round(64 * width)
 
