@@ -33,7 +33,7 @@ def test_axes_are_those_of_a_figure_that_pyplot_does_not_keep() -> None:
 
 def test_a_part_of_a_figure_is_in_the_whole() -> None:
     figure = Figure()
-    assert figure_of(figure.subfigures(1, 2)[0].add_subplot()) is figure
+    assert figure_of(figure.subfigures().add_subplot()) is figure
     assert figure_of(figure.add_subplot()) is figure
 
 
