@@ -14,6 +14,7 @@ from examples.paper.tables import markdown
 from experiments.autodropout.compare import SAMPLERS
 from experiments.autodropout.trainings import HERE, TASKS, read_records
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.pictures import colors_of
 from lightning_ydrop.search.files import as_patterns
 from lightning_ydrop.search.plots import draw_masks, grid_of
 
@@ -40,6 +41,8 @@ NAMES = {
     "table": "table controller",
     "transformer": "Transformer controller",
 }
+# The palette goes by these names: "random" alone is a control of Y-Drop's.
+COLORS = {method: colors_of(NAMES.values())[name] for method, name in NAMES.items()}
 STAGES = {"final": "", "wide": "twice as wide", "deep": "twice as deep"}
 # Trials that a point of a curve covers.
 WINDOW = 20
@@ -136,10 +139,6 @@ def example_of(task: str) -> dict[str, Pattern]:
     return as_patterns("report", chosen["patterns"])
 
 
-def _color(method: str) -> str:
-    return f"C{SAMPLERS.index(method)}" if method in SAMPLERS else "0.35"
-
-
 def _draw_searches(searches: Records, axes: "Axes") -> None:
     for sampler in SAMPLERS:
         curves = []
@@ -150,12 +149,12 @@ def _draw_searches(searches: Records, axes: "Axes") -> None:
                 curves.append([statistics.fmean(rewards[end - WINDOW : end]) for end in ends])
         means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
         trials = range(WINDOW, WINDOW + len(means))
-        axes.plot(trials, means, color=_color(sampler), label=NAMES[sampler])
+        axes.plot(trials, means, color=COLORS[sampler], label=NAMES[sampler])
         axes.fill_between(
             trials,
             [min(values) for values in zip(*curves, strict=True)],
             [max(values) for values in zip(*curves, strict=True)],
-            color=_color(sampler),
+            color=COLORS[sampler],
             alpha=0.12,
             linewidth=0,
         )
@@ -169,7 +168,7 @@ def _draw_methods(finals: Records, axes: "Axes") -> None:
     methods = methods_of(finals)
     for row, (method, units) in enumerate(methods.items()):
         mean, half = interval(sample_of(units, "val_loss"))
-        axes.errorbar(mean, row, xerr=half, fmt="o", color=_color(method), capsize=3)
+        axes.errorbar(mean, row, xerr=half, fmt="o", color=COLORS[method], capsize=3)
     axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
     axes.invert_yaxis()
     axes.set(xlabel="validation loss (less is better)", title="fresh seeds of what each chose, 95% intervals")

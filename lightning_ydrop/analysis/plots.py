@@ -58,11 +58,11 @@ def plot_cumulative_conductance(
             # In lines at the foot, where no curve is and none hides another.
             axes.text(
                 place,
-                0.03 + 0.055 * number,
+                0.03 + 0.06 * number,
                 f"{float(sums[place] / positive):.1%}",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
-                fontsize=7,
+                fontsize="small",
                 color=colors[label],
             )
             axes.plot(place, float(sums[place]), ".", color=colors[label])
