@@ -7,15 +7,15 @@ one of the batch that it serves.
 
 import itertools
 import statistics
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
@@ -26,6 +26,7 @@ from torchvision.datasets import MNIST
 from benchmarks.layers import num_samples_of
 from benchmarks.networks import ACTIVATIONS, RECOMMENDED, MakeDropout, Transformer, perceptron, small_cnn
 from benchmarks.report import write_report
+from examples.paper.pool import Pool, complete
 from lightning_ydrop import ConductanceDropout, YDrop, layer_conductance
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import strong_count
@@ -128,11 +129,29 @@ def main(
         for case in itertools.product(data, networks, activations)
         if not (case[0] == "mnist" and mnist_root is None) and not (case[1] == "FC_2" and case[2] != "relu")
     ]
-    run = partial(compare, mnist_root=mnist_root, moments=moments, seed=seed)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        rows = [row for found in pool.map(run, *zip(*cases, strict=True)) for row in found]
+    by_name = {" ".join(case): case for case in cases}
+    run = partial(compare_one, by_name, mnist_root, tuple(moments), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Pool(f"{folder}/cases.journal", "fidelity", jobs).run(run, {name: {} for name in by_name}, unit="case")
+    if len(complete(found)) < len(cases):
+        raise SystemExit("Some cases failed, for the reasons above.")
+    rows = [row for name in by_name for row in found[name].user_attrs["rows"]]
     print({str(setting): round(setting.rows, 1) for setting in SETTINGS}, "rows for each batch")
     write_report("fidelity", torch.device("cpu"), settings, rows)
+
+
+def compare_one(
+    cases: Mapping[str, tuple[str, str, str]],
+    mnist_root: Path | None,
+    moments: Sequence[str],
+    seed: int,
+    trial: optuna.Trial,
+    folder: Path,
+) -> float:
+    """Compare settings on the network, activation and data that a trial names, and keep the rows with the trial."""
+    del folder
+    trial.set_user_attr("rows", compare(*cases[trial.user_attrs["name"]], mnist_root, moments, seed))
+    return 0.0
 
 
 def compare(
@@ -164,7 +183,6 @@ def compare(
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    print(f"{data} {network} {activation}", flush=True)
     return [
         {"data": data, "network": network, "activation": activation, "moment": moment}
         | {str(setting): share_found(ranked, setting, seed) for setting in SETTINGS}

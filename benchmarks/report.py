@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from examples.paper.tables import markdown
+
 RESULTS = Path(__file__).parent / "results"
 Row = Mapping[str, Any]
 
@@ -59,8 +61,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def table(rows: Sequence[Row]) -> str:
     """Lay rows out as a Markdown table; the first one's columns are the table's."""
     columns = list(rows[0])
-    cells = [columns, ["---"] * len(columns)] + [[_cell(row[column]) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return markdown([columns, *([_cell(row[column]) for column in columns] for row in rows)])
 
 
 def _cell(value: Any) -> str:

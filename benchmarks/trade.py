@@ -6,27 +6,42 @@ by the time of a step with nn.Dropout(0.5).
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
 from jsonargparse import auto_cli
-from matplotlib import pyplot
+from matplotlib.ticker import PercentFormatter
 from torch import nn
 
 from benchmarks.fidelity import CHEAP, PAPER, SETTINGS, Setting
 from benchmarks.measuring import interleaved, ratios, training_step
 from benchmarks.report import Row, read_report, write_report
 from benchmarks.step import BATCH_SIZE, CASES
+from examples.plots import legend_below, picture
 from lightning_ydrop import YDrop
+from lightning_ydrop.pictures import COLORS as METHOD_COLORS
+from lightning_ydrop.pictures import OTHERS
 
 PLOT = Path(__file__).parent.parent / "docs" / "explanation" / "cost.png"
-COLORS = {"anew": "#3572b0", "carried over": "#d08770", "running mean of scores": "#5a9367"}
-NAMED = {PAPER: ", the paper's", CHEAP: ", recommended"}
+EVERY, SEVERAL, MEAN = "ranked on every batch", "ranked on every nth batch", "running mean of scores"
+COLORS = dict(zip((EVERY, SEVERAL, MEAN), (METHOD_COLORS["y-drop"], *OTHERS[:2]), strict=True))
+# What a few are called, and where that stands: the names of all would hide each other.
+NAMED = {
+    CHEAP: ("every_n_batches=4, recommended", (0.17, 0.9)),
+    PAPER: ("the paper's setting", (0.7, 0.9)),
+    Setting(5, BATCH_SIZE): ('num_samples="all"', (2.0, 0.95)),
+}
 
 
-def main(device: str = "cpu", threads: int = 1, network: str = "FC_2", rounds: int = 15, plot: Path = PLOT) -> None:
+def main(
+    device: str = "cpu",
+    threads: int = 1,
+    network: str = "FC_2",
+    rounds: int = 15,
+    plot: Path = PLOT,
+    redraw: bool = False,
+) -> None:
     """Time every setting on one network.
 
     Args:
@@ -35,8 +50,12 @@ def main(device: str = "cpu", threads: int = 1, network: str = "FC_2", rounds: i
         network: One of those of `step`.
         rounds: How often each is timed.
         plot: Where the plot goes.
+        redraw: Draw the recorded costs again, and time nothing.
 
     """
+    if redraw:
+        draw(read_report("trade", device)["rows"], plot)
+        return
     settings = {"network": network, "threads": threads, "rounds": rounds}
     torch.set_num_threads(threads)
     where = torch.device(device)
@@ -58,7 +77,7 @@ def main(device: str = "cpu", threads: int = 1, network: str = "FC_2", rounds: i
             }
         )
     write_report("trade", where, settings, rows)
-    draw(costs, rows, plot)
+    draw(rows, plot)
 
 
 def measure(network: str, rounds: int, device: torch.device) -> dict[Setting, float]:
@@ -84,41 +103,39 @@ def _phase1(model: nn.Module, setting: Setting, x: torch.Tensor, y: torch.Tensor
     return lambda: engine.step(x, y)
 
 
-def draw(costs: dict[Setting, float], rows: list[Row], plot: Path) -> None:
+def draw(rows: Sequence[Row], plot: Path) -> None:
     """Plot the share of the strong bucket that is found, mean and lowest, against what it adds to a step."""
-    matplotlib.use("agg")
-    by_name = {row["setting"]: row for row in rows}
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    highest = 0.0
-    for setting, cost in sorted(costs.items(), key=lambda item: item[1]):
-        row = by_name[str(setting)]
-        found = row["share found"]
-        color = COLORS["running mean of scores" if setting.decay else "carried over" if setting.period > 1 else "anew"]
-        axes.plot([cost] * 2, [row["lowest"], found], color=color, alpha=0.3)
-        axes.plot(cost, found, "o", color=color, markersize=9 if setting in NAMED else 5)
-        # Of those that others find more at less cost, only the named ones get a label: too many lie close together.
-        if setting in NAMED or found > highest + 0.01:
-            label = f"{setting}{NAMED.get(setting, '')}"
-            # To the left there is room, but for the named ones: what costs less and finds as much would have the label.
-            offset, side = ((9, -5), "left") if setting in NAMED else ((-7, 5), "right")
-            axes.annotate(label, (cost, found), offset, textcoords="offset points", ha=side, fontsize=8)
-        highest = max(highest, found)
-    axes.set_xscale("log")
-    axes.set_xlim(left=0.02)
-    ticks = [0.03, 0.05, 0.1, 0.2, 0.5, 1, 2]
-    axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("what phase 1 adds to a step with nn.Dropout")
-    axes.set_ylabel("share of the exact strong bucket")
-    axes.set_title("steps x samples / period: mean over networks and moments, and down to the lowest", fontsize=10)
-    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1, label="chance")
-    for label, color in COLORS.items():
-        axes.plot([], [], "o", color=color, label=label)
-    axes.legend(loc="upper left", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    settings = {str(setting): setting for setting in SETTINGS}
     plot.parent.mkdir(exist_ok=True)
-    figure.savefig(plot, dpi=120)
-    pyplot.close(figure)
+    with picture(plot, 11, 6.5) as figure:
+        axes = figure.add_subplot()
+        for row in rows:
+            setting, cost, found = settings[row["setting"]], row["step"] - 1, row["share found"]
+            color = COLORS[kind_of(setting)]
+            axes.plot([cost] * 2, [row["lowest"], found], color=color, alpha=0.3)
+            axes.plot(cost, found, "o", color=color, markersize=11 if setting in NAMED else 6)
+            if setting in NAMED:
+                words, place = NAMED[setting]
+                arrow = {"arrowstyle": "-", "color": color}
+                axes.annotate(words, (cost, found), place, ha="center", va="bottom", arrowprops=arrow)
+        axes.set(xscale="log", xlim=(0.02, 4), ylim=(0.45, 1))
+        ticks = [0.03, 0.05, 0.1, 0.2, 0.5, 1, 2]
+        axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set(xlabel="what phase 1 adds to the time of a step with nn.Dropout", ylabel="strong units that are found")
+        axes.set_title("each setting's mean over networks and moments, with a line down to its lowest")
+        axes.axhline(0.5, color="gray", linestyle=":", label="a random ranking")
+        for kind, color in COLORS.items():
+            axes.plot([], [], "o", color=color, label=kind)
+        legend_below(figure, axes, in_a_row=2)
+
+
+def kind_of(setting: Setting) -> str:
+    """Say when a setting ranks, in the words of the legend."""
+    if setting.decay:
+        return MEAN
+    return SEVERAL if setting.period > 1 else EVERY
 
 
 if __name__ == "__main__":

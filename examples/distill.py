@@ -1,9 +1,9 @@
 """Distil a network that was trained with dropout: a LightningCLI program.
 
-    python examples/distill.py fit --config examples/distillation/digits.yaml --model.checkpoint BEST_OF_A_RUN
+    python -m examples.distill fit --config examples/distillation/digits.yaml --model.checkpoint BEST_OF_A_RUN
 
 The teacher is the network of that checkpoint, which any run of examples/train.py leaves. The student's checkpoints are
-those of a networks.Classifier of its own.
+those of an examples.networks.Classifier of its own.
 """
 
 import lightning as L

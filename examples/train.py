@@ -2,7 +2,7 @@
 
 For example, Y-Drop on scikit-learn's digits:
 
-    python examples/train.py fit --config examples/configs/base.yaml --config examples/configs/ydrop.yaml
+    python -m examples.train fit --config examples/configs/base.yaml --config examples/configs/ydrop.yaml
 
 Every run writes its checkpoints, metrics.csv, reached.json, conductance.csv and training.png into one folder under
 runs/. With a --checkpoint.dirpath, one that was interrupted goes on as if it had not been: --ckpt_path names the
@@ -18,9 +18,9 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from networks import Classifier
-from plots import draw_run
 
+from examples.networks import Classifier
+from examples.plots import draw_run
 from lightning_ydrop import layer_conductance
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 

@@ -19,6 +19,8 @@ import torch
 
 from examples.data import Digits
 from examples.networks import Classifier
+from examples.paper.differences import difference_of
+from examples.paper.tables import markdown
 from lightning_ydrop import YDropCallback
 from lightning_ydrop.callbacks.schedule import Schedule
 
@@ -85,28 +87,24 @@ def train(settings: Mapping[str, Any] | None, seed: int) -> list[float]:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out, for each arm, the deepest fall below nn.Dropout after annealing, and the end."""
+    """Lay out, for each arm, the deepest fall below nn.Dropout after annealing, and the end.
+
+    Beside each mean is its gain over nn.Dropout, with the 95% interval of the paired t test.
+    """
     vanilla = {record["seed"]: record["val_acc"] for record in records if record["arm"] == "nn.Dropout"}
-    lines = [
-        f"| | after epoch {ANNEALING} | {ANNEALING + 1} | {ANNEALING + 2} | {2 * ANNEALING + 4} | {EPOCHS} | best |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    epochs = (ANNEALING, ANNEALING + 1, ANNEALING + 2, 2 * ANNEALING + 4, EPOCHS)
+    lines = [["", *(f"after epoch {epoch}" for epoch in epochs), "best"]]
     for arm in ARMS:
         curves = {record["seed"]: record["val_acc"] for record in records if record["arm"] == arm}
         cells = []
-        for epoch in (ANNEALING, ANNEALING + 1, ANNEALING + 2, 2 * ANNEALING + 4, EPOCHS, None):
+        for epoch in (*epochs, None):
             values = [100 * (max(curve) if epoch is None else curve[epoch - 1]) for curve in curves.values()]
             others = [100 * (max(vanilla[seed]) if epoch is None else vanilla[seed][epoch - 1]) for seed in curves]
-            gains = [value - other for value, other in zip(values, others, strict=True)]
-            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-            mean = statistics.fmean(values)
-            cells.append(
-                f"{mean:.1f}"
-                if arm == "nn.Dropout"
-                else f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {2 * error:.1f})"
-            )
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            gain = difference_of(zip(values, others, strict=True))
+            mean = f"{statistics.fmean(values):.1f}"
+            cells.append(mean if arm == "nn.Dropout" else f"{mean} ({gain.mean:+.1f} ± {gain.half_width:.1f})")
+        lines.append([arm, *cells])
+    return markdown(lines)
 
 
 def main() -> None:

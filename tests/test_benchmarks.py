@@ -137,6 +137,19 @@ def test_an_exact_setting_finds_all_and_chance_half(results: Path, monkeypatch: 
         assert row["5x12 /8"] < row["5x12"]
 
 
+def test_cases_of_fidelity_are_compared_by_workers(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[object, ...]] = []
+
+    def compare(*case: object) -> list[dict[str, Any]]:
+        compared.append(case)
+        return [{"network": case[1], "moment": "start", "5x12": 0.7}]
+
+    monkeypatch.setattr(fidelity, "compare", compare)
+    fidelity.main(networks=("FC_1", "CNN"), activations=("relu",), moments=("start",), seed=3)
+    assert compared == [("digits", network, "relu", None, ("start",), 3) for network in ("FC_1", "CNN")]
+    assert [row["network"] for row in rows_of(results / "fidelity-cpu.json")] == ["FC_1", "CNN"]
+
+
 def test_all_networks_have_layers_to_drive() -> None:
     images = torch.randn(64, 1, 8, 8)
     for network in fidelity.NETWORKS:

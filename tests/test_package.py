@@ -52,7 +52,7 @@ def imported(file: Path) -> set[str]:
 FLOORS = ["functional", "layers", "models", "importance", "uncertainty analysis search", "callbacks"]
 # The program of the search trains with callbacks, so these files stand above all rooms.
 PROGRAM = {"__main__", "apart", "cli", "export", "objective", "program", "progress", "studies", "training"}
-BESIDE = {"errors", "checks", "progress", "torch_internals"}  # which know no room
+BESIDE = {"errors", "checks", "pictures", "progress", "torch_internals"}  # which know no room
 
 
 def test_imports_flow_one_way() -> None:

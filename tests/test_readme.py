@@ -1,13 +1,17 @@
+import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+# The modules that a clone's commands run.
+HOMES = ("examples.", "benchmarks.", "experiments.")
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -41,10 +45,10 @@ def test_there_is_python_to_run_above_line_30() -> None:
 def test_yaml_makes_a_callback(document: Path, does: str, tmp_path: Path) -> None:
     (tmp_path / "ydrop.yaml").write_text("".join(blocks("yaml", document)))
     command: list[str | Path] = [
-        *(sys.executable, ROOT / "examples/train.py", "fit", f"--config={ROOT / 'examples/configs/base.yaml'}"),
+        *(sys.executable, "-m", "examples.train", "fit", f"--config={ROOT / 'examples/configs/base.yaml'}"),
         *("--model.dropout=vanilla", f"--config={tmp_path / 'ydrop.yaml'}", does),
     ]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_the_readme_is_short() -> None:
@@ -54,7 +58,9 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_commands_name_files_that_exist(document: Path) -> None:
     words = [word for block in blocks("sh", document) for word in shlex.split(block, comments=True)]
-    programs = [ROOT / word for word in words if word.startswith("examples/")]
+    modules = [word for before, word in pairwise(words) if before == "-m" and word.startswith(HOMES)]
+    programs = [ROOT / f"{module.replace('.', '/')}.py" for module in modules]
+    programs += [ROOT / word for word in words if word.startswith("examples/")]
     is_of_the_paper = document.name == "report.md" and document.parent.name != "autodropout"
     assert programs or not (is_of_the_paper or document.name == "experiments.md")
     assert [path for path in programs if not path.exists()] == []

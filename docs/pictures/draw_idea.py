@@ -5,15 +5,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_ydrop.pictures import colors_of
+
 # How much each of eight units contributes to the output, made up for the picture.
 CONTRIBUTIONS = (0.15, 0.9, 0.3, 0.7, 0.1, 1.0, 0.25, 0.6)
-COLORS = {"nn.Dropout": "0.6", "Y-Drop": "C0"}
+COLORS = colors_of(["nn.Dropout", "Y-Drop"])
 
 
 def draw_layer(axes: Axes) -> None:
     """Draw a hidden layer, each unit's line to the output as thick as what passes through it."""
     for row, contribution in enumerate(CONTRIBUTIONS):
-        axes.plot([0, 1], [row, 3.5], color="C0", linewidth=7 * contribution, alpha=0.55, zorder=1)
+        axes.plot([0, 1], [row, 3.5], color="0.3", linewidth=7 * contribution, alpha=0.55, zorder=1)
         axes.plot(0, row, "o", markersize=15, color="white", markeredgecolor="0.2", zorder=2)
     axes.plot(1, 3.5, "o", markersize=19, color="white", markeredgecolor="0.2", zorder=2)
     axes.text(1.16, 3.5, "output", va="center")

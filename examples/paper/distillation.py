@@ -1,7 +1,7 @@
 """Distil networks that were trained with dropout, and see how close one pass comes to the average over their masks.
 
-    python examples/paper/run.py --rows digits --arms dropout ydrop --keep-checkpoints --out runs/teachers
-    python examples/paper/distillation.py --runs runs/teachers
+    python -m examples.paper.run --rows digits --arms dropout ydrop --keep-checkpoints --out runs/teachers
+    python -m examples.paper.distillation --runs runs/teachers
 
 Each teacher has two students, one of its own architecture, from its weights, and one of half the width. On the test
 set their predictions, the teacher's in one pass, and Monte Carlo averages are compared with an average over --samples
@@ -15,32 +15,30 @@ import argparse
 import hashlib
 import json
 import logging
-import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
-from experiment import gather, last_of, write_at_once
-from kept import checkpoint_of, config_of, made_again, read, record_of
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from results import commands_in, place
-from results import read as experiments_in
-from tables import markdown, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
-from tqdm import tqdm
 
+from examples.paper.experiment import gather, last_of, write_at_once
+from examples.paper.kept import checkpoint_of, config_of, made_again, read, record_of
+from examples.paper.pool import Pool, complete
+from examples.paper.results import commands_in, place
+from examples.paper.results import read as experiments_in
+from examples.paper.tables import markdown, spread
 from lightning_ydrop import DropoutDistillation, monte_carlo
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
-from lightning_ydrop.search.processes import num_cores
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 
 TEXT = """# Distillation of {row}
@@ -62,10 +60,9 @@ Settings = Mapping[str, int]
 Predictor = Callable[[Tensor], Tensor]
 
 
-def distilled(result: Path, settings: Settings, threads: int) -> dict[str, dict[str, float]]:
+def distilled(result: Path, settings: Settings) -> dict[str, dict[str, float]]:
     """Distil the network of one run, and measure everything on its test set, by predictor."""
     samples, max_epochs = settings["samples"], settings["max_epochs"]
-    torch.set_num_threads(threads)
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     config = config_of(result)
     made = made_again(config)
@@ -182,19 +179,36 @@ def table(arms: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> st
 
 
 def distil(folder: Path, settings: Settings, jobs: int) -> None:
-    """Distil the networks of a grid, as far as that is not done, and write its distilled.jsonl."""
-    results = read(folder)
-    left = [result for result in results if measured_before(result, settings) is None]
-    threads = max(1, num_cores() // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quietened) as pool:
-        waiting = {pool.submit(distilled, result, settings, threads): result for result in left}
-        for future in tqdm(as_completed(waiting), total=len(waiting), unit="teacher", dynamic_ncols=True):
-            result = waiting[future]
-            found = {**settings, "teacher": identity_of(result), "measured": future.result()}
-            write_at_once(result.with_name("distilled.json"), found)
-    measured = [{**settings, "measured": measured_before(result, settings)} for result in results]
-    lines = [record_of(result) | found for result, found in zip(results, measured, strict=True)]
+    """Distil the networks of a grid, as far as that is not done, and write its distilled.jsonl.
+
+    Raises:
+        SystemExit: If some could not be distilled.
+
+    """
+    results = {str(result.parent.relative_to(folder)): result for result in read(folder)}
+    left: dict[str, dict[str, Any]] = {
+        name: {} for name, result in results.items() if measured_before(result, settings) is None
+    }
+    pool = Pool(str(folder / "studies.journal"), " ".join(["distillation", *map(str, settings.values())]), jobs)
+    latest = pool.run(partial(distil_one, results, settings), left, again=True, unit="teacher")
+    if failures := len(left) - len(complete(latest)):
+        raise SystemExit(f"{failures} of {len(left)} teachers are not distilled, for the reasons above.")
+    lines = [
+        record_of(result) | {**settings, "measured": measured_before(result, settings)} for result in results.values()
+    ]
     gather(lines, folder / "distilled.jsonl")
+
+
+def distil_one(results: Mapping[str, Path], settings: Settings, trial: optuna.Trial, folder: Path) -> float:
+    """Distil the network that a trial names, and write what is measured beside it."""
+    del folder  # students are kept beside their teacher
+    quietened()
+    result = results[trial.user_attrs["name"]]
+    measured = distilled(result, settings)
+    write_at_once(
+        result.with_name("distilled.json"), {**settings, "teacher": identity_of(result), "measured": measured}
+    )
+    return measured["student"]["divergence"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -220,7 +234,7 @@ def main(args: Sequence[str] | None = None) -> None:
     (arms,) = experiment.arms.values()
     text = TEXT.format(
         row=experiment.row,
-        command=f"python examples/paper/distillation.py --runs {known.runs} {arguments}",
+        command=f"python -m examples.paper.distillation --runs {known.runs} {arguments}",
         commands=commands_in(record),
         **settings,
         table=table({arm: [run["measured"] for run in arms[arm].values()] for arm in sorted(arms, key=place)}),

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 HERE = Path(__file__).parent
-TRAIN = HERE.parent / "train.py"
+# What each run calls Python with, before its own arguments.
+PROGRAM = ("-m", "examples.train")
 CONFIGS = HERE.parent / "configs"
 ROWS = sorted(path.stem for path in (HERE / "rows").glob("*.yaml"))
 ARMS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"base"})
@@ -71,7 +72,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """What train.py is called with, except for a checkpoint to go on from."""
+        """What examples.train is called with, except for a checkpoint to go on from."""
         given = [each.replace("{seed}", str(self.seed)) for each in (*self.settings, *self.varied)]
         ydrop = [f"seed={self.seed}", *(each.removeprefix(YDROP) for each in given if each.startswith(YDROP))]
         return [
@@ -123,8 +124,11 @@ class Run:
 
 
 def _content(file: Path) -> Any:
-    """Read a YAML file, whose comments change nothing."""
-    return yaml.safe_load(file.read_text())
+    """Read a YAML file, whose comments change nothing.
+
+    Records from before examples/ was a package name its classes without it: they are of the same configuration.
+    """
+    return yaml.safe_load(file.read_text().replace("class_path: examples.", "class_path: "))
 
 
 def what_matters(settings: tuple[str, ...], arm: str) -> list[str]:
@@ -164,10 +168,10 @@ def _train(run: Run, keep_checkpoints: bool, lock: int) -> str | None:
     last = last_of(run.checkpoints)
     began = time.perf_counter()
     if status := _call([*run.arguments, *([f"--ckpt_path={last}"] if last else [])], run.folder, lock):
-        return f"{run.folder}: train.py ended with {status}; see log.txt there."
+        return f"{run.folder}: examples.train ended with {status}; see log.txt there."
     reached = newest_logs(run.folder) / "reached.json"
     if not reached.exists():
-        return f"{run.folder}: train.py left no result, as in a trial run; see log.txt there."
+        return f"{run.folder}: examples.train left no result, as in a trial run; see log.txt there."
     write_at_once(
         run.folder / "result.json",
         {
@@ -184,11 +188,11 @@ def _train(run: Run, keep_checkpoints: bool, lock: int) -> str | None:
 
 
 def _call(arguments: list[str], folder: Path, lock: int) -> int:
-    """Call train.py, with the threads and GPUs of this worker; it ends with the worker, if that is told to end."""
+    """Call examples.train with the threads and GPUs of this worker. If the worker is told to end, so is the program."""
     with (folder / "log.txt").open("ab") as log:
         # It holds the lock too: where this program is killed alone, no other begins the run beside it.
         process = subprocess.Popen(
-            [sys.executable, str(TRAIN), *arguments], stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
+            [sys.executable, *PROGRAM, *arguments], stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
         )
         try:
             return process.wait()

@@ -1,7 +1,7 @@
 """Draw Fig. 2 and 3 of the paper from trained networks, and how well they do once units are pruned for good.
 
-    python examples/paper/run.py --rows mnist_fig_2 --keep-checkpoints --out runs/figures --set data.root=data
-    python examples/paper/figures.py --runs runs/figures
+    python -m examples.paper.run --rows mnist_fig_2 --keep-checkpoints --out runs/figures --set data.root=data
+    python -m examples.paper.figures --runs runs/figures
 
 Each network is measured at its lowest validation loss: conductance on the validation set, accuracy on the test set. The
 figures show the first seed of each arm, the tables in figures.md all of them.
@@ -9,30 +9,28 @@ figures show the first seed of each arm, the tables in figures.md all of them.
 
 import argparse
 import copy
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import matplotlib as mpl
-
-mpl.use("Agg")  # no screen is needed
+from typing import Any
 
 import torch
-from kept import network, read, record_of
-from matplotlib import pyplot as plt
-from results import commands_in, is_the_papers, place
-from tables import markdown, spread
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from networks import Classifier
-    from train import TrainCLI
-
+from examples.networks import Classifier
+from examples.paper.kept import network, read, record_of
+from examples.paper.results import commands_in, is_the_papers, place
+from examples.paper.tables import markdown, spread
+from examples.paper.words import arm_in_words
+from examples.plots import legend_below, picture
+from examples.train import TrainCLI
 from lightning_ydrop.analysis import ConductanceSpread, RemovalCurve, mean_conductance, prune_units, removal_curve
 from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
@@ -44,6 +42,12 @@ PRUNED_BY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "conductance": lambda layer, conductance: conductance,
     "magnitude": lambda layer, conductance: layer.get_parameter("weight").detach().norm(dim=1),
     "random": lambda layer, conductance: torch.rand(len(conductance)),
+}
+
+PRUNED_IN_WORDS = {
+    "conductance": "lowest conductance first",
+    "magnitude": "smallest weights first",
+    "random": "at random",
 }
 
 
@@ -65,7 +69,7 @@ class Shown:
     pruned: Mapping[str, RemovalCurve]
 
 
-def shown(cli: "TrainCLI", repeats: int) -> Shown:
+def shown(cli: TrainCLI, repeats: int) -> Shown:
     """Measure one network."""
     model = cli.model.eval()
     cli.datamodule.setup("test")
@@ -78,7 +82,7 @@ def shown(cli: "TrainCLI", repeats: int) -> Shown:
 
 
 def pruned(
-    model: "Classifier", test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
+    model: Classifier, test: DataLoader[tuple[Tensor, Tensor]], conductance: Mapping[str, Tensor], by: str
 ) -> RemovalCurve:
     """Prune copies of a network, and test them."""
     torch.manual_seed(0)
@@ -142,26 +146,39 @@ def accuracies(arms: Mapping[str, Sequence[Shown]], curve: Callable[[Shown], Rem
 
 def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
     """Draw the first network of each arm."""
-    first = {arm: networks[0] for arm, networks in arms.items()}
+    first = {arm_in_words(arm): networks[0] for arm, networks in arms.items()}
     means = {arm: next(iter(network.conductance.values())) for arm, network in first.items()}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    plot_conductance(means, left).set_title("mean conductance of each unit")
-    plot_cumulative_conductance(means, right).set_title("its cumulative sum, and shares of it")
-    figure.savefig(folder / "fig_2.png", dpi=120)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
-    plot_removal({arm: network.at_random for arm, network in first.items()}, left).set_title("removed at random")
-    plot_removal({arm: network.by_conductance for arm, network in first.items()}, right).set_title(
-        "removed strongest first"
-    )
-    figure.savefig(folder / "fig_3.png", dpi=120)
-    figure, panels = plt.subplots(
-        1, len(first), figsize=(5 * len(first), 3.8), layout="constrained", sharey=True, squeeze=False
-    )
-    for (arm, each), axes in zip(first.items(), panels[0], strict=True):
-        plot_removal(each.pruned, axes)
-        axes.set(title=arm, xlabel="units pruned, %")
-    figure.savefig(folder / "pruning.png", dpi=120)
-    plt.close("all")
+    with picture(folder / "fig_2.png", 11, 5) as figure:
+        left, right = figure.subplots(1, 2)
+        plot_conductance(means, left).set_title("mean conductance of each unit")
+        plot_cumulative_conductance(means, right).set_title("cumulative sum, and its shares")
+        for axes in (left, right):
+            axes.set_xlabel("units, from the highest to the lowest")
+        _share_legend(figure, [left, right])
+    with picture(folder / "fig_3.png", 11, 5) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        plot_removal({arm: network.at_random for arm, network in first.items()}, left)
+        plot_removal({arm: network.by_conductance for arm, network in first.items()}, right)
+        left.set(title="removed at random", ylabel="test accuracy, %")
+        right.set(title="removed strongest first", ylabel="")
+        _share_legend(figure, [left, right])
+    rows = math.ceil(len(first) / 2)
+    with picture(folder / "pruning.png", 11, 1 + 3.5 * rows) as figure:
+        panels = figure.subplots(rows, min(2, len(first)), sharex=True, sharey=True, squeeze=False).ravel()
+        for (arm, network), axes in zip(first.items(), panels, strict=False):
+            plot_removal({PRUNED_IN_WORDS[by]: curve for by, curve in network.pruned.items()}, axes)
+            axes.set(title=f"trained with {arm}", xlabel="", ylabel="")
+        figure.supxlabel("units pruned, %")
+        figure.supylabel("test accuracy, %")
+        _share_legend(figure, panels[: len(first)])
+
+
+def _share_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Give all panels one legend, which covers no curve."""
+    for axes in panels:
+        if legend := axes.get_legend():
+            legend.remove()
+    legend_below(figure, panels[0])
 
 
 def write(
@@ -172,7 +189,7 @@ def write(
     head = [f"{100 * fraction:.0f}%" for fraction in FRACTIONS]
     parts = [
         "# What trained networks show",
-        "By `examples/paper/figures.py`, of networks that were trained with `--keep-checkpoints`:",
+        "By `python -m examples.paper.figures`, of networks that were trained with `--keep-checkpoints`:",
         commands,
         "Conductance on the validation set, test accuracy in percent; mean and standard deviation over networks. "
         "How many units can be removed is the largest of the shares below that costs no more than one point of "

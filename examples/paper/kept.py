@@ -1,19 +1,16 @@
 """Networks that run.py has trained and kept."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from experiment import newest_logs
 
-sys.path.append(str(Path(__file__).parent.parent))  # the program that has trained them, and its modules
-
-from train import TrainCLI
-from train import main as train
+from examples.paper.experiment import newest_logs
+from examples.train import TrainCLI
+from examples.train import main as train
 
 # Of a run's config.yaml, what makes network and data again.
 SECTIONS = ("seed_everything", "early_stopping", "checkpoint", "model", "data")

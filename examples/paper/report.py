@@ -1,6 +1,6 @@
 """Put the results of run.py into tables and plots: a Markdown file with pictures beside it.
 
-    python examples/paper/report.py --runs runs/paper --out runs/paper/report.md
+    python -m examples.paper.report --runs runs/paper --out runs/paper/report.md
 
 Runs come from folders of run.py, or from files like the results.jsonl that it leaves there.
 Arms are compared seed by seed: a difference is the mean over the seeds that both have, with its 95% confidence interval
@@ -22,17 +22,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # no screen is needed
-
-from experiment import results_in
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from results import Experiment, Runs, commands, difference, id_of, is_the_papers, joined, numbers, place, read
-from tables import markdown, spread
 
-from lightning_ydrop.analysis.plots import colors_of
+from examples.paper.experiment import results_in
+from examples.paper.results import (
+    Experiment,
+    Runs,
+    commands,
+    difference,
+    id_of,
+    is_the_papers,
+    joined,
+    numbers,
+    place,
+    read,
+)
+from examples.paper.tables import markdown, spread
+from examples.paper.words import argument_in_words, arm_in_words, row_in_words, value_in_words
+from examples.plots import legend_below, picture
+from lightning_ydrop.pictures import colors_of
 
 # Test accuracy in percent.
 PAPER: dict[str, dict[str, float]] = {
@@ -58,7 +66,7 @@ HEAD = """By `{command}`.
 
 Test accuracy at the lowest validation loss, from {num_runs} runs: mean and standard deviation over seeds.
 Gains are means over the seeds that both have, with their 95% confidence interval by Student's t and their number."""
-LINES: dict[str, Any] = {"marker": ".", "capsize": 2, "linewidth": 1}
+LINES: dict[str, Any] = {"marker": ".", "markersize": 9, "capsize": 3, "elinewidth": 1}
 
 
 def count(runs: Runs) -> str:
@@ -115,37 +123,38 @@ def overview(experiment: Experiment) -> str:
     return markdown(lines)
 
 
-def draw(experiment: Experiment, picture: Path) -> None:
+def draw(experiment: Experiment, file: Path) -> None:
     """Draw test accuracy against a value that was varied, and beside it the gain over one of the arms."""
-    values = experiment.values
+    values, names = experiment.values, experiment.names
     arms = sorted({arm for each in experiment.arms.values() for arm in each}, key=place)
     panels = [_draw_accuracy, _draw_gain][: len(arms)]
-    figure, row = plt.subplots(1, len(panels), figsize=(2 + 5 * len(panels), 4), layout="constrained", squeeze=False)
-    for panel, axes in zip(panels, row[0], strict=True):
-        panel(experiment, arms, axes)
-        axes.set_xticks(range(len(values)), ["\n".join(value).replace(",", ",\n") for value in values])
-        axes.set(xlabel=" ".join(experiment.names))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
+    with picture(file, 1.5 + 5 * len(panels), 5) as figure:
+        figure.suptitle(row_in_words(experiment.row))
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, axes in zip(panels, row, strict=True):
+            panel(experiment, arms, axes)
+            ticks = ["\n".join(map(value_in_words, names, value)) for value in values]
+            axes.set_xticks(range(len(values)), ticks)
+            axes.set(xlabel=", ".join(map(argument_in_words, names)))
+        legend_below(figure, row[0])
 
 
 def _draw_accuracy(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
     """Draw test accuracy, with its standard deviation over seeds."""
-    colors = colors_of(arms)
+    colors = colors_of(map(arm_in_words, arms))
     for arm in arms:
         found = {at: numbers(runs, "test_acc").values() for at, runs in _along(experiment, arm)}
         accuracies = {at: [100 * accuracy for accuracy in each] for at, each in found.items() if each}
         means = [statistics.fmean(each) for each in accuracies.values()]
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in accuracies.values()]
-        axes.errorbar(list(accuracies), means, spreads, label=arm, color=colors[arm], **LINES)
-    axes.set(ylabel="test accuracy, % (standard deviation)")
+        words = arm_in_words(arm)
+        axes.errorbar(list(accuracies), means, spreads, label=words, color=colors[words], **LINES)
+    axes.set(ylabel="test accuracy, %", title="mean and standard deviation")
 
 
 def _draw_gain(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
     """Draw the mean difference to dropout, or else to random, with its 95% confidence interval."""
-    colors = colors_of(arms)
+    colors = colors_of(map(arm_in_words, arms))
     against = next((arm for arm in ("dropout", "random") if arm in arms), arms[0])
     theirs = dict(_along(experiment, against))
     for number, arm in enumerate(arms):
@@ -154,10 +163,11 @@ def _draw_gain(experiment: Experiment, arms: Sequence[str], axes: Axes) -> None:
         pairs = {at: difference(runs, theirs[at]) for at, runs in _along(experiment, arm) if at in theirs}
         half_widths = [each.half_width if each.pairs > 1 else 0 for each in pairs.values()]
         # Beside each other, since the bars would hide each other.
-        places = [at + 0.6 * ((number + 0.5) / len(arms) - 0.5) for at in pairs]
-        axes.errorbar(places, [each.mean for each in pairs.values()], half_widths, color=colors[arm], **LINES)
-    axes.axhline(0, color=colors[against], linewidth=1)
-    axes.set(ylabel=f"gain over {against}, points (95% interval)")
+        places = [at + 0.08 * (number - (len(arms) - 1) / 2) for at in pairs]
+        color = colors[arm_in_words(arm)]
+        axes.errorbar(places, [each.mean for each in pairs.values()], half_widths, color=color, **LINES)
+    axes.axhline(0, color=colors[arm_in_words(against)], linewidth=1.5)
+    axes.set(ylabel="percentage points", title=f"gain over {arm_in_words(against)}, 95% interval")
 
 
 def _along(experiment: Experiment, arm: str) -> Iterator[tuple[int, Runs]]:
@@ -175,15 +185,15 @@ def title(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
     return f"{experiment.row}{against}{', ' if own else ''}{', '.join(own)}"
 
 
-def section(heading: str, experiment: Experiment, picture: Path) -> Iterator[str]:
+def section(heading: str, experiment: Experiment, file: Path) -> Iterator[str]:
     """Write one experiment's part of the report, and a picture where something was varied."""
     yield f"## {heading}"
     yield "\n".join(["```sh", *commands(experiment), "```"])
     if len({part.settings for part in experiment.parts}) > 1:
         yield "The commands have settings of their own: compare arms, not values, where these differ."
     if len(experiment.arms) > 1:
-        draw(experiment, picture)
-        yield f"![Test accuracy of each arm]({picture.name})"
+        draw(experiment, file)
+        yield f"![Test accuracy of each arm]({file.name})"
         yield overview(experiment)
     paper = PAPER.get(experiment.row, {}) if all(map(is_the_papers, experiment.runs())) else {}
     for values in experiment.values:
@@ -223,7 +233,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Some of what is joined may be among the runs.
     num_runs = len({id_of(result) for result in results_in([*known.runs, *(Path(source) for _, source in known.join)])})
     joins = [word for join in known.join for word in ("--join", *join)]
-    command = shlex.join(["python", "examples/paper/report.py", "--runs", *map(str, known.runs), *joins])
+    command = shlex.join(["python", "-m", "examples.paper.report", "--runs", *map(str, known.runs), *joins])
     parts = ["# Results", HEAD.format(command=command, num_runs=num_runs)]
     pictures: Counter[str] = Counter()
     for experiment in experiments:

@@ -3,14 +3,13 @@
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiment import YDROP, YDROP_ARMS, results_in
-from scipy.stats import t as student
+from examples.paper.differences import Difference, difference_of
+from examples.paper.experiment import YDROP, YDROP_ARMS, results_in
 
 ARMS = ("plain", "dropout", "dropout_at_mean_rate", "jumpout", "ydrop", "random", "shuffled", "inverted")
 # What a run reached, as run.py leaves it.
@@ -62,27 +61,6 @@ class Experiment:
                 yield from runs.values()
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference over pairs, and how far the 95% confidence interval reaches to either side.
-
-    Attributes:
-        mean: In percent.
-        half_width: In percent; infinite for fewer than two pairs.
-        pairs: How many.
-
-    """
-
-    mean: float
-    half_width: float
-    pairs: int
-
-    def __str__(self) -> str:
-        if self.pairs > 1:
-            return f"{self.mean:+.2f} ± {self.half_width:.2f} ({self.pairs})"
-        return f"{self.mean:+.2f} (1)" if self.pairs else ""
-
-
 def read(places: Sequence[Path]) -> list[Experiment]:
     """Read all results, from folders of run.py or from their results.jsonl.
 
@@ -92,7 +70,9 @@ def read(places: Sequence[Path]) -> list[Experiment]:
     """
     results = results_in(places)
     if not results:
-        raise SystemExit(f"There is no result in {', '.join(map(str, places))}: run examples/paper/run.py first.")
+        raise SystemExit(
+            f"There is no result in {', '.join(map(str, places))}: run `python -m examples.paper.run` first."
+        )
     by_experiment: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Result]] = {}
     for result in results:
         settings = tuple(each for each in result["settings"] if not each.startswith(YDROP))
@@ -157,13 +137,9 @@ def numbers(runs: Runs, name: str) -> dict[int, float]:
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
-    """Compare test accuracy seed by seed."""
+    """Compare test accuracy seed by seed, in percent."""
     our, their = numbers(ours, "test_acc"), numbers(theirs, "test_acc")
-    each = [100 * (our[seed] - their[seed]) for seed in our.keys() & their.keys()]
-    if len(each) < 2:
-        return Difference(each[0] if each else math.nan, math.inf, len(each))
-    half_width = student.ppf(0.975, len(each) - 1) * statistics.stdev(each) / math.sqrt(len(each))
-    return Difference(statistics.fmean(each), float(half_width), len(each))
+    return difference_of((100 * our[seed], 100 * their[seed]) for seed in sorted(our.keys() & their.keys()))
 
 
 def is_the_papers(run: Result) -> bool:
@@ -219,7 +195,7 @@ def _by_seeds(runs: Sequence[Result]) -> dict[tuple[int, ...], list[Result]]:
 
 
 def _command(experiment: Experiment, settings: Sequence[str], runs: Sequence[Result]) -> str:
-    parts = ["python", "examples/paper/run.py", "--rows", experiment.row]
+    parts = ["python", "-m", "examples.paper.run", "--rows", experiment.row]
     parts += ["--arms", *sorted({run["arm"] for run in runs}, key=place)]
     parts += ["--seeds", *map(str, sorted({run["seed"] for run in runs}))]
     values = sorted({tuple(run["varied"].values()) for run in runs}, key=lambda values: list(map(order, values)))

@@ -1,18 +1,18 @@
 """Run a grid of the paper's rows, arms and seeds, in as many processes at a time as there is room for.
 
-    python examples/paper/run.py --rows mnist_fc_1 --arms plain dropout ydrop random --seeds 0 1 2 3 4 --jobs 4
+    python -m examples.paper.run --rows mnist_fc_1 --arms plain dropout ydrop random --seeds 0 1 2 3 4 --jobs 4
 
-Each run is the program examples/train.py with examples/configs/base.yaml, a row (a file of rows/), and an arm (another
-file of examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which
-arguments. A grid that is started again skips what is done and goes on with what was interrupted, from its last
-checkpoint, as if it had not been, bit for bit where --jobs is the same: each run has as many threads as there are cores
-for it, and their number changes how sums are rounded. --vary multiplies the grid:
+Each run is `python -m examples.train` with examples/configs/base.yaml, a row (a file of rows/), and an arm (a file of
+examples/configs/). It leaves a folder under --out, whose result.json says what it reached and by which arguments. A
+grid that is started again skips what is done and goes on with what was interrupted, from its last checkpoint, as if it
+had not been, bit for bit where --jobs is the same: each run has as many threads as there are cores for it, and their
+number changes how sums are rounded. --vary multiplies the grid:
 
-    python examples/paper/run.py --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
+    python -m examples.paper.run --rows mnist_fc_1 --arms dropout ydrop --vary data.train_fraction=0.01,0.05,1
 
---set and --vary take arguments of train.py by their names there, and those of YDropCallback, for the arms that have
-one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed} draws its
-training and validation samples by it, where they would otherwise be the same for all seeds.
+--set and --vary take arguments of examples.train by their names there, and those of YDropCallback, for the arms that
+have one, as ydrop.elasticity and the like. {seed} in a value is the seed of each run: --set data.split_seed={seed}
+draws its training and validation samples by it, where they would otherwise be the same for all seeds.
 
 Several machines share a grid if each is given the same one and the same --storage, a postgresql:// URL: each run takes
 place on one of them, and at the end all have its result. The run of a machine that was lost is run again.
@@ -25,12 +25,14 @@ import argparse
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import optuna
-from experiment import (
+from optuna.trial import TrialState
+
+from examples.paper.experiment import (
     ARMS,
     ROWS,
     YDROP,
@@ -45,13 +47,9 @@ from experiment import (
     storage_of,
     write_at_once,
 )
-from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
-
+from examples.paper.pool import Pool, complete
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.search.processes import start_workers
-from lightning_ydrop.search.storage import open_claims, open_study
-from lightning_ydrop.search.workers import TrialError, queue_trials, work
+from lightning_ydrop.search.workers import TrialError
 
 
 def grid_of(known: argparse.Namespace) -> Iterator[Run]:
@@ -119,25 +117,18 @@ def run_all(grid: Sequence[Run], known: argparse.Namespace) -> str | None:
         How many runs are not done, if any: they failed, or another process is at them.
 
     """
-    storage, study_name, runs = storage_of(known), name_of(grid), {run.name: run for run in grid}
-    study = open_study(storage, study_name, workers=known.jobs)
+    pool, runs = Pool(storage_of(known), name_of(grid), known.jobs), {run.name: run for run in grid}
     if known.storage:
-        fetch_results(study, runs)
+        fetch_results(pool.study(), runs)
     ahead = [name for name, run in runs.items() if run.result is None]
     print(f"{len(grid)} runs, {len(grid) - len(ahead)} of them done before")
     # A run whose folder was removed is run again, except where others may have done it.
-    claims = open_claims(storage, study_name)
-    queue_trials(study, claims, {name: {} for name in ahead}, again=not known.storage)
-    claims.close()
-    with tqdm(total=len(ahead), unit="run", dynamic_ncols=True) as bar:
-        progress = Progress(study, ahead, bar)
-        if ahead:
-            arguments = (storage, study_name, runs, known.keep_checkpoints)
-            start_workers(known.jobs, run_queued, *arguments, tick=progress, say=bar.write)
+    objective = partial(carried_out, runs, known.keep_checkpoints)
+    latest = pool.run(objective, {name: {} for name in ahead}, again=not known.storage)
     if known.storage:
-        fetch_results(study, runs)
-    failures = [name for name in ahead if progress.latest[name].state != TrialState.COMPLETE]
-    return f"{len(failures)} of {len(ahead)} runs are not done, for the reasons above." if failures else None
+        fetch_results(pool.study(), runs)
+    num_failures = len(ahead) - len(complete(latest))
+    return f"{num_failures} of {len(ahead)} runs are not done, for the reasons above." if num_failures else None
 
 
 def name_of(grid: Sequence[Run]) -> str:
@@ -146,22 +137,17 @@ def name_of(grid: Sequence[Run]) -> str:
     return f"grid {hashlib.sha256(json.dumps(identities).encode()).hexdigest()[:12]}"
 
 
-def run_queued(storage: str, study_name: str, runs: Mapping[str, Run], keep_checkpoints: bool) -> None:
-    """Be one worker: run what is queued, until nothing is left."""
-
-    def objective(trial: optuna.Trial, folder: Path) -> float:
-        run = runs[trial.user_attrs["name"]]
-        # What a worker that was killed has left may go on for a while.
-        if failure := carry_out(run, keep_checkpoints, waits="retry_of" in trial.user_attrs):
-            raise TrialError(failure)
-        result = run.result
-        assert result is not None
-        trial.set_user_attr("result", portable(result))
-        return float(result["val_loss"])
-
-    study, claims = open_study(storage, study_name), open_claims(storage, study_name)
-    work(study, objective, claims, folder=".", total=None, draw=False, max_failures=None, nan_value=math.inf)
-    claims.close()
+def carried_out(runs: Mapping[str, Run], keep_checkpoints: bool, trial: optuna.Trial, folder: Path) -> float:
+    """Carry out the run that a trial names, and give its validation loss."""
+    del folder  # a run has its own
+    run = runs[trial.user_attrs["name"]]
+    # What a worker that was killed has left may go on for a while.
+    if failure := carry_out(run, keep_checkpoints, waits="retry_of" in trial.user_attrs):
+        raise TrialError(failure)
+    result = run.result
+    assert result is not None
+    trial.set_user_attr("result", portable(result))
+    return float(result["val_loss"])
 
 
 def fetch_results(study: optuna.Study, runs: Mapping[str, Run]) -> None:
@@ -172,35 +158,6 @@ def fetch_results(study: optuna.Study, runs: Mapping[str, Run]) -> None:
             run.folder.mkdir(parents=True, exist_ok=True)
             write_at_once(run.folder / "run.json", run.identity)
             write_at_once(run.folder / "result.json", trial.user_attrs["result"])
-
-
-class Progress:
-    """Tells how far the runs of a grid are, and what goes wrong.
-
-    Attributes:
-        latest: The latest trial of each run, by name.
-
-    """
-
-    latest: dict[str, FrozenTrial]
-
-    def __init__(self, study: optuna.Study, names: Sequence[str], bar: "tqdm[None]") -> None:
-        self._study = study
-        self._names = set(names)
-        self._bar = bar
-        self._said: set[int] = set()
-        self.latest = {}
-
-    def __call__(self) -> None:
-        """Look, and tell."""
-        for trial in self._study.get_trials(deepcopy=False):
-            self.latest[trial.user_attrs["name"]] = trial
-        ended = [self.latest[name] for name in self._names if self.latest[name].state.is_finished()]
-        for trial in ended:
-            if "error" in trial.user_attrs and trial.number not in self._said:
-                self._said.add(trial.number)
-                self._bar.write(trial.user_attrs["error"])
-        self._bar.update(len(ended) - self._bar.n)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tune elasticity and annealing of an arm, over the sets that the paper names and by validation loss alone.
 
-    python examples/paper/tune.py --row mnist_fc_1 --jobs 4 --set data.root=data
+    python -m examples.paper.tune --row mnist_fc_1 --jobs 4 --set data.root=data
 
 A trial is a run of run.py with a pair of the two. The study is Optuna's: started again, here or on another machine that
 reaches the same --storage, it goes on with the pairs that are left, at most --trials of them; machines that are at it
@@ -14,19 +14,18 @@ import random
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
 from optuna.trial import TrialState
-from tables import markdown
-from tqdm import tqdm
 
+from examples.paper.experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
+from examples.paper.pool import Pool
+from examples.paper.tables import markdown
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.search.processes import start_workers
-from lightning_ydrop.search.storage import open_claims, open_study
-from lightning_ydrop.search.workers import TrialError, queue_trials, work
+from lightning_ydrop.search.workers import TrialError
 
 # Sec. 5, arXiv 2409.09088.
 ELASTICITIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -34,26 +33,19 @@ ANNEALING_EPOCHS = (1, 3, 5, 7, 9)
 PAIRS = tuple(itertools.product(ELASTICITIES, ANNEALING_EPOCHS))
 
 
-class Objective:
-    """The lowest validation loss of a run, averaged over seeds."""
-
-    def __init__(self, known: argparse.Namespace) -> None:
-        self.known = known
-
-    def __call__(self, trial: optuna.Trial, folder: Path) -> float:
-        """Train with the pair that the trial suggests."""
-        elasticity = trial.suggest_categorical("elasticity", ELASTICITIES)
-        annealing_epochs = trial.suggest_categorical("annealing_epochs", ANNEALING_EPOCHS)
-        known = self.known
-        pair = (f"ydrop.elasticity={elasticity}", f"ydrop.annealing_epochs={annealing_epochs}")
-        losses = []
-        for seed in known.seeds:
-            run = Run(known.row, known.arm, seed, pair, tuple(known.set), folder)
-            if failure := carry_out(run, waits="retry_of" in trial.user_attrs):
-                raise TrialError(failure)
-            assert run.result is not None
-            losses.append(run.result["val_loss"])
-        return statistics.fmean(losses)
+def loss_of(known: argparse.Namespace, trial: optuna.Trial, folder: Path) -> float:
+    """Train with the pair that a trial suggests, and average the lowest validation loss over seeds."""
+    elasticity = trial.suggest_categorical("elasticity", ELASTICITIES)
+    annealing_epochs = trial.suggest_categorical("annealing_epochs", ANNEALING_EPOCHS)
+    pair = (f"ydrop.elasticity={elasticity}", f"ydrop.annealing_epochs={annealing_epochs}")
+    losses = []
+    for seed in known.seeds:
+        run = Run(known.row, known.arm, seed, pair, tuple(known.set), folder)
+        if failure := carry_out(run, waits="retry_of" in trial.user_attrs):
+            raise TrialError(failure)
+        assert run.result is not None
+        losses.append(run.result["val_loss"])
+    return statistics.fmean(losses)
 
 
 def pair_of(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
@@ -79,7 +71,7 @@ def table(study: optuna.Study) -> str:
         lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
     row, arm = study.study_name.split()
     runs = study.user_attrs["runs"]
-    command = ["python", "examples/paper/tune.py", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
+    command = ["python", "-m", "examples.paper.tune", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
     command += ["--set", *runs["settings"]] if runs["settings"] else []
     return (
         f"# Tuning of {study.study_name}\n\n```sh\n{shlex.join(command)}\n```\n\n"
@@ -107,8 +99,9 @@ def main(args: Sequence[str] | None = None) -> None:
     add_shared_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
     known = parser.parse_args(args)
+    pool = Pool(storage_of(known), f"{known.row} {known.arm}", known.jobs)
     try:
-        study = open_study(storage_of(known), f"{known.row} {known.arm}", workers=known.jobs)
+        study = pool.study()
     except ConfigurationError as error:
         raise SystemExit(str(error)) from None
     folder = folder_of(known)
@@ -120,65 +113,39 @@ def main(args: Sequence[str] | None = None) -> None:
             "content of the YAML files: name another --out, or --storage."
         )
     study.set_user_attr("runs", same)
-    tune(study, known)
+    tune(pool, known)
     folder.mkdir(parents=True, exist_ok=True)  # where all trials were on other machines, there is none yet
     (folder / "study.md").write_text(table(study))
     print(f"\n{table(study)}")
 
 
-def tune(study: optuna.Study, known: argparse.Namespace) -> None:
+def tune(pool: Pool, known: argparse.Namespace) -> None:
     """Try the pairs that are left, at most so many."""
-    done = losses_of(study)
+    done = losses_of(pool.study())
     left = [pair for pair in PAIRS if pair not in done]
     random.Random(0).shuffle(left)  # a part of them is a random search
-    num_trials = min(known.trials, len(left))
-    if num_trials == 0:
+    if not left or known.trials == 0:
         return
-    claims = open_claims(storage_of(known), study.study_name)
     pairs = {f"{pair[0]:g}, {pair[1]}": {"elasticity": pair[0], "annealing_epochs": pair[1]} for pair in left}
-    queue_trials(study, claims, pairs, at_most=num_trials)
-    claims.close()
-    total = num_complete(study) + num_trials
-    with tqdm(total=num_trials, unit="trial", dynamic_ncols=True) as bar:
-
-        def tell() -> None:
-            bar.update(num_complete(study) - total + num_trials - bar.n)
-
-        try:
-            codes = start_workers(known.jobs, try_pairs, known, total, tick=tell, say=bar.write)
-        except ConfigurationError as error:
-            raise SystemExit(str(error)) from None
-    if any(codes):
-        raise SystemExit("Some workers stopped, for the reasons above.")
-
-
-def try_pairs(known: argparse.Namespace, total: int) -> None:
-    """Be one worker: try the pairs that are queued, until the study has so many trials."""
-    study = open_study(storage_of(known), f"{known.row} {known.arm}")
-    claims = open_claims(storage_of(known), study.study_name)
-    # Optuna takes NaN for a failure, which is tried again; a run that diverged would diverge again.
-    work(
-        study,
-        Objective(known),
-        claims,
-        folder=folder_of(known),
-        total=total,
-        draw=False,
-        max_failures=1,
-        nan_value=math.inf,
-    )
-    claims.close()
+    try:
+        latest = pool.run(
+            partial(loss_of, known),
+            pairs,
+            folder=folder_of(known),
+            at_most=known.trials,
+            max_failures=1,
+            unit="trial",
+        )
+    except ConfigurationError as error:
+        raise SystemExit(str(error)) from None
+    if any(trial.state == TrialState.FAIL for trial in latest.values()):
+        raise SystemExit("Some trials failed, for the reasons above.")
 
 
 def folder_of(known: argparse.Namespace) -> Path:
     """Find the folder of the trials."""
     folder: Path = known.out / f"{known.row}_{known.arm}"
     return folder
-
-
-def num_complete(study: optuna.Study) -> int:
-    """Count the trials that are done."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
 if __name__ == "__main__":

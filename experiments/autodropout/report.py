@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from examples.paper.tables import markdown
 from experiments.autodropout.compare import SAMPLERS
 from experiments.autodropout.trainings import HERE, TASKS, read_records
 from lightning_ydrop.layers.patterns import Pattern
+from lightning_ydrop.pictures import colors_of
 from lightning_ydrop.search.files import as_patterns
 from lightning_ydrop.search.plots import draw_masks, grid_of
 
@@ -39,6 +41,8 @@ NAMES = {
     "table": "table controller",
     "transformer": "Transformer controller",
 }
+# The palette goes by these names: "random" alone is a control of Y-Drop's.
+COLORS = {method: colors_of(NAMES.values())[name] for method, name in NAMES.items()}
 STAGES = {"final": "", "wide": "twice as wide", "deep": "twice as deep"}
 # Trials that a point of a curve covers.
 WINDOW = 20
@@ -63,8 +67,8 @@ def sample_of(units: Mapping[str, Records], metric: str) -> list[float]:
 
 def interval(sample: Sequence[float]) -> tuple[float, float]:
     """Give the mean, and half of its 95% interval by Student's t."""
-    error = statistics.stdev(sample) / len(sample) ** 0.5
-    return statistics.fmean(sample), float(stats.t.ppf(0.975, len(sample) - 1)) * error
+    low, high = stats.ttest_1samp(sample, 0).confidence_interval()
+    return float(low + high) / 2, float(high - low) / 2
 
 
 def difference(sample: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
@@ -73,9 +77,9 @@ def difference(sample: Sequence[float], baseline: Sequence[float]) -> tuple[floa
     return (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
 
 
-def table_of_searches(searches: Records) -> list[str]:
+def table_of_searches(searches: Records) -> str:
     """Compare samplers by the rewards of their trials."""
-    lines = ["| searched by | first tenth | last tenth | best trial | distinct patterns |", "|---|---|---|---|---|"]
+    lines: list[Sequence[object]] = [["searched by", "first tenth", "last tenth", "best trial", "distinct patterns"]]
     for sampler in SAMPLERS:
         runs = [search for search in searches if search["sampler"] == sampler]
         tenth = len(runs[0]["rewards"]) // 10
@@ -86,18 +90,15 @@ def table_of_searches(searches: Records) -> list[str]:
         ]
         cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in map(interval, columns)]
         distinct = statistics.fmean(run["distinct"] for run in runs)
-        lines.append(f"| {NAMES[sampler]} | {' | '.join(cells)} | {distinct:.0f} |")
-    return lines
+        lines.append([NAMES[sampler], *cells, f"{distinct:.0f}"])
+    return markdown(lines)
 
 
-def table_of_methods(records: Records) -> list[str]:
+def table_of_methods(records: Records) -> str:
     """Compare what was chosen, with seeds that chose nothing."""
     methods = methods_of(records)
-    names = [title for title, _, _ in METRICS.values()]
-    lines = [
-        f"| | {' | '.join(f'{name} | over nn.Dropout' for name in names)} | chosen |",
-        f"|---|{'---|---|' * len(names)}---|",
-    ]
+    titles = [title for title, _, _ in METRICS.values()]
+    lines = [["", *(column for title in titles for column in (title, "over nn.Dropout")), "chosen"]]
     for method, units in methods.items():
         cells = []
         for metric, (_, digits, _) in METRICS.items():
@@ -108,8 +109,8 @@ def table_of_methods(records: Records) -> list[str]:
             cells.append("" if method == "dropout" else f"{gain:+.{digits}f} ± {half:.{digits}f}")
         arm = next(iter(units.values()))[0]["arm"]
         chosen = "" if method in SAMPLERS or method == "none" else arm.partition(" ")[2]
-        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} | {chosen} |")
-    return lines
+        lines.append([NAMES[method], *cells, chosen])
+    return markdown(lines)
 
 
 def draw(task: str, file: Path) -> None:
@@ -138,10 +139,6 @@ def example_of(task: str) -> dict[str, Pattern]:
     return as_patterns("report", chosen["patterns"])
 
 
-def _color(method: str) -> str:
-    return f"C{SAMPLERS.index(method)}" if method in SAMPLERS else "0.35"
-
-
 def _draw_searches(searches: Records, axes: "Axes") -> None:
     for sampler in SAMPLERS:
         curves = []
@@ -152,12 +149,12 @@ def _draw_searches(searches: Records, axes: "Axes") -> None:
                 curves.append([statistics.fmean(rewards[end - WINDOW : end]) for end in ends])
         means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
         trials = range(WINDOW, WINDOW + len(means))
-        axes.plot(trials, means, color=_color(sampler), label=NAMES[sampler])
+        axes.plot(trials, means, color=COLORS[sampler], label=NAMES[sampler])
         axes.fill_between(
             trials,
             [min(values) for values in zip(*curves, strict=True)],
             [max(values) for values in zip(*curves, strict=True)],
-            color=_color(sampler),
+            color=COLORS[sampler],
             alpha=0.12,
             linewidth=0,
         )
@@ -171,7 +168,7 @@ def _draw_methods(finals: Records, axes: "Axes") -> None:
     methods = methods_of(finals)
     for row, (method, units) in enumerate(methods.items()):
         mean, half = interval(sample_of(units, "val_loss"))
-        axes.errorbar(mean, row, xerr=half, fmt="o", color=_color(method), capsize=3)
+        axes.errorbar(mean, row, xerr=half, fmt="o", color=COLORS[method], capsize=3)
     axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
     axes.invert_yaxis()
     axes.set(xlabel="validation loss (less is better)", title="fresh seeds of what each chose, 95% intervals")
@@ -202,13 +199,13 @@ def text() -> str:
             "Rewards of the trials, minus the validation loss:",
             "",
         ]
-        lines += table_of_searches(read_records(task, "searches"))
+        lines.append(table_of_searches(read_records(task, "searches")))
         for stage, title in STAGES.items():
             lines += ["", f"{f'In a network {title}' if title else 'Fresh seeds of what was chosen'}:", ""]
-            lines += table_of_methods([record for record in records if record["stage"] == stage])
+            lines.append(table_of_methods([record for record in records if record["stage"] == stage]))
         for other in TASKS:
             if there := read_records(task, f"from_{other}"):
-                lines += ["", f"What was chosen for {other}:", "", *table_of_methods(there)]
+                lines += ["", f"What was chosen for {other}:", "", table_of_methods(there)]
     return "\n".join(lines) + "\n"
 
 

@@ -2,21 +2,20 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
+from examples.paper.pool import Pool, complete
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.files import as_patterns, as_plain
-from lightning_ydrop.search.processes import start_workers
-from lightning_ydrop.search.storage import open_claims, open_study
 from lightning_ydrop.search.training import Training
-from lightning_ydrop.search.workers import queue_trials, work
 
 HERE = Path(__file__).parent
 TASKS = sorted(path.stem for path in HERE.glob("*.yaml"))
@@ -80,22 +79,21 @@ class Bench:
             A record of each training: stage, arm, seed, the metrics of the last validation and of the test.
 
         """
-        name = f"{self.task} {stage}"
-        study = open_study(self.storage, name, direction="maximize", workers=self.workers)
+        pool = Pool(self.storage, f"{self.task} {stage}", self.workers, "maximize")
+        study = pool.study()
         for arm in arms:
             kept = study.user_attrs.get(f"arm {arm.name}")
             if kept not in (None, json.loads(json.dumps(arm.as_json()))):
-                raise SystemExit(f"{name} has trained another {arm.name}: {kept}")
+                raise SystemExit(f"{pool.study_name} has trained another {arm.name}: {kept}")
             study.set_user_attr(f"arm {arm.name}", arm.as_json())
-        claims = open_claims(self.storage, name)
-        queue_trials(study, claims, {f"{arm.name} | {seed}": {} for seed in seeds for arm in arms})
-        claims.close()
-        start_workers(self.workers, be_worker, self, name)
-        wanted = {(arm.name, seed) for seed in seeds for arm in arms}
-        records = [record for record in _records_of(study) if (record["arm"], record["seed"]) in wanted]
-        if len(records) < len(wanted):
-            raise SystemExit(f"{name}: {len(wanted) - len(records)} of {len(wanted)} trainings failed; start again.")
-        return [{"stage": stage, **record} for record in records]
+        trials: dict[str, dict[str, Any]] = {f"{arm.name} | {seed}": {} for seed in seeds for arm in arms}
+        folder = f"{self.storage}.folders/{pool.study_name}"
+        latest = pool.run(partial(reward_of, self), trials, folder=folder, unit="training")
+        done = complete(latest)
+        if len(done) < len(trials):
+            missing = len(trials) - len(done)
+            raise SystemExit(f"{pool.study_name}: {missing} of {len(trials)} trainings failed; start again.")
+        return [{"stage": stage, **record} for record in _records_of(done.values())]
 
 
 def bench_of(parser: argparse.ArgumentParser) -> tuple[Bench, argparse.Namespace]:
@@ -124,26 +122,20 @@ def read_records(task: str, kind: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def be_worker(bench: Bench, name: str) -> None:
-    """Be one worker."""
-    study, claims = open_study(bench.storage, name, direction="maximize"), open_claims(bench.storage, name)
-
-    def objective(trial: optuna.Trial, folder: Path) -> float:
-        arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
-        content = trial.study.user_attrs[f"arm {arm}"]
-        training = bench.training(content["args"])
-        # Seeds of searches are made of small numbers too: these are others.
-        outcome = training(as_patterns("Bench.train", content["patterns"]), 10_000 + int(seed), folder)
-        trial.set_user_attr("reached", {**outcome.metrics, **training.test()})
-        return outcome.reward
-
-    work(study, objective, claims, folder=f"{bench.storage}.folders/{name}", total=None, draw=False, max_failures=None)
-    claims.close()
+def reward_of(bench: Bench, trial: optuna.Trial, folder: Path) -> float:
+    """Train the arm and the seed that a trial names, and give the reward."""
+    arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
+    content = trial.study.user_attrs[f"arm {arm}"]
+    training = bench.training(content["args"])
+    # Seeds of searches are made of small numbers too: these are others.
+    outcome = training(as_patterns("Bench.train", content["patterns"]), 10_000 + int(seed), folder)
+    trial.set_user_attr("reached", {**outcome.metrics, **training.test()})
+    return outcome.reward
 
 
-def _records_of(study: optuna.Study) -> list[dict[str, Any]]:
+def _records_of(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
     records = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    for trial in trials:
         arm, _, seed = trial.user_attrs["name"].rpartition(" | ")
         reached = {name: round(value, 5) for name, value in trial.user_attrs["reached"].items()}
         records.append({"arm": arm, "seed": int(seed), **reached})

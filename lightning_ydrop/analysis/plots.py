@@ -3,38 +3,16 @@
 No figure is shown or kept by pyplot: each function draws into the axes that it is given, or into those of a new figure.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lightning_ydrop.analysis.removal import RemovalCurve
+from lightning_ydrop.pictures import colors_of, finished, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# The paper's arms have its colors, and each control its own, whatever else is in a figure.
-COLORS = {
-    "plain": "tab:purple",
-    "dropout": "tab:orange",
-    "ydrop": "tab:green",
-    "y-drop": "tab:green",
-    "dropout_at_mean_rate": "tab:gray",
-    "jumpout": "tab:blue",
-    "random": "tab:red",
-    "shuffled": "tab:brown",
-    "inverted": "tab:pink",
-}
-OTHERS = ("tab:olive", "tab:cyan", "black", *dict.fromkeys(COLORS.values()))
-
-
-def colors_of(labels: Iterable[str]) -> dict[str, str]:
-    """Choose a color for each label: that of an arm by its name, and for others what none of these has."""
-    labels = list(labels)
-    known = {label: COLORS[label.lower()] for label in labels if label.lower() in COLORS}
-    others = itertools.cycle(color for color in OTHERS if color not in known.values())
-    return {label: known.get(label) or next(others) for label in labels}
 
 
 def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) -> "Axes":
@@ -48,12 +26,12 @@ def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) ->
         The axes; `axes.figure` is the figure.
 
     """
-    axes = axes or _new_axes()
+    axes = axes or new_axes("plot_conductance()")
     colors = colors_of(means)
     for label, mean in means.items():
         axes.plot(_falling(mean), color=colors[label], label=label)
     axes.set(xlabel="units, sorted", ylabel="mean conductance")
-    return _finished(axes)
+    return finished(axes)
 
 
 def plot_cumulative_conductance(
@@ -70,7 +48,7 @@ def plot_cumulative_conductance(
         The axes.
 
     """
-    axes = axes or _new_axes()
+    axes = axes or new_axes("plot_cumulative_conductance()")
     colors = colors_of(means)
     for number, (label, mean) in enumerate(means.items()):
         sums, positive = _falling(mean).cumsum(0), mean.clamp(min=0).sum()
@@ -80,16 +58,16 @@ def plot_cumulative_conductance(
             # In lines at the foot, where no curve is and none hides another.
             axes.text(
                 place,
-                0.03 + 0.055 * number,
+                0.03 + 0.06 * number,
                 f"{float(sums[place] / positive):.1%}",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
-                fontsize=7,
+                fontsize="small",
                 color=colors[label],
             )
             axes.plot(place, float(sums[place]), ".", color=colors[label])
     axes.set(xlabel="units, sorted", ylabel="cumulative mean conductance")
-    return _finished(axes)
+    return finished(axes)
 
 
 def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None) -> "Axes":
@@ -103,7 +81,7 @@ def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None)
         The axes.
 
     """
-    axes = axes or _new_axes()
+    axes = axes or new_axes("plot_removal()")
     colors = colors_of(curves)
     for label, curve in curves.items():
         fractions = [100 * fraction for fraction in curve.fractions]
@@ -111,20 +89,7 @@ def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None)
         axes.plot(fractions, mean, ".-", color=colors[label], label=label)
         axes.fill_between(fractions, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0)
     axes.set(xlabel="units removed, %", ylabel="accuracy, %")
-    return _finished(axes)
-
-
-def _new_axes() -> "Axes":
-    from matplotlib.figure import Figure
-
-    axes: Axes = Figure(figsize=(5, 3.8), dpi=120, layout="constrained").add_subplot()
-    return axes
-
-
-def _finished(axes: "Axes") -> "Axes":
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return finished(axes)
 
 
 def _falling(mean: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How evenly importance is spread over the units of a layer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -19,6 +19,11 @@ from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_ada
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.first_batch import check_labels_are_read
 from lightning_ydrop.models.modules import device_of
+from lightning_ydrop.pictures import figure_of, finished, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class ConductanceSpread(Metric):
@@ -87,6 +92,41 @@ class ConductanceSpread(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Give "mean" (U,), "top_share", "gini" and "total"."""
         return conductance_spread(self.sums, self.num_samples, self.top_fraction)
+
+    def plot(
+        self, val: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None, ax: "Axes | None" = None
+    ) -> tuple["Figure", "Axes"]:
+        """Draw the mean conductance of each unit, from the highest to the lowest. It takes lightning-ydrop[plots].
+
+        The legend names the share of the units at the top and the Gini coefficient.
+
+        Args:
+            val: What `compute` or `forward` returned, or several of these, such as one for each epoch. None: what
+                `compute` returns now.
+            ax: Where to draw. None: the axes of a new figure, which pyplot does not keep.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ConfigurationError: If matplotlib is not installed.
+
+        Example:
+            >>> spread = ConductanceSpread(num_units=4)
+            >>> spread.update(torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
+            >>> figure, axes = spread.plot()
+            >>> axes.get_ylabel()
+            'mean conductance'
+
+        """
+        ax = ax or new_axes("ConductanceSpread.plot()")
+        results = [val or self.compute()] if val is None or isinstance(val, Mapping) else list(val)
+        for number, result in enumerate(results, 1):
+            shares = f"top {self.top_fraction:.0%} hold {result['top_share']:.0%}, Gini {result['gini']:.2f}"
+            falling = result["mean"].detach().float().reshape(-1).sort(descending=True).values
+            ax.plot(falling.cpu(), label=shares if len(results) == 1 else f"{number}: {shares}")
+        ax.set(xlabel="units, from the highest to the lowest", ylabel="mean conductance")
+        return figure_of(finished(ax)), ax
 
 
 def mean_conductance(

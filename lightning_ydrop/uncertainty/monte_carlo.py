@@ -1,11 +1,11 @@
 """The average prediction of a network over its dropout masks, and how far other predictions are from it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -22,8 +22,13 @@ from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.state import leaving_no_trace
+from lightning_ydrop.pictures import figure_of, finished, new_axes
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping, stochastic_modules
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -310,6 +315,36 @@ class MonteCarloDivergence(Metric):
     def compute(self) -> Tensor:
         """Give the mean over all samples and positions."""
         return self.total / self.num_rows
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Draw the divergence, as a point or over several evaluations. It takes lightning-ydrop[plots].
+
+        Args:
+            val: What `compute` or `forward` returned, or several of these, such as one for each epoch. None: what
+                `compute` returns now.
+            ax: Where to draw. None: the axes of a new figure, which pyplot does not keep.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ConfigurationError: If matplotlib is not installed.
+
+        Example:
+            >>> divergence = MonteCarloDivergence()
+            >>> figure, axes = divergence.plot([torch.tensor(0.02), torch.tensor(0.01)])
+            >>> axes.get_xlabel()
+            'evaluation'
+
+        """
+        ax = ax or new_axes("MonteCarloDivergence.plot()")
+        values = [self.compute() if val is None else val] if val is None or isinstance(val, Tensor) else list(val)
+        points = [float(value) for value in values]
+        ax.plot(range(1, len(points) + 1), points, ".-", label=f"prediction, at last {points[-1]:.3g}")
+        ax.axhline(0, color="gray", linestyle=":", label="the average itself")
+        ax.locator_params("x", integer=True)
+        ax.set(xlabel="evaluation", ylabel="KL(average || prediction), nats")
+        return figure_of(finished(ax)), ax
 
 
 def _batch_size(inputs: Inputs, arguments: Any) -> int:

@@ -3,7 +3,7 @@ import torch
 from matplotlib import pyplot
 
 from lightning_ydrop.analysis import RemovalCurve
-from lightning_ydrop.analysis.plots import colors_of, plot_conductance, plot_cumulative_conductance, plot_removal
+from lightning_ydrop.analysis.plots import plot_conductance, plot_cumulative_conductance, plot_removal
 
 MEANS = {"Plain": torch.tensor([1.0, 5.0, 0.0, 4.0, 0.0]), "Y-Drop": torch.tensor([3.0, 2.0, 3.0, 2.0, 2.0])}
 
@@ -38,9 +38,3 @@ def test_removal_is_drawn_in_percent_into_axes_that_are_given() -> None:
     assert list(line.get_ydata()) == pytest.approx([100, 60])  # type: ignore[arg-type]
     assert line.get_color() == "tab:orange"
     pyplot.close(figure)
-
-
-def test_no_two_labels_have_the_same_color() -> None:
-    colors = colors_of(["random", "plain", "Dropout", "shuffled", "Y-Drop", "inverted"])
-    assert len(set(colors.values())) == 6
-    assert (colors["plain"], colors["Y-Drop"]) == ("tab:purple", "tab:green")

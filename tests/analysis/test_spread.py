@@ -1,4 +1,5 @@
-from typing import Any
+import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -6,6 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from torch import Tensor, nn
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, KeyAdapter, layer_conductance
@@ -134,3 +139,40 @@ def test_it_takes_no_more_rows_at_once_than_a_batch_has() -> None:
 def test_no_data_have_no_mean() -> None:
     with pytest.raises(ConfigurationError, match="gave no batch"):
         mean_conductance(nn.Linear(2, 2), [], layers=nn.Linear)
+
+
+def labels_of(axes: Axes) -> list[str]:
+    return [text.get_text() for text in cast(Legend, axes.get_legend()).get_texts()]
+
+
+def test_the_metric_is_drawn_in_words() -> None:
+    spread = ConductanceSpread(5)
+    spread.update(torch.tensor([[1.0, 4.0, 1.0, 1.0, 1.0]]))
+    figure, axes = spread.plot()
+    assert isinstance(figure, Figure)
+    assert axes.figure is figure
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("units, from the highest to the lowest", "mean conductance")
+    assert labels_of(axes) == ["top 20% hold 50%, Gini 0.30"]
+    (line,) = axes.get_lines()
+    assert list(line.get_ydata()) == [4, 1, 1, 1, 1]  # type: ignore[arg-type]
+    assert not pyplot.get_fignums()
+
+
+def test_results_of_several_epochs_are_drawn_into_axes_that_are_given() -> None:
+    whole = Figure()
+    axes = whole.add_subplot()
+    results = []
+    for top in (4.0, 1.0):
+        spread = ConductanceSpread(5, top_fraction=0.4)
+        results.append(spread(torch.tensor([[top, 1.0, 1.0, 1.0, 1.0]])))
+    assert spread.plot(results, axes) == (whole, axes)
+    assert labels_of(axes) == ["1: top 40% hold 62%, Gini 0.30", "2: top 40% hold 40%, Gini 0.00"]
+    one = ConductanceSpread(1)
+    one.update(torch.ones(3, 1))  # whose mean torchmetrics gives as a scalar
+    assert len(one.plot()[1].get_lines()[0].get_xdata()) == 1  # type: ignore[arg-type]
+
+
+def test_a_picture_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigurationError, match=r"ConductanceSpread\.plot\(\) .* \"lightning-ydrop\[plots\]\""):
+        ConductanceSpread(5).plot()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.examples.programs import imported
+from examples import train
 
 
 @pytest.fixture
@@ -13,5 +13,5 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # where Lightning leaves it for other tests
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls it by an older name
-    main: Callable[..., Any] = imported("train").main
+    main: Callable[..., Any] = train.main
     return main

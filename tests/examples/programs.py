@@ -1,26 +1,25 @@
-"""The programs of examples/, whose modules stand beside them as in folders of scripts."""
+"""The programs of examples/, run as their users do."""
 
-import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-
-
-def imported(path: str) -> ModuleType:
-    """Import a module of examples/ by its path there, as its program does."""
-    for folder in (EXAMPLES, (EXAMPLES / path).parent):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
-    return importlib.import_module(Path(path).name)
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
+# Users stand in the root of a clone, and tests in folders of their own.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def said(path: str, *args: str, cwd: Path) -> str:
-    """Run a program of examples/ as its users do, to its end, and give its output."""
+def said(module: str, *args: str, cwd: Path) -> str:
+    """Run a program of examples/ to its end, and give its output."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / path), *args], capture_output=True, text=True, check=False, cwd=cwd
+        [sys.executable, "-m", f"examples.{module}", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

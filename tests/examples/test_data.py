@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.datasets import cifar, stl10, svhn
 
-from tests.examples.programs import EXAMPLES, imported
+from examples import data
+from tests.examples.programs import EXAMPLES
 
-data = imported("data")
 ROWS = sorted(path for path in (EXAMPLES / "paper/rows").glob("*.yaml") if path.stem != "digits")
 ARMS = sorted(path for path in (EXAMPLES / "configs").glob("*.yaml") if path.stem != "base")
 TRAIN, TEST = 100, 20

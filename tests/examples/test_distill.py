@@ -10,13 +10,16 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from examples import distill
+from examples.data import Digits
+from examples.networks import Classifier
+from examples.paper import distillation as paper
 from lightning_ydrop import ConfigurationError, DropoutDistillation
-from tests.examples.programs import EXAMPLES, imported, said
+from tests.examples.programs import EXAMPLES, said
 from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
-
-paper = imported("paper/distillation")
 
 SMALL = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
@@ -44,10 +47,12 @@ def test_a_teacher_is_trained_and_distilled(data: str, dropout: str, cli: Callab
     with pytest.raises(
         ConfigurationError, match=f"it was trained with dropout='{dropout}', and now has dropout='none'"
     ):
-        imported("distill").main([*arguments, "--model.teacher.dropout=none"])
-    distilled = imported("distill").main([*arguments, f"--model.teacher.dropout={dropout}"])
-    kept = distilled.trainer.checkpoint_callback.best_model_path
-    student = imported("networks").Classifier.load_from_checkpoint(kept)
+        distill.main([*arguments, "--model.teacher.dropout=none"])
+    distilled = distill.main([*arguments, f"--model.teacher.dropout={dropout}"])
+    best = distilled.trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    kept = best.best_model_path
+    student = Classifier.load_from_checkpoint(kept)
     state = torch.load(kept, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     teacher = trained.model.state_dict()
@@ -57,9 +62,9 @@ def test_a_teacher_is_trained_and_distilled(data: str, dropout: str, cli: Callab
 
 
 def test_predictors_are_measured_against_the_average(tmp_path: Path) -> None:
-    data = imported("data").Digits()
+    data = Digits()
     torch.manual_seed(0)
-    teacher = imported("networks").Classifier(data.shape, hidden=[32], dropout="vanilla")
+    teacher = Classifier(data.shape, hidden=[32], dropout="vanilla")
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # far from linear: one pass is not the average
     found = paper.measured(
@@ -105,8 +110,8 @@ def test_only_what_was_measured_of_this_teacher_with_these_settings_counts(tmp_p
 
 def taught(folder: Path, max_epochs: int) -> dict[str, torch.Tensor]:
     seed_everything(0, verbose=False)
-    data = imported("data").Digits(train_fraction=0.05, batch_size=16)
-    teacher = imported("networks").Classifier(data.shape, hidden=[8], dropout="vanilla")
+    data = Digits(train_fraction=0.05, batch_size=16)
+    teacher = Classifier(data.shape, hidden=[8], dropout="vanilla")
     distillation = DropoutDistillation(teacher, optimizer=partial(torch.optim.SGD, lr=0.5))
     student: torch.nn.Module = paper.taught(distillation, data, folder, max_epochs)
     return student.state_dict()
@@ -143,19 +148,19 @@ def test_the_networks_of_a_grid_are_distilled(tmp_path: Path) -> None:
     grid = ["--rows", "digits", "--arms", "dropout", "ydrop", "--seeds", "0", "--jobs", "2", "--keep-checkpoints"]
     settings = ["model.hidden=[16]", "trainer.max_epochs=3", "ydrop.annealing_epochs=1", "data.train_fraction=0.05"]
 
-    said("paper/run.py", *grid, "--set", *settings, "--out", "runs/teachers", cwd=tmp_path)
+    said("paper.run", *grid, "--set", *settings, "--out", "runs/teachers", cwd=tmp_path)
     arguments = ("--samples", "20", "--max-epochs", "30")
-    table = said("paper/distillation.py", *arguments, "--jobs", "2", cwd=tmp_path)
+    table = said("paper.distillation", *arguments, "--jobs", "2", cwd=tmp_path)
     assert table.count("| dropout |") == table.count("| ydrop |") == 6  # one pass, two students, three averages
-    assert "run.py --rows digits --arms dropout ydrop --seeds 0 --set data.train_fraction=0.05" in table
+    assert "examples.paper.run --rows digits --arms dropout ydrop --seeds 0 --set data.train_fraction=0.05" in table
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("distilled.json")}
     assert len(files) == 2
-    assert said("paper/distillation.py", *arguments, cwd=tmp_path) == table
+    assert said("paper.distillation", *arguments, cwd=tmp_path) == table
     assert {file: file.stat().st_mtime_ns for file in files} == files
 
     record = (tmp_path / "runs/teachers/distilled.jsonl").rename(tmp_path / "kept.jsonl")
     assert str(tmp_path) not in record.read_text()
-    of_record = said("paper/distillation.py", *arguments, "--runs", "kept.jsonl", cwd=tmp_path)
+    of_record = said("paper.distillation", *arguments, "--runs", "kept.jsonl", cwd=tmp_path)
     assert of_record.replace("kept.jsonl", "runs/teachers") == table
     for other in ("--samples", "--max-epochs"):
         with pytest.raises(SystemExit, match=f"with other arguments than .*{other} 40"):

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.paper import figures, kept
 from lightning_ydrop.analysis import RemovalCurve
-from tests.examples.programs import imported, said
+from tests.examples.programs import said
 from tests.examples.test_data import drawn, write_mnist
 from tests.examples.test_report import leave
 
-figures = imported("paper/figures")
 
-
-def shown(conductance: list[float], strongest: list[float]) -> object:
+def shown(conductance: list[float], strongest: list[float]) -> figures.Shown:
     accuracy = torch.tensor([strongest])
     curve = RemovalCurve(figures.FRACTIONS[: len(strongest)], accuracy)
     flat = RemovalCurve(figures.FRACTIONS, torch.full((25, len(figures.FRACTIONS)), 0.98))
@@ -50,12 +49,15 @@ def test_the_networks_of_a_grid_are_shown(tmp_path: Path) -> None:
     ]
     grid = ["--rows", "mnist_fig_2", "--arms", "plain", "ydrop", "--seeds", "0", "--jobs", "2"]
     grid += ["--keep-checkpoints", "--set", *settings, "--out", "runs/figures"]
-    said("paper/run.py", *grid, cwd=tmp_path)
-    said("paper/figures.py", "--repeats", "2", cwd=tmp_path)
+    said("paper.run", *grid, cwd=tmp_path)
+    said("paper.figures", "--repeats", "2", cwd=tmp_path)
     written = (tmp_path / "runs/figures/figures.md").read_text()
     assert written.count("| ydrop | ") == written.count("| plain | ") == 6
     assert "nearly linear" not in written  # the paper's figure is that of 1024 units
-    assert "run.py --rows mnist_fig_2 --arms plain ydrop --seeds 0 --set 'model.hidden=[32]' trainer" in written
+    assert (
+        "examples.paper.run --rows mnist_fig_2 --arms plain ydrop --seeds 0 --set 'model.hidden=[32]' trainer"
+        in written
+    )
 
 
 def test_without_checkpoints_it_says_how_to_keep_them(tmp_path: Path) -> None:
@@ -74,4 +76,4 @@ def test_networks_of_one_arm_with_several_settings_are_refused(tmp_path: Path) -
         (result.parent / "checkpoints/epoch=1.ckpt").touch()
     with pytest.raises(SystemExit, match="results of dropout with several settings"):
         figures.main(["--runs", str(tmp_path)])
-    assert len(imported("paper/kept").read(tmp_path / "digits/dropout_1")) == 1
+    assert len(kept.read(tmp_path / "digits/dropout_1")) == 1

@@ -14,10 +14,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.examples.programs import EXAMPLES, imported
+from examples.paper import experiment
+from examples.paper import run as grid_program
+from tests.examples.programs import ENVIRONMENT
 from tests.examples.test_data import drawn, write_mnist
-
-experiment = imported("paper/experiment")
 
 SETTINGS = ["data.download=false", "model.hidden=[16]", "trainer.accelerator=cpu"]
 
@@ -30,13 +30,15 @@ def root(tmp_path: Path) -> Path:
 
 def command(root: Path, *args: str, settings: tuple[str, ...] = ()) -> list[str]:
     return [
-        *(sys.executable, str(EXAMPLES / "paper/run.py"), "--rows", "mnist_fc_1", *args, "--out", str(root / "out")),
+        *(sys.executable, "-m", "examples.paper.run", "--rows", "mnist_fc_1", *args, "--out", str(root / "out")),
         *("--set", f"data.root={root / 'data'}", *SETTINGS, *settings),
     ]
 
 
 def run(root: Path, *args: str, settings: tuple[str, ...] = ("trainer.max_epochs=2",), rc: int = 0) -> str:
-    done = subprocess.run(command(root, *args, settings=settings), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(root, *args, settings=settings), capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
     assert done.returncode == rc, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -108,28 +110,28 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     run = experiment.Run("mnist_fc_1", "plain", 0, (), (), tmp_path)
     run.folder.mkdir(parents=True)
     with FileLock(run.folder / "lock"):
-        assert "another process is at it" in experiment.carry_out(run)
+        assert "another process is at it" in (experiment.carry_out(run) or "")
 
 
 def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "train.py"
     program.write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)")
     grid = (
-        f"import sys; sys.path.append({str(EXAMPLES / 'paper')!r}); import experiment; from pathlib import Path\n"
-        f"experiment.TRAIN = Path({str(program)!r})\n"
+        "from pathlib import Path; from examples.paper import experiment\n"
+        f"experiment.PROGRAM = ({str(program)!r},)\n"
         "experiment.carry_out(experiment.Run('digits', 'plain', 0, (), (), Path('out')))"
     )
-    process = subprocess.Popen([sys.executable, "-c", grid])
+    process = subprocess.Popen([sys.executable, "-c", grid], env=ENVIRONMENT)
     wait_for(tmp_path / "pid", process)
     process.kill()
     process.wait()
     program.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(experiment, "TRAIN", program)
+    monkeypatch.setattr(experiment, "PROGRAM", (str(program),))
     run = experiment.Run("digits", "plain", 0, (), (), Path("out"))
-    assert "another process is at it" in experiment.carry_out(run)
+    assert "another process is at it" in (experiment.carry_out(run) or "")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     # A trial that is run again waits for what its first worker has left.
-    assert "ended with 3" in experiment.carry_out(run, waits=True)
+    assert "ended with 3" in (experiment.carry_out(run, waits=True) or "")
 
 
 def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
@@ -177,7 +179,6 @@ def test_what_was_interrupted_while_checkpoints_were_written_begins_anew(tmp_pat
 def test_a_grid_that_is_told_to_end_leaves_its_trial_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = imported("paper/run")
     arguments = ["--rows", "digits", "--arms", "plain", "--seeds", "0", "1", "--out", str(tmp_path)]
     carried_out: list[tuple[str, bool]] = []
 
@@ -187,17 +188,17 @@ def test_a_grid_that_is_told_to_end_leaves_its_trial_to_the_next(
             raise SystemExit(143)
         leave_result(run)
 
-    monkeypatch.setattr(program, "carry_out", carry_out)
+    monkeypatch.setattr(grid_program, "carry_out", carry_out)
     with pytest.raises(SystemExit):
-        program.main(arguments)
-    program.main(arguments)
+        grid_program.main(arguments)
+    grid_program.main(arguments)
     first, second = (f"digits/plain/seed_{seed}" for seed in (0, 1))
     assert carried_out == [(first, False), (second, False), (first, True)]
-    program.main(arguments)
+    grid_program.main(arguments)
     assert len(carried_out) == 3
     # A run whose folder was removed is run again.
     shutil.rmtree(tmp_path / first)
-    program.main(arguments)
+    grid_program.main(arguments)
     assert carried_out[3:] == [(first, False)]
 
 
@@ -210,29 +211,28 @@ def leave_result(run: Any) -> None:
 def test_machines_that_share_a_storage_share_a_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = imported("paper/run")
     carried_out: list[str] = []
 
     def carry_out(run: Any, keep_checkpoints: bool, waits: bool) -> None:
         carried_out.append(run.name)
         leave_result(run)
 
-    monkeypatch.setattr(program, "carry_out", carry_out)
+    monkeypatch.setattr(grid_program, "carry_out", carry_out)
     grid = ["--rows", "digits", "--arms", "plain", "--storage", str(tmp_path / "shared.journal"), "--seeds"]
-    program.main([*grid, "0", "1", "--out", "here"])
-    program.main([*grid, "1", "0", "--out", "there"])
+    grid_program.main([*grid, "0", "1", "--out", "here"])
+    grid_program.main([*grid, "1", "0", "--out", "there"])
     assert carried_out == ["digits/plain/seed_0", "digits/plain/seed_1"]
     assert "2 runs, 2 of them done before" in capsys.readouterr().out
     records = [Path(out, "results.jsonl").read_text() for out in ("here", "there")]
     assert records[0] == records[1]
-    program.main([*grid, "2", "--out", "there"])  # another grid
+    grid_program.main([*grid, "2", "--out", "there"])  # another grid
     assert carried_out[2:] == ["digits/plain/seed_2"]
 
 
 def test_a_storage_that_cannot_be_used_is_said_before_the_first_run(tmp_path: Path) -> None:
     grid = ["--rows", "digits", "--arms", "plain", "--seeds", "0", "--out", str(tmp_path), "--jobs", "2"]
     with pytest.raises(SystemExit, match="SQLite takes one worker"):
-        imported("paper/run").main([*grid, "--storage", "sqlite:///grid.db"])
+        grid_program.main([*grid, "--storage", "sqlite:///grid.db"])
 
 
 @pytest.mark.slow
@@ -245,6 +245,7 @@ def test_a_grid_that_is_told_to_end_ends_its_runs(number: signal.Signals, root: 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which in the background is ignored
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
     )
     wait_for(root / "out/mnist_fc_1/plain/seed_0/checkpoints/last.ckpt", process)
     process.send_signal(number)
@@ -280,6 +281,7 @@ def test_what_is_interrupted_goes_on(root: Path) -> None:
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
     )
     folder = root / "out/mnist_fc_1/ydrop/seed_0"
     wait_for(folder / "checkpoints/last.ckpt", process)
@@ -327,15 +329,14 @@ def test_what_fails_is_named_and_the_others_run(root: Path) -> None:
 def test_what_cannot_be_run_is_refused(
     args: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = imported("paper/run")
-    monkeypatch.setattr(program, "run_all", lambda *_: None)
+    monkeypatch.setattr(grid_program, "run_all", lambda *_: None)
     with pytest.raises(SystemExit):
-        program.main(["--rows", "mnist_fc_1", *args])
+        grid_program.main(["--rows", "mnist_fc_1", *args])
     assert says in capsys.readouterr().err
 
 
 def test_values_are_taken_apart_at_their_own_commas() -> None:
-    varied = imported("paper/run").varied
+    varied = grid_program.varied
     assert varied("model.hidden=[64],[64,64]") == ["model.hidden=[64]", "model.hidden=[64,64]"]
     assert varied("x=[[1,2],[3]],[[4]]") == ["x=[[1,2],[3]]", "x=[[4]]"]
     assert varied('x={"a":1,"b":[2,3]},0') == ['x={"a":1,"b":[2,3]}', "x=0"]
@@ -345,5 +346,5 @@ def test_a_grid_beside_another_says_what_is_left_to_it(tmp_path: Path, capsys: p
     run = experiment.Run("digits", "plain", 0, (), (), tmp_path)
     run.folder.mkdir(parents=True)
     with FileLock(run.folder / "lock"), pytest.raises(SystemExit, match="1 of 1 runs are not done"):
-        imported("paper/run").main(["--rows", "digits", "--arms", "plain", "--seeds", "0", "--out", str(tmp_path)])
+        grid_program.main(["--rows", "digits", "--arms", "plain", "--seeds", "0", "--out", str(tmp_path)])
     assert f"{run.folder}: another process is at it" in capsys.readouterr().out

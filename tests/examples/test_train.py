@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.datasets.mnist import read_image_file
 
-from tests.examples.programs import EXAMPLES
+from tests.examples.programs import ENVIRONMENT, EXAMPLES
 from tests.sameness import assert_same
 
 CONFIGS = EXAMPLES / "configs"
@@ -24,7 +23,7 @@ ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base
 
 def run(*args: object) -> str:
     """Run a program of examples/ as its users do, and return all that it says."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, args)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -33,7 +32,7 @@ def run(*args: object) -> str:
 
 
 def train(*args: object) -> str:
-    return run(EXAMPLES / "train.py", "fit", f"--config={CONFIGS / 'base.yaml'}", *args)
+    return run("-m", "examples.train", "fit", f"--config={CONFIGS / 'base.yaml'}", *args)
 
 
 def test_a_run_shows_its_progress_and_leaves_what_it_promises(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.examples.programs import imported, said
+from examples.paper import experiment
+from examples.paper import tune as program
+from tests.examples.programs import said
 from tests.examples.test_data import drawn, write_mnist
 
 
@@ -21,7 +23,6 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     The run of that number fails that is in `fails`; `adds` is added to each loss.
     """
-    program = imported("paper/tune")
     trained: list[Any] = []
 
     def run(run: Any, waits: bool) -> str | None:
@@ -59,7 +60,7 @@ def test_the_pair_of_the_lowest_validation_loss_is_found_once_all_were_tried(tun
     assert len({run.varied for run in runs}) == 25
     report = (tmp_path / "runs/tune/mnist_fc_1_ydrop/study.md").read_text()
     assert "`--set ydrop.elasticity=0.01 ydrop.annealing_epochs=3`" in report
-    assert "tune.py --row mnist_fc_1 --arm ydrop --seeds 0 1\n" in report
+    assert "examples.paper.tune --row mnist_fc_1 --arm ydrop --seeds 0 1\n" in report
     row = next(line for line in report.splitlines() if line.startswith("| 0.001 |"))
     assert row == "| 0.001 | 3.0000 | 1.0000 | 3.0000 | 5.0000 | 7.0000 |"
     assert not tune("--seeds", "0", "1")  # nothing is left
@@ -107,7 +108,7 @@ def test_a_study_whose_trials_are_elsewhere_is_reported_here(tune: Any, tmp_path
 
 def test_a_study_has_trials_by_one_version_of_the_files(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tune("--trials", "1")
-    monkeypatch.setattr(imported("paper/experiment"), "_content", lambda file: "another")
+    monkeypatch.setattr(experiment, "_content", lambda file: "another")
     with pytest.raises(SystemExit, match="content of the YAML files"):
         tune("--trials", "1")
 
@@ -135,7 +136,7 @@ def test_networks_are_tuned(tmp_path: Path) -> None:
     write_mnist(tmp_path / "data", drawn((1, 28, 28), 100, 10, 0), drawn((1, 28, 28), 20, 10, 1))
     settings = [f"data.root={tmp_path / 'data'}", "trainer.max_epochs=2", "model.hidden=[16]"]
     arguments = ["--row", "mnist_fc_1", "--trials", "2", "--jobs", "2", "--set", *settings]
-    table = said("paper/tune.py", *arguments, cwd=tmp_path)
+    table = said("paper.tune", *arguments, cwd=tmp_path)
     files = list((tmp_path / "runs/tune").rglob("result.json"))
     losses = [json.loads(file.read_text())["val_loss"] for file in files]
     assert len(losses) == 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision import models
 from transformers import BertConfig, BertModel
 
-from tests.examples.programs import imported
+from examples.networks import WideResNet
 
 Build = Callable[[], Any]
 
@@ -198,7 +198,7 @@ def torch_encoder(batch_first: bool = True, **kwargs: Any) -> Any:
 
 
 def wide(depth: int = 28, width: float = 2, p: float = 0.0) -> Any:
-    return imported("networks").WideResNet(depth, width, p=p)
+    return WideResNet(depth, width, p=p)
 
 
 class Holder(LightningModule):

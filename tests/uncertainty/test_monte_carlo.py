@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -439,6 +442,25 @@ def test_divergence_is_kullbacks_and_leiblers(shape: tuple[int, ...]) -> None:
         for rows in zip(p.tolist(), q.tolist(), strict=True)
     )
     assert float(divergence.compute()) == pytest.approx(slow / len(p), rel=1e-4)
+
+
+def test_divergence_is_drawn_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    divergence = MonteCarloDivergence()
+    divergence.update(torch.tensor([[0.0, 1.0]]), MonteCarlo(torch.tensor([[0.5, 0.5]]), 1))
+    figure, axes = divergence.plot()
+    assert isinstance(figure, Figure)
+    assert axes.figure is figure
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("evaluation", "KL(average || prediction), nats")
+    point, average = axes.get_lines()
+    assert list(point.get_ydata()) == [pytest.approx(float(divergence.compute()))]  # type: ignore[arg-type]
+    assert (point.get_label(), average.get_label()) == ("prediction, at last 0.12", "the average itself")
+    again = Figure().add_subplot()
+    assert divergence.plot([torch.tensor(0.3), torch.tensor(0.2)], again) == (again.figure, again)
+    assert list(again.get_lines()[0].get_xdata()) == [1, 2]  # type: ignore[arg-type]
+    assert not pyplot.get_fignums()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigurationError, match=r"MonteCarloDivergence\.plot\(\) .* \"lightning-ydrop\[plots\]\""):
+        divergence.plot()
 
 
 def test_a_class_that_no_mask_has_seen_makes_no_nan() -> None:

@@ -1,0 +1,1 @@
+"""Programs and YAML to start from. Run them from the root of a clone: `python -m examples.train`."""

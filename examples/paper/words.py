@@ -1,0 +1,59 @@
+"""What pictures call arms, rows and arguments."""
+
+import json
+
+ARMS = {
+    "plain": "no dropout",
+    "dropout": "dropout",
+    "dropout_at_mean_rate": "dropout at Y-Drop's mean rate",
+    "jumpout": "Jumpout",
+    "ydrop": "Y-Drop",
+    "random": "random scores",
+    "shuffled": "shuffled scores",
+    "inverted": "inverted scores",
+}
+DATA = {
+    "digits": "scikit-learn's digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "stl10": "STL-10",
+}
+ARGUMENTS = {
+    "data.train_fraction": "share of the training images",
+    "model.hidden": "hidden layers and their units",
+    "ydrop.elasticity": "elasticity",
+    "ydrop.every_n_batches": "batches per ranking of the units",
+    "ydrop.num_samples": "samples that units are scored on",
+}
+
+
+def arm_in_words(label: str) -> str:
+    """Name an arm, and the settings of its own behind its name: "ydrop n_steps=3" is "Y-Drop, n_steps=3"."""
+    arm, *settings = label.split()
+    return ", ".join([ARMS.get(arm, arm), *settings])
+
+
+def row_in_words(row: str) -> str:
+    """Name data and network: "mnist_fc_1" is "MNIST, FC_1"."""
+    data, _, network = row.partition("_")
+    return ", ".join([DATA.get(data, data), *([network.upper()] if network else [])])
+
+
+def argument_in_words(name: str) -> str:
+    """Name an argument, by its own name where there is no other: "data.batch_size" is "batch size"."""
+    return ARGUMENTS.get(name, name.rpartition(".")[2].replace("_", " "))
+
+
+def value_in_words(name: str, value: str) -> str:
+    """Write a value of an argument: widths that are all the same as "2 x 1024", and shares in percent."""
+    if name == "data.train_fraction":
+        return f"{100 * float(value):.3g}%"
+    try:
+        content = json.loads(value)
+    except ValueError:
+        return value
+    if isinstance(content, list) and content and len(set(content)) == 1:
+        return f"{len(content)} x {content[0]}"
+    return value.replace(",", ",\n") if isinstance(content, list) else value
