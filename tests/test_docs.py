@@ -1,5 +1,6 @@
 """The site: that its reference is complete, and its links can be checked. `.ci/docs` builds it."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -45,6 +46,26 @@ def test_every_page_is_in_the_menu() -> None:
             entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
             listed |= {(index.parent / entry).resolve().relative_to(docs) for entry in entries}
     assert sorted(map(str, pages - listed)) == ["index"]
+
+
+def spoken() -> str:
+    """All that the package says, without what it puts in."""
+    texts = []
+    for file in (ROOT / "lightning_ydrop").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_troubleshooting_quotes_what_is_said() -> None:
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs/how-to/troubleshooting.md").read_text(), re.MULTILINE)
+    quotes, said = [row for row in rows if row != "it says"], spoken()
+    assert len(quotes) > 15
+    assert [quote for quote in quotes if quote not in said] == []
 
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
