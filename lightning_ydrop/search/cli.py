@@ -1,6 +1,7 @@
 """The command line of a search: LightningCLI, for any LightningModule and DataModule."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ SamplerName = Literal["random", "tpe", "table", "transformer"]
 DESCRIPTION = "Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761)."
 # What of the configuration says where a search runs, and changes nothing that it finds.
 WHERE = ("trials", "workers", "storage", "study", "out", "config")
+# What jsonargparse writes instead of a value that it can't write.
+UNWRITTEN = "Unable to serialize instance"
 
 
 class SearchCLI(LightningCLI):
@@ -109,7 +112,17 @@ class SearchCLI(LightningCLI):
 
     def identity(self) -> dict[str, Any]:
         """Give the configuration without what says where it runs."""
-        content: dict[str, Any] = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"\\s*{UNWRITTEN}")
+            text = self.parser.dump(self.config, skip_none=False, format="json")
+        content: dict[str, Any] = _readable(json.loads(text))
         for name in WHERE:
             content.pop(name, None)
         return content
+
+
+def _readable(content: Any) -> Any:
+    """Leave out values that jsonargparse can't write, such as a device that is a default: it writes a sentence."""
+    if isinstance(content, dict):
+        return {name: _readable(each) for name, each in content.items() if not str(each).startswith(UNWRITTEN)}
+    return [_readable(each) for each in content] if isinstance(content, list) else content

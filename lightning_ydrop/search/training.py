@@ -100,7 +100,7 @@ class Training:
         num_processes: How many processes a training of the configuration takes.
 
     Raises:
-        ConfigurationError: If its Trainer never ends, or has patterns of its own.
+        ConfigurationError: If its Trainer never ends or never validates, or has patterns of its own.
 
     """
 
@@ -111,6 +111,12 @@ class Training:
                 "A search was started with a Trainer that has no last epoch.",
                 "A trial trains to the end, and then gives its reward.",
                 "Pass --trainer.max_epochs, --trainer.max_steps or --trainer.max_time.",
+            )
+        if trainer.limit_val_batches == 0 or (trainer.check_val_every_n_epoch or 1) > trainer.max_epochs > 0:
+            raise ConfigurationError(
+                "A search was started with a Trainer that never validates.",
+                "The reward of a trial is what validation logs.",
+                "Leave --trainer.limit_val_batches above 0, and --trainer.check_val_every_n_epoch below the epochs.",
             )
         if any(isinstance(callback, PatternCallback) for callback in trainer.callbacks):
             raise ConfigurationError(

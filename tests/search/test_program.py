@@ -132,9 +132,14 @@ def test_a_training_that_diverges_has_a_low_finite_reward() -> None:
         main(["export", "--storage", "out/studies.journal", "--study", "transformer-3", "--out", "out"])
 
 
-def test_a_training_that_never_validates_fails() -> None:
+def test_a_training_that_ends_before_its_first_validation_fails() -> None:
     with pytest.raises(SystemExit, match="ended without a validation that logs 'val_loss'"):
-        fit("--trials", "1", trainer__check_val_every_n_epoch=5)
+        fit("--trials", "1", trainer__check_val_every_n_epoch=2, trainer__max_steps=1)
+
+
+def test_defaults_that_no_file_can_hold_are_left_to_their_class() -> None:
+    averaging = {"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging", "init_args": {"swa_lrs": 0.1}}
+    assert len(params_and_values(fit("--trials", "1", trainer__callbacks=[averaging]))) == 1
 
 
 def test_what_stops_early_is_compared_with_others_at_its_epoch() -> None:
@@ -216,6 +221,8 @@ BAD = {
         {},
         "Leave the callback out",
     ),
+    "no validation": (["--trainer.limit_val_batches", "0"], {}, "a Trainer that never validates"),
+    "validation after the end": (["--trainer.check_val_every_n_epoch", "5"], {}, "a Trainer that never validates"),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),
     "SQLite for two": (["--storage", "sqlite:///x.db", "--workers", "2"], {}, "SQLite takes one worker"),
