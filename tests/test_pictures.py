@@ -3,6 +3,7 @@ import sys
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.pictures import COLORS, SYNONYMS, colors_of, figure_of, finished, new_axes
@@ -33,7 +34,7 @@ def test_axes_are_those_of_a_figure_that_pyplot_does_not_keep() -> None:
 
 def test_a_part_of_a_figure_is_in_the_whole() -> None:
     figure = Figure()
-    assert figure_of(figure.subfigures().add_subplot()) is figure
+    assert figure_of(figure.add_subfigure(GridSpec(1, 2)[0]).add_subplot()) is figure
     assert figure_of(figure.add_subplot()) is figure
 
 

@@ -164,13 +164,13 @@ def draw(arms: Mapping[str, Sequence[Shown]], folder: Path) -> None:
         _share_legend(figure, [left, right])
     rows = math.ceil(len(first) / 2)
     with picture(folder / "pruning.png", 11, 1 + 3.5 * rows) as figure:
-        panels = figure.subplots(rows, min(2, len(first)), sharex=True, sharey=True, squeeze=False).ravel()
-        for (arm, network), axes in zip(first.items(), panels, strict=False):
+        grid = figure.subplots(rows, min(2, len(first)), sharex=True, sharey=True, squeeze=False)
+        panels = list(grid.ravel())[: len(first)]
+        for (arm, network), axes in zip(first.items(), panels, strict=True):
             plot_removal({PRUNED_IN_WORDS[by]: curve for by, curve in network.pruned.items()}, axes)
-            axes.set(title=f"trained with {arm}", xlabel="", ylabel="")
-        figure.supxlabel("units pruned, %")
-        figure.supylabel("test accuracy, %")
-        _share_legend(figure, panels[: len(first)])
+            axes.set(title=arm, xlabel="units pruned, %", ylabel="test accuracy, %")
+            axes.label_outer()
+        _share_legend(figure, panels)
 
 
 def _share_legend(figure: Figure, panels: Sequence[Axes]) -> None:
