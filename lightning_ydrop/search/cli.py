@@ -1,7 +1,6 @@
 """The command line of a search: LightningCLI, for any LightningModule and DataModule."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,8 +111,7 @@ class SearchCLI(LightningCLI):
 
     def identity(self) -> dict[str, Any]:
         """Give the configuration without what says where it runs."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", f"\\s*{UNWRITTEN}")
+        with quiet():
             text = self.parser.dump(self.config, skip_none=False, format="json")
         content: dict[str, Any] = _readable(json.loads(text))
         for name in WHERE:
