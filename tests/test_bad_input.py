@@ -166,9 +166,9 @@ CONSTRUCTORS = [
             (later(convert_dropout, perceptron(), unit_dim={"head": 1}), "The pattern 'head' was given"),
             (
                 later(convert_dropout, perceptron(), unit_dim={"head": 1}),
-                'Pass, for example, unit_dim={"classifier.*": -1}.',
+                'Pass, for example, unit_dim={"1": -1}.',
             ),
-            (later(convert_dropout, perceptron(), exclude="head"), 'Pass, for example, exclude="classifier.*".'),
+            (later(convert_dropout, perceptron(), exclude="head"), 'Pass, for example, exclude="1".'),
         ]
     ),
 ]
@@ -517,7 +517,7 @@ FITS = [
     wrong(
         "batch of two targets", "and at most one known target: y, target, targets", batch={"x": X, "y": Y, "label": Y}
     ),
-    wrong("integer inputs", "between integers there is nothing to walk on.", batch=(TOKENS, Y)),
+    wrong("integer inputs", "between whole numbers there is no path.", batch=(TOKENS, Y)),
     wrong(
         "pixels as bytes",
         "The inputs are Tensor(shape=(16, 12), dtype=torch.uint8",
@@ -600,7 +600,7 @@ FITS = [
         "Turn one-hot rows into soft labels with target.float()",
         batch=(X, nn.functional.one_hot(Y, 5)),
     ),
-    wrong("labels as columns", "Reshape it with target.flatten()", batch=(X, Y.unsqueeze(1))),
+    wrong("labels as columns", "with target.squeeze(1) for example", batch=(X, Y.unsqueeze(1))),
     wrong("labels as booleans", "The target is Tensor(shape=(16,), dtype=torch.bool", batch=(X, Y > 2)),
     wrong("soft labels below 0", "that are not negative and sum to 1", batch=(X, torch.randn(B, 5))),
     wrong("soft labels of other classes", "The floating target Tensor(shape=(16, 4)", batch=(X, torch.rand(B, 4))),
@@ -823,7 +823,7 @@ def test_a_fit_that_cannot_work_ends_before_it_trains(fit: Fit, saved: Path) -> 
 def test_what_phase_1_refuses_is_refused_before_annealing(annealing_epochs: int) -> None:
     model = Net()
     before = weights_of(model)
-    with pytest.raises(ConfigurationError, match="between integers there is nothing to walk on"):
+    with pytest.raises(ConfigurationError, match="between whole numbers there is no path"):
         trainer_of(YDropCallback(annealing_epochs)).fit(model, Batches((TOKENS, Y)))
     check_untouched(model, before)
 

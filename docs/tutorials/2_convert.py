@@ -9,8 +9,8 @@ Put Y-Drop into networks that others wrote, without a change of their code.
 # A vision Transformer of timm
 # ----------------------------
 # ``convert_dropout`` puts our layers where ordinary dropout stands, and reports what it
-# did. What it leaves alone, it says why. (``YDropCallback(convert=True)`` does the same
-# when a fit begins.)
+# did. It says why it leaves a layer alone. (``YDropCallback(convert=True)`` does the
+# same when a fit begins.)
 import timm
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -68,8 +68,8 @@ print(restore_dropout(vit))
 # %%
 # BERT
 # ----
-# Between two words there is nothing to walk on: the path that importance is measured
-# along starts at the words' embeddings. So name the embedding. The network has random
+# Between two words there is no path to measure importance along: it starts at the
+# words' embeddings. So name the embedding. The network has random
 # weights here, so that nothing is downloaded; ``from_pretrained`` gives the same
 # module.
 bert = BertForSequenceClassification(

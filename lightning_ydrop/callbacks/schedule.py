@@ -72,9 +72,18 @@ class Schedule:
             return f"{steps} optimiser step(s)", f"{self._epochs * per_epoch} optimiser step(s)"
         return None
 
-    @property
-    def announcement(self) -> str:
-        """Say when rates change."""
+    def announcement(self, trainer: Trainer, progress: float) -> str:
+        """Say when rates change, in the first batch of a fit.
+
+        Args:
+            trainer: The Trainer.
+            progress: How far annealing is.
+
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return "fast_dev_run skips annealing:"
+        if progress == 1.0 and trainer.global_step > 0:
+            return "Y-Drop goes on after its annealing."
         if self.annealing_steps is not None:
             length, unit = self.annealing_steps, "optimiser step"
         else:
@@ -83,7 +92,7 @@ class Schedule:
             return "From the first batch on,"
         if self.transition == "linear":
             return f"Over the first {length} {unit}(s), in a line,"
-        return f"After {length} {unit}(s) of vanilla dropout,"
+        return f"After {length} {unit}(s) of ordinary dropout,"
 
     @property
     def changes_at_once(self) -> bool:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.callbacks.schedule import Schedule
 from lightning_ydrop.errors import describe
 from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.importance.findings import Findings
@@ -18,15 +17,16 @@ MOST_LAYERS = 8
 QUICK = 0.1
 
 
-def summary(engine: YDrop, schedule: Schedule, batch: Any, inputs: Inputs, target: Target) -> str:
+def summary(engine: YDrop, announcement: str, batch: Any, inputs: Inputs, target: Target, changes_at_once: bool) -> str:
     """Say how a first batch was read and which layers are driven, once the dry run is done.
 
     Args:
         engine: The engine.
-        schedule: When it takes over.
+        announcement: When rates change.
         batch: The batch.
         inputs: What was read as the inputs.
         target: What was read as the target.
+        changes_at_once: Whether rates jump then.
 
     """
     assert engine.findings is not None
@@ -35,14 +35,14 @@ def summary(engine: YDrop, schedule: Schedule, batch: Any, inputs: Inputs, targe
         f"{_target(engine.settings.path.objective, batch, target)}.",
         f"It measures the units of {_layers(engine.findings)} on {engine.findings.num_samples} sample(s) of each "
         f"batch, in {engine.findings.num_rows} rows.",
-        f"{schedule.announcement} {rates_to_come(engine)}{_warning(engine, schedule)}",
+        f"{announcement} {rates_to_come(engine)}{_warning(engine) if changes_at_once else ''}",
     ]
     return "\n  ".join(lines)
 
 
-def _warning(engine: YDrop, schedule: Schedule) -> str:
+def _warning(engine: YDrop) -> str:
     """Tell beforehand that accuracy falls where rates change at once and the running mean follows slowly."""
-    if not schedule.changes_at_once or engine.settings.elasticity >= QUICK:
+    if engine.settings.elasticity >= QUICK:
         return ""
     return " Validation accuracy may fall for some epochs then, less so with elasticity=0.1, transition='linear'."
 
@@ -70,7 +70,7 @@ def _target(objective: Objective, batch: Any, target: Target) -> str:
     if not objective.takes_target:
         return f"objective {type(objective).__name__}, which needs no target"
     if target is None:
-        return "no target, so the outputs are summed"
+        return 'no target, so the outputs are summed; for an autoencoder pass objective="reconstruction"'
     kind = "" if not isinstance(target, Tensor) else ", numbers" if target.is_floating_point() else ", whole numbers"
     return f"target {_placed(batch, target)}{kind}; objective {type(objective).__name__}"
 

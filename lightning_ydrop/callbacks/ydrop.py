@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -156,6 +157,12 @@ class YDropCallback(Callback):
         if self._is_stale:  # from a checkpoint of an earlier stage that did not use it
             self._state_to_load = {}
         if stage == "fit":
+            if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
+                raise ConfigurationError(
+                    "YDropCallback was given to a Trainer of pytorch_lightning.",
+                    "It is written for the package lightning, whose classes are others.",
+                    "Write `import lightning as L`, and take Trainer and LightningModule from there.",
+                )
             check_strategy(trainer)
             drivers = [each for each in trainer.callbacks if isinstance(each, YDropCallback)]  # type: ignore[attr-defined]
             if len(drivers) > 1:
@@ -178,7 +185,8 @@ class YDropCallback(Callback):
         if self.convert:
             report = convert_dropout(pl_module, include=self.include, exclude=self.exclude)
             if report.converted or report.left:
-                rank_zero_info(str(report))
+                # With rates of its own, those that follow the layers' are not to come.
+                rank_zero_info(str(report if self.settings.buckets is None else replace(report, rates={})))
         layers = list(map(id, driven_layers(pl_module, report).values()))
         before = self.engine
         if before is None or before.model is not pl_module or list(map(id, before.layers.values())) != layers:
@@ -205,7 +213,7 @@ class YDropCallback(Callback):
             training, annealing = lengths
             rank_zero_warn(
                 f"Training is to end before the annealing of YDropCallback does, after {training}, where annealing "
-                f"takes {annealing}: all of it is vanilla dropout. "
+                f"takes {annealing}: all of it is ordinary dropout. "
                 "Train for longer, or pass a smaller annealing_epochs or annealing_steps.",
                 category=NoEffectWarning,
             )
@@ -226,7 +234,7 @@ class YDropCallback(Callback):
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
                 if not self._is_dry_run_done:
-                    self._dry_run(pl_module, batch, inputs, target)
+                    self._dry_run(trainer, batch, inputs, target, progress)
                 if due:
                     self.engine.step(inputs, target, progress=progress)
         self._announce(trainer, progress)
@@ -265,7 +273,8 @@ class YDropCallback(Callback):
         self._is_stale = False
 
     def __repr__(self) -> str:
-        values = {} if self.settings.path.task_is_named else {"objective": None}
+        path = self.settings.path
+        values = {"objective": (path.objective.task or path.objective) if path.task_is_named else None}
         kept = vars(self._schedule) | vars(self.settings.path) | vars(self.settings) | vars(self) | values
         parameters = inspect.signature(YDropCallback).parameters.values()
         chosen = [
@@ -273,10 +282,10 @@ class YDropCallback(Callback):
         ]
         return f"{type(self).__name__}({', '.join(chosen)})"
 
-    def _dry_run(self, pl_module: LightningModule, batch: Any, inputs: Inputs, target: Target) -> None:
+    def _dry_run(self, trainer: Trainer, batch: Any, inputs: Inputs, target: Target, progress: float) -> None:
         """Check what was read of a first batch, and what phase 1 makes of it."""
         assert self.engine is not None
-        engine, path = self.engine, self.settings.path
+        engine, path, pl_module = self.engine, self.settings.path, trainer.lightning_module
         if path.objective.takes_target:
             check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
         with naming_other_labels(pl_module, self.adapter, batch, target):
@@ -287,7 +296,9 @@ class YDropCallback(Callback):
                 pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
             )
         if self._is_dry_run_done:
-            rank_zero_info(summary(engine, self._schedule, batch, inputs, target))
+            announcement = self._schedule.announcement(trainer, progress)
+            jumps = progress == 0 and self._schedule.changes_at_once
+            rank_zero_info(summary(engine, announcement, batch, inputs, target, jumps))
 
     def _announce(self, trainer: Trainer, progress: float) -> None:
         """Say that Y-Drop takes over, once in a fit that begins with vanilla dropout."""

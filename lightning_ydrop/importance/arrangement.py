@@ -219,7 +219,7 @@ def arrange(
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "Phase 1 moves in a straight line from the baseline to the inputs, so one of them is a floating tensor "
-            "with a row for each sample: between integers there is nothing to walk on.",
+            "with a row for each sample: between whole numbers there is no path.",
             "Convert pixels with x.float() / 255; for tokens let the path start at their embeddings, with "
             f"{' or '.join(f'interpolate_at={name!r}' for name in embeddings_of(model))}.",
         )

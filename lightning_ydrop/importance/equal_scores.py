@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import NoEffectWarning, listed
-from lightning_ydrop.models.modules import named_modules
+from lightning_ydrop.models.modules import by_likeness_to_words, named_modules
 
 # No more layers than this go into a message.
 MOST_LAYERS = 3
@@ -80,10 +80,10 @@ def _some(names: list[str]) -> str:
 
 
 def _example(model: nn.Module, interpolate_at: str) -> str:
-    """Name the largest embedding inside the module, that of words."""
+    """Name the embedding inside the module, that of words if there are several."""
     inside = {
-        name: module.num_embeddings
+        name: module
         for name, module in named_modules(model).items()
         if isinstance(module, nn.Embedding) and name.startswith(f"{interpolate_at}.")
     }
-    return f", such as interpolate_at={max(inside, key=lambda name: inside[name])!r}" if inside else ""
+    return f", such as interpolate_at={by_likeness_to_words(inside)[0]!r}" if inside else ""

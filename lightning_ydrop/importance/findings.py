@@ -66,7 +66,7 @@ def warn_of_layers_left(findings: Findings, layers: Iterable[str], num_units: Ma
         them = "it" if len(not_called) == 1 else "them"
         warnings.warn(
             f"Y-Drop has no score for {', '.join(map(repr, not_called))}: the model's forward did not call {them}. "
-            f"Only layers that forward calls are driven; {'this stays' if them == 'it' else 'these stay'} vanilla "
+            f"Only layers that forward calls are driven; {'this stays' if them == 'it' else 'these stay'} ordinary "
             f"dropout. Call {them} in forward, or use nn.Dropout.",
             NoEffectWarning,
             stacklevel=4,
@@ -124,7 +124,7 @@ def _in_training_alone(count: int) -> str:
     )
     return (
         f"the model's forward calls {them} in training mode alone, and phase 1 runs in evaluation mode. "
-        f"{these_stay} vanilla dropout. "
+        f"{these_stay} ordinary dropout. "
         f"Call {them} in evaluation mode too, where {they_return} input: without `if self.training`."
     )
 

@@ -1,5 +1,6 @@
 """Paths through the outputs of a module, such as an embedding, instead of the inputs."""
 
+import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe, listed
 from lightning_ydrop.importance.arrangement import Batch
-from lightning_ydrop.models.modules import named_modules
+from lightning_ydrop.models.modules import embeddings_of, named_modules
 
 # No more names than this go into a message.
 MOST_NAMES = 30
@@ -24,11 +25,13 @@ def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
     """
     modules = named_modules(model)
     if name not in modules or not name:
+        alike = difflib.get_close_matches(name, filter(None, modules), n=3) if isinstance(name, str) else []
         embeddings_first = sorted(filter(None, modules), key=lambda each: not isinstance(modules[each], nn.Embedding))
+        suggested = [*alike, *embeddings_of(model)]
         raise ConfigurationError(
             f"{owner}(interpolate_at={describe(name)}) was given.",
             f"`interpolate_at` names a module of {type(model).__name__}: {listed(embeddings_first, MOST_NAMES)}.",
-            "Pass the full name of the embedding of words.",
+            f"Pass the full name of the embedding of words, such as {suggested[0]!r}.",
         )
     return modules[name]
 

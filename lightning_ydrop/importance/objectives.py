@@ -32,6 +32,7 @@ class Objective(ABC):
     Attributes:
         takes_target: Whether it looks at the batch's target. If not, there may be none, or anything.
         target_is_input: Whether the target is the model's input instead: the floating one, of which there is one.
+        task: The task by whose name it was chosen, if it was.
 
     Example:
         >>> class Margin(Objective):
@@ -42,6 +43,7 @@ class Objective(ABC):
 
     takes_target: ClassVar[bool] = True
     target_is_input: ClassVar[bool] = False
+    task: str = ""
 
     @abstractmethod
     def __call__(self, output: Tensor, target: Target) -> Tensor:
@@ -116,8 +118,8 @@ class Objective(ABC):
         return modules_held(self)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
+        arguments = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items() if name != "task")
+        return f"{type(self).__name__}({arguments}){f', the objective of {self.task!r},' if self.task else ''}"
 
 
 class TargetLogit(Objective):
@@ -309,7 +311,10 @@ def check_objective(owner: str, objective: object) -> None:
         ConfigurationError: If it is not.
 
     """
-    check_kind(owner, "objective", objective, Objective, example="TargetLogit()")
+    example = "TargetLogit()"
+    if callable(objective) and not isinstance(objective, type):
+        example = 'NegativeLoss(nn.CrossEntropyLoss(reduction="none")) for a loss, or objective="regression" for a task'
+    check_kind(owner, "objective", objective, Objective, example=example)
 
 
 def _sum_of_rows(values: Tensor) -> Tensor:

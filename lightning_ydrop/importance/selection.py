@@ -196,12 +196,13 @@ def driven_layers(model: nn.Module, report: ConversionReport | None = None) -> d
         )
         if report is not None:
             left = "".join(f" {name} was left: {reason}." for name, reason in list(report.left.items())[:MOST_ITEMS])
+            linears = [name for name, module in named_modules(model).items() if name and isinstance(module, nn.Linear)]
+            last = f"model.{linears[-1] if linears else 'head'}"
             raise ConfigurationError(
                 f"{holds_none} With convert=True nothing was converted.{left}",
                 "It converts modules nn.Dropout, 1d, 2d and 3d. It can't see F.dropout in a forward, as in some "
                 "networks of timm.",
-                "Place a layer yourself instead, for example model.head = nn.Sequential(ConductanceDropout(p), "
-                "model.head).",
+                f"Place a layer yourself instead, for example {last} = nn.Sequential(ConductanceDropout(p), {last}).",
             )
         convertible = [name for name, module in named_modules(model).items() if type(module) in CONVERTED]
         raise ConfigurationError(

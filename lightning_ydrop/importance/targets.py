@@ -171,8 +171,8 @@ def check_labels(output: Tensor, target: Tensor, class_dim: int, ignore_index: i
         raise ConfigurationError(
             f"The target holds classes from {low} to {high} for an output of {num_classes} classes.",
             f"Class indices lie from 0 to {num_classes - 1}; {ignore_index} does not count.",
-            "Number the classes from 0, give the model's last layer an output for each, or set "
-            "objective=TargetLogit(ignore_index=...).",
+            "Number the classes from 0, give the model's last layer an output for each, or name the one that does not "
+            f"count: objective=TargetLogit(ignore_index={high if high >= num_classes else low}).",
         )
 
 
@@ -215,8 +215,16 @@ def _not_labels(target: Tensor, output: Tensor, class_dim: int) -> Configuration
         f"The target is {describe(target)} for the output {describe(output)} with {num_classes} classes.",
         "An integer target holds one class index for each sample, or for each position of dense labels, so its shape "
         f"is ({shape}).",
-        "Reshape it with target.flatten(), or set objective=TargetLogit(class_dim=...)."
+        f"Give it that shape, with target.{_reshaping(target, named)} for example, in a method `ydrop_inputs`; or say "
+        "where the classes are: objective=TargetLogit(class_dim=...)."
         if target.shape[1:] != output.shape[1:]
         else 'Name the task: objective="multilabel" for labels of 0 and 1, "regression" for numbers to predict. Turn '
         "one-hot rows into soft labels with target.float().",
     )
+
+
+def _reshaping(target: Tensor, wanted: list[int]) -> str:
+    """Say what would give labels the shape that is wanted: leave out a dimension of size 1, or flatten."""
+    ones = [dim for dim, size in enumerate(target.shape) if dim > 0 and size == 1]
+    fitting = [dim for dim in ones if [*target.shape[1:dim], *target.shape[dim + 1 :]] == wanted[1:]]
+    return f"squeeze({fitting[0]})" if fitting else "flatten()" if len(wanted) == 1 else "reshape(...)"

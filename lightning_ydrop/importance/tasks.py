@@ -41,7 +41,8 @@ class SignedLogit(Objective):
             raise ConfigurationError(
                 f"{self!r} was given, and the target {describe(target)} holds numbers outside [0, 1].",
                 "A label is 0 or 1, or between the two.",
-                'For class indices pass objective="multiclass", for other numbers objective="regression".',
+                "Labels of -1 and 1 become (target + 1) / 2 in a method `ydrop_inputs`. For class indices pass "
+                'objective="multiclass", for other numbers objective="regression".',
             )
 
 
@@ -64,8 +65,8 @@ class NegativeSquaredError(Objective):
                 f"{self!r} was given, and the model's forward returned {describe(output)} for the target "
                 f"{'None' if target is None else describe(target)}.",
                 "A regression has a number for each output.",
-                "Let `ydrop_inputs` or the adapter return a target of the shape of the output, or pass "
-                'objective="reconstruction" where that is the input.',
+                "Let `ydrop_inputs` or the adapter return a target of the shape of the output. For class indices pass "
+                'objective="multiclass", and where the target is the input objective="reconstruction".',
             )
 
 
@@ -117,9 +118,12 @@ def objective_of(owner: str, objective: Objective | Task | None) -> Objective:
             raise ConfigurationError(
                 f"{owner}(objective={objective!r}) was given.",
                 f"The tasks are {', '.join(map(repr, get_args(Task)))}.",
-                "Name one of them, or pass an objective such as TargetLogit(class_dim=-1).",
+                'Name one of them: a segmentation is "multiclass", an autoencoder "reconstruction". Or pass an '
+                "objective such as TargetLogit(class_dim=-1).",
             )
-        return OBJECTIVES[objective]()
+        chosen = OBJECTIVES[objective]()
+        chosen.task = objective
+        return chosen
     check_objective(owner, objective)
     return objective
 

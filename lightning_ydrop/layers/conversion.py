@@ -305,11 +305,12 @@ def _check_that_patterns_fit(
     dropping = {name: module for name, module in names.items() if is_dropout_like(module)}
     included = _as_list(include)
     of_module = "A pattern fits the name of a module"
+    known = next(iter(dropping), "classifier.*")
     for patterns, allowed, rule, example in (
-        (included, names, of_module, 'include="classifier.*"'),
-        (_as_list(exclude), names, of_module, 'exclude="classifier.*"'),
-        (unit_dim, names, of_module, 'unit_dim={"classifier.*": -1}'),
-        (included, dropping, "A pattern to include fits the name of a module that drops", 'include="classifier.*"'),
+        (included, names, of_module, f'include="{known}"'),
+        (_as_list(exclude), names, of_module, f'exclude="{known}"'),
+        (unit_dim, names, of_module, f'unit_dim={{"{known}": -1}}'),
+        (included, dropping, "A pattern to include fits the name of a module that drops", f'include="{known}"'),
     ):
         for pattern in patterns:
             if isinstance(pattern, str) and fits_any(pattern, allowed):

@@ -1,6 +1,7 @@
 """The modules of a model, by kind and by name, and their mode."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -36,6 +37,9 @@ class ModuleKind(NamedTuple):
 
 # Their classes have attributes that no pass through a model changes.
 FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_ydrop", "torchmetrics", "builtins", "abc", "typing")
+
+# What embeds positions or kinds of tokens, and no words, is called so.
+OF_POSITIONS = re.compile(r"pos|wpe|type|segment|distance|relative")
 
 _KINDS: dict[type, ModuleKind] = {}
 
@@ -138,10 +142,16 @@ def set_training(module: nn.Module, training: bool) -> None:
 
 
 def embeddings_of(model: nn.Module | None) -> list[str]:
-    """Name the two largest embeddings of a model, or give an example of a name. The largest is that of words."""
-    embeddings = [
-        (module.num_embeddings, name)
-        for name, module in ({} if model is None else named_modules(model)).items()
-        if name and isinstance(module, nn.Embedding)
-    ]
-    return [name for _, name in sorted(embeddings, reverse=True)[:2]] or ["name.of.the.embedding"]
+    """Name the two embeddings of a model that are most like those of words, or give an example of a name."""
+    modules = {} if model is None else named_modules(model)
+    embeddings = {name: each for name, each in modules.items() if name and isinstance(each, nn.Embedding)}
+    return by_likeness_to_words(embeddings)[:2] or ["name.of.the.embedding"]
+
+
+def by_likeness_to_words(embeddings: Mapping[str, nn.Embedding]) -> list[str]:
+    """Sort embeddings: those of positions and of kinds of tokens come last, the largest first otherwise."""
+
+    def rank(name: str) -> tuple[bool, int]:
+        return OF_POSITIONS.search(name.lower().rpartition(".")[2]) is not None, -embeddings[name].num_embeddings
+
+    return sorted(embeddings, key=rank)

@@ -1,6 +1,7 @@
 """What the callback says in a fit: once what it read, and once that it takes over."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lightning_ydrop import (
     Buckets,
     ConductanceDropout,
+    ConfigurationError,
+    HalfNormalRate,
     Inverted,
     KeyAdapter,
     NoEffectWarning,
@@ -68,7 +71,7 @@ def test_it_says_once_what_it_read_and_once_that_it_takes_over(caplog: pytest.Lo
         "Y-Drop read the first batch: input (16, 6) from item 0; target (16,) from item 1, whole numbers; objective "
         "TargetLogit.\n"
         "  It measures the units of 2 layer(s), body.1 (8), body.4 (10), on 3 sample(s) of each batch, in 16 rows.\n"
-        "  After 1 epoch(s) of vanilla dropout, p=0.5 becomes about 0.14 and 0.64 by importance, p=0.1 becomes about "
+        "  After 1 epoch(s) of ordinary dropout, p=0.5 becomes about 0.14 and 0.64 by importance, p=0.1 becomes about "
         "0.03 and 0.13 by importance. Validation accuracy may fall for some epochs then, less so with elasticity=0.1, "
         "transition='linear'.",
         "Epoch 1: Y-Drop takes over. p=0.5 becomes about 0.14 and 0.64 by importance, p=0.1 becomes about 0.03 and "
@@ -82,10 +85,61 @@ def test_without_annealing_it_speaks_once(caplog: pytest.LogCaptureFixture) -> N
                          "about 0.14 and 0.64 by importance.")  # fmt: skip
 
 
+def test_a_trial_run_says_that_it_skips_annealing(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = L.Trainer(accelerator="cpu", fast_dev_run=True, callbacks=[YDropCallback()], enable_progress_bar=False)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(Net(), torch.utils.data.DataLoader(PAIRS, batch_size=None))  # type: ignore[arg-type]
+    (said,) = (record.message for record in caplog.records if "Y-Drop" in record.message)
+    assert "  fast_dev_run skips annealing: p=0.5 becomes" in said
+    assert "may fall" not in said
+
+
+def test_a_trainer_of_the_other_package_is_refused() -> None:
+    Other = type("Trainer", (), {"__module__": "pytorch_lightning.trainer.trainer"})
+    with pytest.raises(ConfigurationError, match="Write `import lightning as L`"):
+        YDropCallback().setup(Other(), Net(), "fit")
+
+
+def test_a_fit_that_is_resumed_after_annealing_goes_on(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    data: Any = torch.utils.data.DataLoader(PAIRS, batch_size=None)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(max_epochs=2, callbacks=[YDropCallback(annealing_epochs=1)], **settings)
+    trainer.fit(Net(), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        resumed = L.Trainer(max_epochs=3, callbacks=[YDropCallback(annealing_epochs=1)], **settings)
+        resumed.fit(Net(), data, ckpt_path=tmp_path / "last.ckpt")
+    (said,) = (record.message for record in caplog.records if "Y-Drop" in record.message)
+    assert "  Y-Drop goes on after its annealing. p=0.5 becomes about 0.14" in said
+    assert "ordinary dropout" not in said
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_conversion_does_not_announce_rates_that_the_callback_overrides(caplog: pytest.LogCaptureFixture) -> None:
+    for buckets, is_announced in ((None, True), (Buckets(high=HalfNormalRate(0.3, 0.05, 0.5)), False)):
+        net = Net()
+        net.body[1] = nn.Dropout(0.5)
+        with caplog.at_level(logging.INFO):
+            said_in_fit(caplog, PAIRS, annealing_epochs=0, net=net, buckets=buckets, convert=True)
+        (report,) = (record.message for record in caplog.records if "1 dropout layer(s) converted" in record.message)
+        assert ("Y-Drop turns p=0.5" in report) is is_announced
+
+
 @pytest.mark.parametrize(
     ("data", "arguments", "expected"),
     [
-        ([X], {}, "input (32, 6), the batch itself; no target, so the outputs are summed."),
+        (
+            [X],
+            {},
+            "the batch itself; no target, so the outputs are summed; for an autoencoder pass objective=",
+        ),
         (PAIRS, {"objective": OutputSum()}, "input (16, 6) from item 0; objective OutputSum, which needs no target."),
         (
             [{"image": X, "target": torch.rand(32, 3).softmax(1)}],
@@ -144,7 +198,7 @@ def test_annealing_that_outlasts_training_is_told_with_both_lengths(
         said_in_fit(caplog, PAIRS, epochs, **arguments)
     (said,) = (str(each.message) for each in caught if each.category is NoEffectWarning)
     assert said == (
-        f"Training is to end before the annealing of YDropCallback does, {lengths}: all of it is vanilla dropout. "
+        f"Training is to end before the annealing of YDropCallback does, {lengths}: all of it is ordinary dropout. "
         "Train for longer, or pass a smaller annealing_epochs or annealing_steps."
     )
 
@@ -153,7 +207,7 @@ def test_a_callback_shows_what_was_chosen() -> None:
     assert repr(YDropCallback()) == "YDropCallback()"
     callback = YDropCallback(3, measure=Inverted(Conductance()), objective="binary", exclude="*.drop", convert=True)
     assert repr(callback) == (
-        "YDropCallback(annealing_epochs=3, measure=Inverted(Conductance()), objective=SignedLogit(), "
+        "YDropCallback(annealing_epochs=3, measure=Inverted(Conductance()), objective='binary', "
         "convert=True, exclude='*.drop')"
     )
 

@@ -145,7 +145,7 @@ def test_y_drop_follows_annealing(annealing_epochs: int) -> None:
 def test_annealing_that_outlasts_training_is_warned_of(
     annealing: dict[str, Any], training: dict[str, Any], outlasts: bool
 ) -> None:
-    expected = pytest.warns(NoEffectWarning, match="all of it is vanilla dropout") if outlasts else nullcontext()
+    expected = pytest.warns(NoEffectWarning, match="all of it is ordinary dropout") if outlasts else nullcontext()
     with expected:
         trainer_of(YDropCallback(**annealing), **training).fit(Net(), loader())
 
@@ -564,7 +564,7 @@ def test_layers_that_are_built_late_are_found(hook: str) -> None:
     [
         (lambda: Net(nn.Dropout), loader, r"Net holds no ConductanceDropout.*body\.1 \(Dropout\), body\.4 \(Dropout\)"),
         (Net, lambda: loader(y=Y + 1), "classes from 1 to 5"),
-        (Net, lambda: loader(X.long()), "between integers there is nothing to walk on"),
+        (Net, lambda: loader(X.long()), "between whole numbers there is no path"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(

@@ -89,7 +89,7 @@ def test_nothing_is_walked_to_where_the_path_starts_behind_a_module() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (Y, "between integers there is nothing to walk on"),
+        (Y, "between whole numbers there is no path"),
         ((Y, X > 0), "interpolate_at="),
         ((), "The inputs are tuple"),
         (("text",), "The inputs are tuple"),

@@ -394,7 +394,7 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X, baseline=torch.zeros(5, 12)), r"shape=\(5, 12\)"),
         (lambda: layer_conductance(MODEL, X, baseline=(0.0, 0.0)), "for 1 floating input"),
         (lambda: layer_conductance(MODEL, (X, X), Y), r"forward takes \(input"),
-        (lambda: layer_conductance(MODEL, X.long(), Y), "between integers"),
+        (lambda: layer_conductance(MODEL, X.long(), Y), "between whole numbers"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=2), "unit_dim=2"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=0), "unit_dim=0"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim="last"), "unit_dim='last'"),  # type: ignore[arg-type]

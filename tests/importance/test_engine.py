@@ -474,7 +474,7 @@ def test_scores_and_probabilities_are_float32_in_any_dtype(dtype: torch.dtype) -
         (torch.randn(8, 12), torch.full((8,), 5), "classes from 5 to 5 for an output of 5 classes"),
         (torch.randn(8, 12), torch.tensor([0] * 7 + [9]), "classes from 0 to 9"),
         (torch.randn(8, 12), torch.zeros(7, dtype=torch.long), "for 8 samples"),
-        (torch.zeros(8, 12, dtype=torch.long), None, "between integers"),
+        (torch.zeros(8, 12, dtype=torch.long), None, "between whole numbers"),
     ],
 )
 def test_a_first_batch_that_does_not_fit_changes_no_layer(inputs: Tensor, target: Any, message: str) -> None:

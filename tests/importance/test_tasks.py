@@ -64,7 +64,8 @@ def test_an_unknown_name_lists_the_tasks() -> None:
     assert str(caught.value) == (
         "YDropCallback(objective='classification') was given. "
         "The tasks are 'multiclass', 'binary', 'multilabel', 'regression', 'reconstruction'. "
-        "Name one of them, or pass an objective such as TargetLogit(class_dim=-1)."
+        'Name one of them: a segmentation is "multiclass", an autoencoder "reconstruction". '
+        "Or pass an objective such as TargetLogit(class_dim=-1)."
     )
 
 
@@ -220,3 +221,10 @@ def test_a_reconstruction_of_two_inputs_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="2 floating inputs"):
         YDrop(Two(), objective="reconstruction").step((torch.rand(4, 4), torch.rand(4, 4)))
+
+
+def test_a_message_names_the_task_that_was_chosen() -> None:
+    objective = objective_of("YDrop", "binary")
+    with pytest.raises(ConfigurationError, match=r"^SignedLogit\(\), the objective of 'binary', was given"):
+        objective.check(torch.zeros(4, 3), torch.zeros(4))
+    assert repr(objective_of("YDrop", SignedLogit())) == "SignedLogit()"
