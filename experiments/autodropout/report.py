@@ -161,7 +161,7 @@ def _draw_searches(searches: Records, axes: "Axes") -> None:
     axes.set(
         xlabel="trials", ylabel="reward: minus validation loss", title=f"mean of the last {WINDOW} trials, 5 searches"
     )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
 
 
 def _draw_methods(finals: Records, axes: "Axes") -> None:

@@ -90,7 +90,7 @@ def summary(pattern: Pattern) -> str:
         return "no pattern"
     if not isinstance(pattern, ConvPattern):
         shared = [name for name, is_shared in (("tokens", pattern.share_t), ("channels", pattern.share_c)) if is_shared]
-        noise = f", shared by {' and '.join(shared)}" if shared else ""
+        noise = f"\nshared by {' and '.join(shared)}" if shared else ""
         runs = "all tokens" if pattern.size == "all" else f"{pattern.size} of {pattern.size + pattern.stride} tokens"
         return f"{runs} at {pattern.rate:g}{noise}"
     channels = "all channels alike" if pattern.share_c else "each channel its own"
@@ -119,5 +119,6 @@ def masks_of(pattern: Pattern) -> list[Tensor]:
 
 
 def _draw_mask(axes: "Axes", mask: Tensor) -> None:
-    axes.imshow(mask.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    aspect = "equal" if mask.shape[0] == mask.shape[1] else "auto"  # tokens have as much room as maps
+    axes.imshow(mask.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
     axes.set(xticks=[], yticks=[])

@@ -30,8 +30,8 @@ def test_masks_are_those_of_the_pattern() -> None:
         (ConvPattern(size=0), "no pattern"),
         (ConvPattern(size=0.25, share_c=True, residual=True), "all channels alike, shortcut too"),
         (ConvPattern.dropblock(0.25, rate=0.1), "each channel its own at 0.1"),
-        (TokenPattern(size=2, stride=2, rate=0.2, share_c=True), "2 of 4 tokens at 0.2, shared by channels"),
-        (TokenPattern(size="all", share_t=True, share_c=True), "all tokens at 0.1, shared by tokens and channels"),
+        (TokenPattern(size=2, stride=2, rate=0.2, share_c=True), "2 of 4 tokens at 0.2\nshared by channels"),
+        (TokenPattern(size="all", share_t=True, share_c=True), "all tokens at 0.1\nshared by tokens and channels"),
     ],
 )
 def test_a_pattern_in_a_few_words(pattern: Pattern, said: str) -> None:
