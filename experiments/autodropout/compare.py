@@ -4,8 +4,8 @@
 
 It takes the searches of the folder. Each method, a search or a baseline, goes through the same three steps: as many
 trainings as a search has trials, for baselines 5 seeds of each setting; 5 fresh seeds of the five best, of which
-validation chooses one; 10 fresh seeds of that one, the only ones whose test counts. What was chosen is then trained
-with 5 seeds in networks twice as wide and twice as deep, and what was chosen for digits on MNIST too
+validation chooses one; 10 fresh seeds of that one, the only ones whose test counts. What was chosen for digits and TREC
+is then trained with 5 seeds in networks twice as wide and twice as deep, and what was chosen for digits on MNIST too
 (`--transfer-from digits`).
 """
 
@@ -33,7 +33,7 @@ YDROP = ("--trainer.callbacks+=lightning_ydrop.YDropCallback", "--trainer.callba
 OF_WORDS = ("--trainer.callbacks.interpolate_at=words",)
 TRANSFERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "digits": {"wide": ("--model.width=1.0",), "deep": ("--model.depth=16",)},
-    "mnist": {"wide": ("--model.width=0.5",), "deep": ("--model.depth=16",)},
+    "mnist": {},
     "trec": {"wide": ("--model.width=64", "--model.heads=4"), "deep": ("--model.depth=4",)},
 }
 

@@ -200,7 +200,10 @@ def text() -> str:
             "",
         ]
         lines.append(table_of_searches(read_records(task, "searches")))
+        stages = {record["stage"] for record in records}
         for stage, title in STAGES.items():
+            if stage not in stages:
+                continue
             lines += ["", f"{f'In a network {title}' if title else 'Fresh seeds of what was chosen'}:", ""]
             lines.append(table_of_methods([record for record in records if record["stage"] == stage]))
         for other in TASKS:
