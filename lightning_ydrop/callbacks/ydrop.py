@@ -234,7 +234,8 @@ class YDropCallback(Callback):
             # Lightning enters autocast for the training step alone; phase 1 has to see the same numbers.
             with trainer.precision_plugin.forward_context():
                 if not self._is_dry_run_done:
-                    self._dry_run(trainer, batch, inputs, target, progress)
+                    self._dry_run(pl_module, batch, inputs, target)
+                    self._introduce(trainer, batch, inputs, target, progress)
                 if due:
                     self.engine.step(inputs, target, progress=progress)
         self._announce(trainer, progress)
@@ -282,10 +283,10 @@ class YDropCallback(Callback):
         ]
         return f"{type(self).__name__}({', '.join(chosen)})"
 
-    def _dry_run(self, trainer: Trainer, batch: Any, inputs: Inputs, target: Target, progress: float) -> None:
+    def _dry_run(self, pl_module: LightningModule, batch: Any, inputs: Inputs, target: Target) -> None:
         """Check what was read of a first batch, and what phase 1 makes of it."""
         assert self.engine is not None
-        engine, path, pl_module = self.engine, self.settings.path, trainer.lightning_module
+        engine, path = self.engine, self.settings.path
         if path.objective.takes_target:
             check_labels_are_read(pl_module, self.adapter, batch, inputs, target, path.batch_dim)
         with naming_other_labels(pl_module, self.adapter, batch, target):
@@ -295,10 +296,14 @@ class YDropCallback(Callback):
             check_other_labels(
                 pl_module, self.adapter, batch, target, lambda item: bool(engine.count_unusable(item) == 0)
             )
+
+    def _introduce(self, trainer: Trainer, batch: Any, inputs: Inputs, target: Target, progress: float) -> None:
+        """Say how the first batch was read and what is to come, once the dry run is done."""
         if self._is_dry_run_done:
+            assert self.engine is not None
             announcement = self._schedule.announcement(trainer, progress)
             jumps = progress == 0 and self._schedule.changes_at_once
-            rank_zero_info(summary(engine, announcement, batch, inputs, target, jumps))
+            rank_zero_info(summary(self.engine, announcement, batch, inputs, target, jumps))
 
     def _announce(self, trainer: Trainer, progress: float) -> None:
         """Say that Y-Drop takes over, once in a fit that begins with vanilla dropout."""

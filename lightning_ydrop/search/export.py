@@ -146,7 +146,8 @@ def _tell(retrained: optuna.Study, candidates: dict[str, list[int]], seeds: int)
             continue
         means[name] = statistics.fmean(rewards)
         error = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else math.nan
-        print(f"{name:>12}: mean reward {means[name]:.4f}, standard error {error:.4f}, {len(rewards)} trainings")
+        known = "" if math.isnan(error) else f", standard error {error:.4f}"
+        print(f"{name:>12}: mean reward {means[name]:.4f}{known}, {len(rewards)} training(s)")
     if not means:
         raise ConfigurationError(
             f"export retrained {len(candidates)} candidates.",

@@ -119,6 +119,6 @@ def masks_of(pattern: Pattern) -> list[Tensor]:
 
 
 def _draw_mask(axes: "Axes", mask: Tensor) -> None:
-    aspect = "equal" if mask.shape[0] == mask.shape[1] else "auto"  # tokens have as much room as maps
-    axes.imshow(mask.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
+    axes.imshow(mask.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_aspect("equal" if mask.shape[0] == mask.shape[1] else "auto")  # tokens have as much room as maps
     axes.set(xticks=[], yticks=[])

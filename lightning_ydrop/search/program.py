@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,9 @@ def main(args: Sequence[str] | None = None) -> None:
         commands[given[0]](given[1:])
     except ConfigurationError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def fit(args: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The settings of a search."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -10,6 +11,8 @@ from lightning_ydrop.search.space import ConvValues, TokenValues
 
 Mode = Literal["max", "min"]
 Measured = Literal["last", "best"]
+# What metrics are called that should be small.
+OF_LOSSES = re.compile(r"loss|err|mse|mae|nll|perplexity|entropy")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class SearchSettings:
 
     Args:
         metric: The reward: a number that the LightningModule logs in validation.
-        mode: Whether the metric should be large, "max", or small, "min". The reward of "min" is minus the metric.
+        mode: Whether the metric should be large, "max", or small, "min". The reward of "min" is minus the metric. It is
+            "max" where it is left out, and has to be named for a metric that is called a loss or an error.
         measured: The metric of the "last" epoch, or of the "best". The best of many epochs is biased upwards.
         places: Names of places that the search is limited to; wildcards such as "stage2.*" work. None: all places.
         per_block: Whether each block of a Transformer has places of its own.
@@ -34,7 +38,7 @@ class SearchSettings:
     """
 
     metric: str
-    mode: Mode = "max"
+    mode: Mode | None = None
     measured: Measured = "last"
     places: Sequence[str] | None = None
     per_block: bool = False
@@ -50,6 +54,14 @@ class SearchSettings:
                 "`metric` is the name of a number that the LightningModule logs in validation.",
                 'Pass, for example, metric="val_loss" and mode="min".',
             )
+        if self.mode is None:
+            if OF_LOSSES.search(self.metric.lower()):
+                raise ConfigurationError(
+                    f"SearchSettings(metric={self.metric!r}) was given without `mode`.",
+                    "A search makes the metric large, unless it is told otherwise.",
+                    'Pass mode="min" if it should be small, otherwise mode="max".',
+                )
+            object.__setattr__(self, "mode", "max")
         check_choice("SearchSettings", "mode", self.mode, get_args(Mode))
         check_choice("SearchSettings", "measured", self.measured, get_args(Measured))
         check_flag("SearchSettings", "per_block", self.per_block)

@@ -54,6 +54,13 @@ class _Rewards(Callback):
         self.by_epoch: dict[int, float] = {}
         self.stopped_at: int | None = None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report again what an interrupted training had reached: this trial is another one."""
+        if self._report is not None and trainer.is_global_zero:
+            for epoch, reward in self.by_epoch.items():
+                if math.isfinite(reward):
+                    self._report(epoch, reward)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the reward."""
         metric = trainer.callback_metrics.get(self._settings.metric)
@@ -65,7 +72,8 @@ class _Rewards(Callback):
             return
         first = trainer.is_global_zero and math.isfinite(reward)
         should_stop = first and self._report(trainer.current_epoch, reward)
-        if trainer.strategy.broadcast(should_stop):
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs  # then there is nothing to stop
+        if trainer.strategy.broadcast(should_stop) and not is_last:
             self.stopped_at = trainer.current_epoch
             trainer.should_stop = True
 
@@ -112,7 +120,7 @@ class Training:
                 "A trial trains to the end, and then gives its reward.",
                 "Pass --trainer.max_epochs, --trainer.max_steps or --trainer.max_time.",
             )
-        if trainer.limit_val_batches == 0 or (trainer.check_val_every_n_epoch or 1) > trainer.max_epochs > 0:
+        if trainer.limit_val_batches == 0 or (trainer.check_val_every_n_epoch or 1) > (trainer.max_epochs or -1) > 0:
             raise ConfigurationError(
                 "A search was started with a Trainer that never validates.",
                 "The reward of a trial is what validation logs.",
@@ -227,12 +235,11 @@ class Training:
             trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=_last_of(folder))
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = list(rewards.by_epoch.values())
-        if self.settings.measured == "best" and values:
+        # Of validations alone: by the end, training may have logged another number under this name.
+        if self.settings.measured == "best":
             reward = max((value for value in values if math.isfinite(value)), default=math.nan)
         else:
-            # A training that was over when it was interrupted has no metrics here, but its rewards from the checkpoint.
-            last = values[-1] if values else math.nan
-            reward = self.settings.reward(metrics[self.settings.metric]) if self.settings.metric in metrics else last
+            reward = values[-1] if values else math.nan
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
         if not values:

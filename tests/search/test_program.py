@@ -22,7 +22,7 @@ from lightning_ydrop.search.files import read_patterns
 from lightning_ydrop.search.program import main
 from lightning_ydrop.search.storage import open_study
 from lightning_ydrop.search.studies import space_of
-from lightning_ydrop.search.training import Training
+from lightning_ydrop.search.training import Training, _Rewards
 from tests.search.recorded import recorded
 from tests.search.trained import TwoBlocks
 
@@ -137,6 +137,44 @@ def test_a_training_that_ends_before_its_first_validation_fails() -> None:
         fit("--trials", "1", trainer__check_val_every_n_epoch=2, trainer__max_steps=1)
 
 
+def test_the_reward_is_what_validation_logs() -> None:
+    study = fit("--trials", "1", "--sampler", "random", model__class_path="tests.search.trained.OneName")
+    plain = fit("--trials", "1", "--sampler", "random", "--study", "plain")
+    assert study.trials[0].value == plain.trials[0].value
+
+
+def test_a_trainer_may_count_steps_alone() -> None:
+    study = fit("--trials", "1", "--sampler", "random", trainer__max_epochs=None, trainer__max_steps=3)
+    assert len(params_and_values(study)) == 1
+
+
+def test_the_last_epoch_stops_nothing_and_an_interrupted_training_reports_again() -> None:
+    training = Training(SearchCLI(["--config", config_with()]))
+    reported: list[tuple[int, float]] = []
+
+    def report(epoch: int, reward: float) -> bool:
+        reported.append((epoch, reward))
+        return epoch == 1
+
+    outcome = training({}, 0, Path("folder"), report)
+    assert outcome.stopped_at is None
+    rewards = _Rewards(training.settings, report)
+    rewards.load_state_dict({"by_epoch": dict(reported), "stopped_at": None})
+    rewards.on_train_start(training.cli.trainer, training.cli.model)
+    assert reported[2:] == reported[:2]
+
+
+def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_ydrop.search.program.start_workers", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        main(["fit", "--config", config_with(), "--out", "out", "--trials", "1"])
+    assert raised.value.code == 130
+    assert "The same command goes on" in capsys.readouterr().err
+
+
 def test_defaults_that_no_file_can_hold_are_left_to_their_class() -> None:
     averaging = {"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging", "init_args": {"swa_lrs": 0.1}}
     assert len(params_and_values(fit("--trials", "1", trainer__callbacks=[averaging]))) == 1
@@ -223,6 +261,7 @@ BAD = {
     ),
     "no validation": (["--trainer.limit_val_batches", "0"], {}, "a Trainer that never validates"),
     "validation after the end": (["--trainer.check_val_every_n_epoch", "5"], {}, "a Trainer that never validates"),
+    "a loss to be large": (["--search.mode", "null"], {}, 'Pass mode="min" if it should be small'),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),
     "SQLite for two": (["--storage", "sqlite:///x.db", "--workers", "2"], {}, "SQLite takes one worker"),

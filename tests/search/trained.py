@@ -39,6 +39,14 @@ class Tiny(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
+class OneName(Tiny):
+    """Training logs a number of its own under the name of the metric, at the end of an epoch."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.log("val_loss", 1234.0, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
 class Diverging(Tiny):
     """Its weights are NaN after the first epoch."""
 
