@@ -65,7 +65,10 @@ def export(storage: str, study_name: str, top: int, seeds: int, workers: int, ou
     print(f"{len(candidates)} candidates, {seeds} trainings of each")
     start_workers(workers, be_worker, str(config), storage, retrained_name, str(out / retrained_name))
     best = _tell(retrained, candidates, seeds)
-    write_patterns(space.patterns(candidates[best]), file)
+    patterns = space.patterns(candidates[best])
+    write_patterns(patterns, file)
+    if all(pattern.is_empty for pattern in patterns.values()):
+        print("The best drop nothing: at these places no pattern did better than none.")
     print(f"{file} is written, with the patterns of {best}: PatternCallback({str(file)!r}) trains with them")
 
 
