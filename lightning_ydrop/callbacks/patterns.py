@@ -17,7 +17,7 @@ from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.layers.pattern_dropout import PatternDropout
 from lightning_ydrop.layers.patterns import ConvPattern, Pattern, TokenPattern
 from lightning_ydrop.models.modules import has_compiled_parts
-from lightning_ydrop.search.applying import layers_of, reattach
+from lightning_ydrop.search.applying import layers_of, places_of, reattach
 from lightning_ydrop.search.files import as_patterns, read_patterns
 from lightning_ydrop.search.places import apply_patterns, find_places, remove_patterns
 
@@ -35,6 +35,9 @@ class PatternCallback(Callback):
         warmup: Share of the optimiser steps of a fit over which the `rate` of all patterns rises from 0, in [0, 1]. It
             follows `trainer.global_step`, so that a resumed fit equals an uninterrupted one. With several optimisers
             or manual optimisation, steps are those that Lightning counts.
+
+    Attributes:
+        idle_places: Places at which the first training step called no pattern, once there has been one.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the file is not there or holds no patterns; when a fit
@@ -58,6 +61,7 @@ class PatternCallback(Callback):
         self._places: list[str] = []
         self._warmup_steps = 0.0
         self._not_called: dict[int, str] = {}
+        self.idle_places: set[str] = set()
         self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -108,14 +112,19 @@ class PatternCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Warn after the first batch of patterns that the forward did not reach."""
+        if not self._handles:
+            return
         not_called = self._not_called
+        self.idle_places = places_of(self._layers) - places_of(
+            layer for layer in self._layers if id(layer) not in not_called
+        )
         self._stop_watching()
         if not_called:
             rank_zero_warn(
-                f"The first training step did not call {', '.join(map(repr, not_called.values()))}, where a dropout "
-                "pattern stands: nothing is dropped there. "
-                "A forward may take the rate of a dropout layer and call F.dropout, or a fused attention. Leave these "
-                "places out, or let forward call the layer.",
+                f"The first training step did not call {', '.join(map(repr, not_called.values()))} in training mode, "
+                "where a dropout pattern stands: nothing is dropped there. "
+                "A forward may take the rate of a dropout layer and call F.dropout, or a fused attention; a part of "
+                "the network may be frozen in evaluation mode. Leave these places out, or let forward call the layer.",
                 category=NoEffectWarning,
             )
 
@@ -138,10 +147,13 @@ class PatternCallback(Callback):
         if has_compiled_parts(pl_module):
             return
         names = {id(module): name for name, module in pl_module.named_modules()}
-        self._not_called = {id(layer): names[id(layer)] for layer in self._layers if id(layer) in names}
+        self._not_called = {
+            id(layer): names.get(id(layer), "a layer that is no longer in the model") for layer in self._layers
+        }
 
         def note(layer: nn.Module, args: Any, output: Any) -> None:
-            self._not_called.pop(id(layer), None)
+            if layer.training:
+                self._not_called.pop(id(layer), None)
 
         self._handles = [layer.register_forward_hook(note) for layer in self._layers]
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -201,6 +201,11 @@ def forget_compiled_code() -> None:
 def layers_of(model: nn.Module) -> list[PatternDropout]:
     """List the patterns that stand in a model because `put_pattern` put them there."""
     return [each for each in model.modules() if isinstance(each, PatternDropout) and "former" in each.__dict__]
+
+
+def places_of(layers: Iterable[PatternDropout]) -> set[str]:
+    """Name the places at which patterns stand."""
+    return {layer.__dict__["former"].place for layer in layers}
 
 
 def _mask(module: nn.Module, layer: PatternDropout, place: str) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ def fit(args: Sequence[str]) -> None:
     print(
         f"The best reward is {best.value:.4f}, of trial {best.number}. The best of many noisy trials looks better than "
         "it is; this retrains the best patterns with fresh seeds:\n"
-        f"  python -m lightning_ydrop.search export --storage {shown(cli.storage)} --study {cli.study_name}"
+        f"  python -m lightning_ydrop.search export --storage {shlex.quote(shown(cli.storage))} "
+        f"--study {shlex.quote(cli.study_name)}"
     )
 
 

@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.callbacks.patterns import PatternCallback, may_build_later
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.layers.patterns import Pattern
 from lightning_ydrop.search.cli import SearchCLI
 from lightning_ydrop.search.places import find_places
@@ -124,7 +125,7 @@ class Training:
             raise ConfigurationError(
                 "A search was started with a Trainer that never validates.",
                 "The reward of a trial is what validation logs.",
-                "Leave --trainer.limit_val_batches above 0, and --trainer.check_val_every_n_epoch below the epochs.",
+                "Leave --trainer.limit_val_batches above 0, and --trainer.check_val_every_n_epoch within the epochs.",
             )
         if any(isinstance(callback, PatternCallback) for callback in trainer.callbacks):
             raise ConfigurationError(
@@ -176,7 +177,8 @@ class Training:
         """
         self._make(self.cli.seed, patterns, [], **_on_one_device(), fast_dev_run=1)
         try:
-            with quiet():
+            with quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", NoEffectWarning)  # below, it is an error
                 self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
         except ConfigurationError as error:
             given, allowed, remedy = error.args
@@ -187,12 +189,23 @@ class Training:
                 f"{remedy} A search leaves places out by naming the others, here with search.places={others}, and "
                 "values with, for example, search.conv.size=[0, 0.25].",
             ) from error
+        self._check_that_all_are_called(patterns)
         logged = self._logged_in_validation()
         if self.settings.metric not in logged:
             raise ConfigurationError(
                 f"SearchSettings(metric={self.settings.metric!r}) was given, and the model does not log it there.",
                 f"In validation {type(self.cli.model).__name__} logs {', '.join(map(repr, logged)) or 'nothing'}.",
                 "Name one of these, or log the metric in validation_step.",
+            )
+
+    def _check_that_all_are_called(self, patterns: Mapping[str, Pattern]) -> None:
+        callbacks: list[Callback] = self.cli.trainer.callbacks  # type: ignore[attr-defined]
+        idle = {place for each in callbacks if isinstance(each, PatternCallback) for place in each.idle_places}
+        if idle:
+            raise ConfigurationError(
+                f"A search was started, and training did not call {', '.join(map(repr, sorted(idle)))}.",
+                "What is never called in training mode drops nothing, whatever its pattern is.",
+                f"Name the other places: search.places={[place for place in patterns if place not in idle]}.",
             )
 
     def _logged_in_validation(self) -> list[str]:

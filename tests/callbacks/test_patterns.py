@@ -462,5 +462,17 @@ def test_a_pattern_that_is_never_called_is_warned_of() -> None:
     with pytest.warns(NoEffectWarning) as caught:
         trainer.fit(model, data)
     (said,) = (str(each.message) for each in caught if each.category is NoEffectWarning)
-    assert said.startswith("The first training step did not call 'attention.attn_dropout', where a dropout pattern")
+    assert said.startswith("The first training step did not call 'attention.attn_dropout' in training mode, where a ")
+    assert callback.idle_places == {"attention"}
     assert not callback._handles
+
+
+def test_a_pattern_in_a_part_that_is_frozen_is_warned_of() -> None:
+    class Frozen(Net):
+        def on_train_epoch_start(self) -> None:
+            self.body[0].eval()
+
+    callback = PatternCallback({"stage1.1": PATTERN, "stage1.2": PATTERN})
+    with pytest.warns(NoEffectWarning, match="frozen in evaluation mode"):
+        fitted(callback, net=Frozen(), max_epochs=1)
+    assert callback.idle_places == {"stage1.1"}

@@ -261,6 +261,11 @@ BAD = {
     ),
     "no validation": (["--trainer.limit_val_batches", "0"], {}, "a Trainer that never validates"),
     "validation after the end": (["--trainer.check_val_every_n_epoch", "5"], {}, "a Trainer that never validates"),
+    "places that training does not call": (
+        [],
+        {"model__class_path": "tests.search.trained.WithCopy"},
+        "Name the other places: search.places=['stage1.1', 'stage2.1'].",
+    ),
     "a loss to be large": (["--search.mode", "null"], {}, 'Pass mode="min" if it should be small'),
     "no place": ([], {"model__class_path": "tests.search.trained.Placeless"}, "It has no place for a pattern."),
     "a storage that is not there": (["--storage", "postgresql://u:secret@127.0.0.1:1/none"], {}, "127.0.0.1"),

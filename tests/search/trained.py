@@ -1,5 +1,7 @@
 """A network and data that searches of the tests train: named in configurations."""
 
+import copy
+
 import lightning as L
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,14 @@ class Tiny(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class WithCopy(Tiny):
+    """It holds a copy of its network, which training does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(self.network)
 
 
 class OneName(Tiny):
