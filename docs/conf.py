@@ -28,8 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["tutorials/*.rst", "tutorials/README.txt", "sg_execution_times.rst"]
-suppress_warnings = ["config.cache"]  # the gallery's order is a class, which can't be kept
+exclude_patterns = ["tutorials/*.rst", "sg_execution_times.rst"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -53,9 +52,6 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "abort_on_example_error": True,
-    "capture_repr": ("_repr_html_", "__repr__"),
-    "matplotlib_animations": False,
-    "doc_module": (),
 }
 
 html_theme = "furo"

@@ -4,8 +4,8 @@ Pictures take matplotlib, which is installed with lightning-ydrop[plots].
 """
 
 import itertools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning_ydrop.errors import ConfigurationError
 
@@ -82,6 +82,13 @@ def finished(axes: "Axes") -> "Axes":
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def results_of(metric: Any, val: Any) -> list[Any]:
+    """List what a metric's `plot` draws: one result, or several; what `compute` returns now where there is none."""
+    if val is None:
+        return [metric.compute()]
+    return list(val) if isinstance(val, Sequence) else [val]
 
 
 def figure_of(axes: "Axes") -> "Figure":

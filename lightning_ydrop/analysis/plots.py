@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_ydrop.analysis.removal import RemovalCurve
+from lightning_ydrop.analysis.spread import falling
 from lightning_ydrop.pictures import colors_of, finished, new_axes
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plot_conductance(means: Mapping[str, Tensor], axes: "Axes | None" = None) ->
     axes = axes or new_axes("plot_conductance()")
     colors = colors_of(means)
     for label, mean in means.items():
-        axes.plot(_falling(mean), color=colors[label], label=label)
+        axes.plot(falling(mean), color=colors[label], label=label)
     axes.set(xlabel="units, sorted", ylabel="mean conductance")
     return finished(axes)
 
@@ -51,7 +52,7 @@ def plot_cumulative_conductance(
     axes = axes or new_axes("plot_cumulative_conductance()")
     colors = colors_of(means)
     for number, (label, mean) in enumerate(means.items()):
-        sums, positive = _falling(mean).cumsum(0), mean.clamp(min=0).sum()
+        sums, positive = falling(mean).cumsum(0), mean.clamp(min=0).sum()
         axes.plot(sums, color=colors[label], label=label)
         for mark in marks:
             place = max(0, round(mark * len(sums)) - 1)
@@ -90,7 +91,3 @@ def plot_removal(curves: Mapping[str, RemovalCurve], axes: "Axes | None" = None)
         axes.fill_between(fractions, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0)
     axes.set(xlabel="units removed, %", ylabel="accuracy, %")
     return finished(axes)
-
-
-def _falling(mean: Tensor) -> Tensor:
-    return mean.detach().float().cpu().sort(descending=True).values

@@ -19,7 +19,7 @@ from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_ada
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.first_batch import check_labels_are_read
 from lightning_ydrop.models.modules import device_of
-from lightning_ydrop.pictures import figure_of, finished, new_axes
+from lightning_ydrop.pictures import figure_of, finished, new_axes, results_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,13 +120,17 @@ class ConductanceSpread(Metric):
 
         """
         ax = ax or new_axes("ConductanceSpread.plot()")
-        results = [val or self.compute()] if val is None or isinstance(val, Mapping) else list(val)
+        results = results_of(self, val)
         for number, result in enumerate(results, 1):
             shares = f"top {self.top_fraction:.0%} hold {result['top_share']:.0%}, Gini {result['gini']:.2f}"
-            falling = result["mean"].detach().float().reshape(-1).sort(descending=True).values
-            ax.plot(falling.cpu(), label=shares if len(results) == 1 else f"{number}: {shares}")
+            ax.plot(falling(result["mean"]), label=shares if len(results) == 1 else f"{number}: {shares}")
         ax.set(xlabel="units, from the highest to the lowest", ylabel="mean conductance")
         return figure_of(finished(ax)), ax
+
+
+def falling(means: Tensor) -> Tensor:
+    """Sort the means of units from the highest to the lowest, to be drawn: on the CPU, shape (U,)."""
+    return means.detach().float().cpu().reshape(-1).sort(descending=True).values
 
 
 def mean_conductance(

@@ -25,13 +25,12 @@ def find_module(owner: str, model: nn.Module, name: str) -> nn.Module:
     """
     modules = named_modules(model)
     if name not in modules or not name:
-        alike = difflib.get_close_matches(name, filter(None, modules), n=3) if isinstance(name, str) else []
+        alike = difflib.get_close_matches(name, filter(None, modules), n=1) if isinstance(name, str) else []
         embeddings_first = sorted(filter(None, modules), key=lambda each: not isinstance(modules[each], nn.Embedding))
-        suggested = [*alike, *embeddings_of(model)]
         raise ConfigurationError(
             f"{owner}(interpolate_at={describe(name)}) was given.",
             f"`interpolate_at` names a module of {type(model).__name__}: {listed(embeddings_first, MOST_NAMES)}.",
-            f"Pass the full name of the embedding of words, such as {suggested[0]!r}.",
+            f"Pass the full name of the embedding of words, such as {(alike or embeddings_of(model))[0]!r}.",
         )
     return modules[name]
 

@@ -16,6 +16,8 @@ from lightning_ydrop.layers.patterns import ConvPattern, Pattern, TokenPattern
 from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
 
 Geometry = tuple[float, float, int, float, float, float]
+# What a TokenPattern takes, by dimensions.
+KINDS = {3: "tokens (B, T, C)", 4: "attention weights (B, heads, queries, keys)"}
 # A network has a few dozen places, each with a map or two.
 MOST_STENCILS = 256
 _stencils: dict[tuple[int, int, Geometry, torch.device], tuple[Tensor, Tensor]] = {}
@@ -165,19 +167,19 @@ class PatternDropout(nn.Module):
             raise ConfigurationError(
                 f"A PatternDropout with a ConvPattern{self._place} was called with {describe(x)}{padded}.",
                 "A ConvPattern takes feature maps (B, C, H, W), and no padding mask.",
-                "Place the layer after a convolution or its normalisation, or use a TokenPattern for (B, T, C)."
-                if not self._place
-                else "Leave this place without a pattern.",
+                "Leave this place without a pattern."
+                if self._place
+                else "Place the layer after a convolution or its normalisation, or use a TokenPattern for (B, T, C).",
             )
-        tokens, weights = self._of_tokens and self._takes_tokens, self._of_tokens and self._takes_weights
-        if self._of_tokens and not (tokens and x.ndim == 3) and not (weights and x.ndim == 4):
-            kinds = ["tokens (B, T, C)"] * tokens + ["attention weights (B, heads, queries, keys)"] * weights
+        takes = {3: self._takes_tokens, 4: self._takes_weights}
+        if self._of_tokens and not takes.get(x.ndim, False):
+            kinds = [kind for dims, kind in KINDS.items() if takes[dims]]
             raise ConfigurationError(
                 f"A PatternDropout with a TokenPattern{self._place} was called with {describe(x)}.",
                 f"A TokenPattern takes {' or '.join(kinds)}{' there' if self._place else ''}.",
-                "Place the layer where the batch is the first dimension, or use a ConvPattern for maps."
-                if not self._place
-                else "Leave this place without a pattern.",
+                "Leave this place without a pattern."
+                if self._place
+                else "Place the layer where the batch is the first dimension, or use a ConvPattern for maps.",
             )
         if padding_mask is not None:
             fitting = (x.shape[0], x.shape[3 if x.ndim == 4 else 1])

@@ -1,7 +1,6 @@
 """How patterns are put into a model, and taken out again."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +60,6 @@ def put_pattern(layout: Layout, place: Place, pattern: Pattern) -> Iterator[tupl
 
     """
     names = [*place.modules, *(place.shortcuts if isinstance(pattern, ConvPattern) and pattern.residual else ())]
-    shared = _shared_modules(layout.model)
     for name in names:
         layer = PatternDropout(pattern)
         layer.stand_at(f"the place {place.name!r}, on {name or 'the model itself'},", place.is_of_attention)
@@ -73,7 +71,7 @@ def put_pattern(layout: Layout, place: Place, pattern: Pattern) -> Iterator[tupl
                 yield name, f"{module!r} -> the pattern of {place.name}"
         else:
             assert module is not None
-            _mask(_last(module, shared), layer, place.name)
+            _mask(_last(module, layout.shared), layer, place.name)
     for name in dropouts_beside(layout, place):
         _replace(*layout.holders[name], Silenced(), place.name)
         yield name, f"{layout[name]!r} -> nothing, beside the pattern of {place.name}"
@@ -259,12 +257,6 @@ def _last(module: nn.Module, shared: set[int]) -> nn.Module:
 def _is_sequence(module: nn.Module) -> bool:
     """Tell whether a module calls what it holds one after the other, and that is all."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 0
-
-
-def _shared_modules(model: nn.Module) -> set[int]:
-    """Find the modules that several others hold, by id."""
-    held = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    return {key for key, count in held.items() if count > 1}
 
 
 def _block_around(layout: Layout, place: Place) -> str | None:

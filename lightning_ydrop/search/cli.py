@@ -11,15 +11,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lightning_ydrop.search.quiet import quiet
+from lightning_ydrop.search.quiet import UNWRITTEN, quiet
 from lightning_ydrop.search.settings import SearchSettings
 
 SamplerName = Literal["random", "tpe", "table", "transformer"]
 DESCRIPTION = "Search for the dropout patterns of a network (AutoDropout, arXiv 2101.01761)."
 # What of the configuration says where a search runs, and changes nothing that it finds.
 WHERE = ("trials", "workers", "storage", "study", "out", "config")
-# What jsonargparse writes instead of a value that it can't write.
-UNWRITTEN = "Unable to serialize instance"
 
 
 class SearchCLI(LightningCLI):
@@ -120,7 +118,8 @@ class SearchCLI(LightningCLI):
 
 
 def _readable(content: Any) -> Any:
-    """Leave out values that jsonargparse can't write, such as a device that is a default: it writes a sentence."""
+    """Leave out values that jsonargparse can't write: the defaults of their class are taken again."""
     if isinstance(content, dict):
-        return {name: _readable(each) for name, each in content.items() if not str(each).startswith(UNWRITTEN)}
+        unwritten = {name for name, each in content.items() if isinstance(each, str) and each.startswith(UNWRITTEN)}
+        return {name: _readable(each) for name, each in content.items() if name not in unwritten}
     return [_readable(each) for each in content] if isinstance(content, list) else content

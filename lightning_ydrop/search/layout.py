@@ -32,6 +32,7 @@ class Layout:
         model: The model.
         modules: By name.
         holders: By name: the module that holds it, and its name there.
+        shared: The modules that are held more than once, by id.
 
     """
 
@@ -39,6 +40,7 @@ class Layout:
         self.model = model
         self.modules: dict[str, nn.Module] = {}
         self.holders: dict[str, tuple[nn.Module, str]] = {}
+        self.shared: set[int] = set()
         self._seen: set[int] = set()
         self._visit("", model)
         self._positions = {name: position for position, name in enumerate(self.modules)}
@@ -93,7 +95,10 @@ class Layout:
         self._seen.add(id(module))
         self.modules[name] = module
         for called, child in module._modules.items():
-            if child is None or id(child) in self._seen or called == CHILD or _is_metric(child):
+            if child is None or called == CHILD or _is_metric(child):
+                continue
+            if id(child) in self._seen:
+                self.shared.add(id(child))
                 continue
             # What is compiled stands for what compiles it.
             inner = name if called == "_orig_mod" else f"{name}.{called}" if name else called

@@ -5,6 +5,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+# What jsonargparse warns of, and writes instead of a value that it can't write, such as a device.
+UNWRITTEN = "Unable to serialize instance"
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -17,7 +20,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Lightning calls jsonargparse by an older name
             warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
-            warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # such as a device, a default
+            warnings.filterwarnings("ignore", rf"\s*{UNWRITTEN}")
             warnings.filterwarnings("ignore", ".*does not have many workers")
             warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", ".*exists and is not empty")

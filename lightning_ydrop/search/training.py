@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback, LambdaCallback, Timer
 
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.callbacks.patterns import PatternCallback, may_build_later
@@ -85,18 +85,6 @@ class _Rewards(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them from a checkpoint."""
         self.by_epoch, self.stopped_at = state_dict["by_epoch"], state_dict["stopped_at"]
-
-
-class _Places(Callback):
-    """Finds the places of a network that is built when a fit begins."""
-
-    def __init__(self, per_block: bool) -> None:
-        self._per_block = per_block
-        self.report: PlaceReport | None = None
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find them."""
-        self.report = find_places(pl_module, self._per_block)
 
 
 class Training:
@@ -284,12 +272,13 @@ class Training:
         """Find the places of a network. One that may be built when a fit begins is fitted to one batch for that."""
         if not may_build_later(self.cli.model):
             return find_places(self.cli.model, self.settings.per_block)
-        places = _Places(self.settings.per_block)
-        self._make(self.cli.seed, {}, [places], **_on_one_device(), fast_dev_run=1)
+        found: list[PlaceReport] = []
+        per_block = self.settings.per_block
+        finder = LambdaCallback(on_fit_start=lambda _, module: found.append(find_places(module, per_block)))
+        self._make(self.cli.seed, {}, [finder], **_on_one_device(), fast_dev_run=1)
         with quiet():
             self.cli.trainer.fit(self.cli.model, self.cli.datamodule)
-        assert places.report is not None
-        return places.report
+        return found[0]
 
 
 def _on_one_device() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.state import leaving_no_trace
-from lightning_ydrop.pictures import figure_of, finished, new_axes
+from lightning_ydrop.pictures import figure_of, finished, new_axes, results_of
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping, stochastic_modules
 
@@ -338,8 +338,7 @@ class MonteCarloDivergence(Metric):
 
         """
         ax = ax or new_axes("MonteCarloDivergence.plot()")
-        values = [self.compute() if val is None else val] if val is None or isinstance(val, Tensor) else list(val)
-        points = [float(value) for value in values]
+        points = [float(value) for value in results_of(self, val)]
         ax.plot(range(1, len(points) + 1), points, ".-", label=f"prediction, at last {points[-1]:.3g}")
         ax.axhline(0, color="gray", linestyle=":", label="the average itself")
         ax.locator_params("x", integer=True)
