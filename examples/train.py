@@ -19,14 +19,14 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from examples.networks import Classifier
+from examples.networks import ClassifierBase
 from examples.plots import draw_run
 from lightning_ydrop import layer_conductance
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI with one classifier and any data module, which tests the best checkpoint after fitting.
+    """LightningCLI with any classifier and data module of the examples, which tests the best checkpoint after fitting.
 
     Attributes:
         reached: What that checkpoint reached: test_acc, in [0, 1].
@@ -41,8 +41,9 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastEpoch, "last")
         parser.link_arguments("checkpoint.dirpath", "last.dirpath")
-        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.shape", "model.init_args.shape", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.set_defaults({"model": {"class_path": "examples.networks.Classifier"}})
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and write down how its conductance is spread."""
@@ -57,13 +58,14 @@ class TrainCLI(LightningCLI):
         val_loss = float(best.best_model_score)
         reached = {**self.reached, "val_loss": val_loss, "epochs": self.trainer.current_epoch}
         (folder / "reached.json").write_text(json.dumps(reached) + "\n")
-        write_conductance(self.model, self.datamodule, folder / "conductance.csv")
-        if (folder / "metrics.csv").exists():  # which another logger than CSVLogger does not write
-            draw_run(folder, folder / "training.png")
+        if self.model.hidden_layers():
+            write_conductance(self.model, self.datamodule, folder / "conductance.csv")
+            if (folder / "metrics.csv").exists():  # which another logger than CSVLogger does not write
+                draw_run(folder, folder / "training.png")
         print(f"what the run has written is in {folder}")
 
 
-def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path, num_samples: int = 1000) -> None:
+def write_conductance(model: ClassifierBase, data: L.LightningDataModule, file: Path, num_samples: int = 1000) -> None:
     """Write each hidden unit's mean conductance over validation samples: a column for each layer."""
     x, y = next(iter(data.val_dataloader()))
     device = next(model.parameters()).device
@@ -78,7 +80,14 @@ def write_conductance(model: Classifier, data: L.LightningDataModule, file: Path
 
 def main(args: ArgsType = None, run: bool = True) -> TrainCLI:
     """Run the program, or with the config.yaml of a run only make again what it had."""
-    return TrainCLI(Classifier, L.LightningDataModule, subclass_mode_data=True, args=args, run=run)
+    return TrainCLI(
+        ClassifierBase,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=args,
+        run=run,
+    )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 import argparse
 import fcntl
 import hashlib
+import importlib
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,13 @@ import torch
 import yaml
 
 HERE = Path(__file__).parent
-# What each run calls Python with, before its own arguments.
-PROGRAM = ("-m", "examples.train")
+# The module whose `main` carries a run out, with its arguments. A server imports it once; each run is a fork of that.
+PROGRAM = "examples.train"
+FORKS = multiprocessing.get_context("forkserver")
 CONFIGS = HERE.parent / "configs"
-ROWS = sorted(path.stem for path in (HERE / "rows").glob("*.yaml"))
+# Networks and data: those of the paper, and others.
+FILES = {path.stem: path for folder in (HERE / "rows", HERE.parent / "tasks") for path in sorted(folder.glob("*.yaml"))}
+ROWS = sorted(FILES)
 ARMS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"base"})
 YDROP_ARMS = [arm for arm in ARMS if "YDropCallback" in (CONFIGS / f"{arm}.yaml").read_text()]
 # What stands before the name of an argument of YDropCallback.
@@ -56,11 +62,6 @@ class Run:
         return self.out / self.row / "_".join([self.arm, *self.varied]) / f"seed_{self.seed}"
 
     @property
-    def name(self) -> str:
-        """The path of its folder in `out`."""
-        return str(self.folder.relative_to(self.out))
-
-    @property
     def checkpoints(self) -> Path:
         """Where its checkpoints are: the best, and while it is not done the last."""
         return self.folder / "checkpoints"
@@ -68,7 +69,7 @@ class Run:
     @property
     def files(self) -> list[Path]:
         """The configuration, the later ones laid over the earlier."""
-        return [CONFIGS / "base.yaml", HERE / "rows" / f"{self.row}.yaml", CONFIGS / f"{self.arm}.yaml"]
+        return [CONFIGS / "base.yaml", FILES[self.row], CONFIGS / f"{self.arm}.yaml"]
 
     @property
     def arguments(self) -> list[str]:
@@ -189,17 +190,26 @@ def _train(run: Run, keep_checkpoints: bool, lock: int) -> str | None:
 
 def _call(arguments: list[str], folder: Path, lock: int) -> int:
     """Call examples.train with the threads and GPUs of this worker. If the worker is told to end, so is the program."""
-    with (folder / "log.txt").open("ab") as log:
-        # It holds the lock too: where this program is killed alone, no other begins the run beside it.
-        process = subprocess.Popen(
-            [sys.executable, *PROGRAM, *arguments], stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+    # It holds the lock too: where this program is killed alone, no other begins the run beside it.
+    FORKS.set_forkserver_preload([PROGRAM])
+    process = FORKS.Process(target=_be_program, args=(PROGRAM, arguments, folder / "log.txt", DupFd(lock)))
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    return process.exitcode or 0
+
+
+def _be_program(program: str, arguments: list[str], log: Path, lock: Any) -> None:
+    """Be a program, whose output goes to a file."""
+    lock.detach()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    importlib.import_module(program).main(arguments)
 
 
 def last_of(checkpoints: Path) -> Path | None:

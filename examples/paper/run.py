@@ -117,7 +117,8 @@ def run_all(grid: Sequence[Run], known: argparse.Namespace) -> str | None:
         How many runs are not done, if any: they failed, or another process is at them.
 
     """
-    pool, runs = Pool(storage_of(known), name_of(grid), known.jobs), {run.name: run for run in grid}
+    pool = Pool(storage_of(known), name_of(grid), known.jobs)
+    runs = {str(run.folder.relative_to(known.out)): run for run in grid}
     if known.storage:
         fetch_results(pool.study(), runs)
     ahead = [name for name, run in runs.items() if run.result is None]
