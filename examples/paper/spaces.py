@@ -1,4 +1,4 @@
-"""What of an arm is tuned: the points that are tried are the same for every arm, as far as they have the same parameters.
+"""What of an arm is tuned, and the points that are tried: the same for every arm, as far as its parameters are.
 
 Points are those of a Halton sequence, in the bases 2, 3 and 5: the first of them are already spread over the space.
 """
@@ -72,7 +72,7 @@ def points(names: Sequence[str], count: int) -> list[Point]:
 
 def pairs() -> list[Point]:
     """List the paper's 25 pairs of elasticity and annealing, shuffled: a part of them is a random search."""
-    product = [
+    product: list[Point] = [
         {"elasticity": elasticity, "annealing_epochs": epochs}
         for elasticity, epochs in itertools.product(ELASTICITIES, ANNEALING_EPOCHS)
     ]
@@ -95,7 +95,7 @@ def settings_of(point: Point) -> tuple[str, ...]:
 
 def in_words(point: Point) -> str:
     """Name a point."""
-    return " ".join(f"{name}={value:g}" for name, value in point.items())
+    return ", ".join(f"{name} {value:g}" for name, value in point.items())
 
 
 def _rounded(content: Any) -> Any:

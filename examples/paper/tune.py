@@ -1,46 +1,50 @@
-"""Tune elasticity and annealing of an arm, over the sets that the paper names and by validation loss alone.
+"""Tune an arm by validation loss alone: 12 points of its parameters, or the pairs that the paper names.
 
-    python -m examples.paper.tune --row mnist_fc_1 --jobs 4 --set data.root=data
+    python -m examples.paper.tune --row mnist_fc_1 --arm dropout --jobs 4 --set data.root=data
+    python -m examples.paper.tune --row mnist_fc_1 --arm ydrop --pairs --jobs 4 --set data.root=data
 
-A trial is a run of run.py with a pair of the two. The study is Optuna's: started again, here or on another machine that
-reaches the same --storage, it goes on with the pairs that are left, at most --trials of them; machines that are at it
-together share these. A study.md beside the trials has the lowest validation loss of each pair.
+Dropout has its rate p; Y-Drop and its controls a p, around which their rates lie, the share of strong units and
+elasticity; Jumpout its rates and its exponent; the arm without dropout the learning rate. The points are the same each
+time (spaces.py), so that arms are tuned by the same budget. --pairs are those of elasticity and annealing.
+
+A trial is a run of run.py with a point. The study is Optuna's: started again, here or on another machine that reaches
+the same --storage, it goes on with the points that are left, at most --trials of them; machines that are at it together
+share these. A study.md beside the trials has the lowest validation loss of each point.
 """
 
 import argparse
-import itertools
 import math
-import random
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from examples.paper.experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
+from examples.paper.experiment import ROWS, Run, add_shared_arguments, carry_out, storage_of
 from examples.paper.pool import Pool
+from examples.paper.spaces import SPACES, Point, in_words, pairs, points, settings_of
 from examples.paper.tables import markdown
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.search.workers import TrialError
 
-# Sec. 5, arXiv 2409.09088.
-ELASTICITIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-ANNEALING_EPOCHS = (1, 3, 5, 7, 9)
-PAIRS = tuple(itertools.product(ELASTICITIES, ANNEALING_EPOCHS))
+TRIALS = 12
+
+
+def points_of(known: argparse.Namespace) -> dict[str, Point]:
+    """List the points of an arm, by name."""
+    found = pairs() if known.pairs else points(SPACES[known.arm], known.trials)
+    return {in_words(point): point for point in found}
 
 
 def loss_of(known: argparse.Namespace, trial: optuna.Trial, folder: Path) -> float:
-    """Train with the pair that a trial suggests, and average the lowest validation loss over seeds."""
-    elasticity = trial.suggest_categorical("elasticity", ELASTICITIES)
-    annealing_epochs = trial.suggest_categorical("annealing_epochs", ANNEALING_EPOCHS)
-    pair = (f"ydrop.elasticity={elasticity}", f"ydrop.annealing_epochs={annealing_epochs}")
+    """Train with the point that a trial names, and average the lowest validation loss over seeds."""
+    settings = settings_of(points_of(known)[trial.user_attrs["name"]])
     losses = []
     for seed in known.seeds:
-        run = Run(known.row, known.arm, seed, pair, tuple(known.set), folder)
+        run = Run(known.row, known.arm, seed, (), (*known.set, *settings), folder)
         if failure := carry_out(run, waits="retry_of" in trial.user_attrs):
             raise TrialError(failure)
         assert run.result is not None
@@ -48,54 +52,51 @@ def loss_of(known: argparse.Namespace, trial: optuna.Trial, folder: Path) -> flo
     return statistics.fmean(losses)
 
 
-def pair_of(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
-    """Take the pair of a trial, which has none where it failed before it was given one."""
-    return trial.params.get("elasticity"), trial.params.get("annealing_epochs")
-
-
-def losses_of(study: optuna.Study) -> dict[tuple[float, int], float]:
-    """Find the lowest loss that each pair has reached, of those that are done."""
-    lowest: dict[tuple[float, int], float] = {}
+def losses_of(study: optuna.Study) -> dict[str, float]:
+    """Find the lowest loss that each point has reached, of those that are done."""
+    lowest: dict[str, float] = {}
     for trial in study.get_trials(states=[TrialState.COMPLETE]):
         assert trial.value is not None
-        lowest[pair_of(trial)] = min(trial.value, lowest.get(pair_of(trial), math.inf))
+        name = trial.user_attrs["name"]
+        lowest[name] = min(trial.value, lowest.get(name, math.inf))
     return lowest
 
 
-def table(study: optuna.Study) -> str:
-    """Lay out the lowest losses, and the pair to choose."""
-    lowest = losses_of(study)
-    lines: list[list[object]] = [["elasticity \\ annealing epochs", *ANNEALING_EPOCHS]]
-    for elasticity in ELASTICITIES:
-        losses = [lowest.get((elasticity, epochs)) for epochs in ANNEALING_EPOCHS]
-        lines.append([f"{elasticity:g}", *("" if loss is None else f"{loss:.4f}" for loss in losses)])
-    row, arm = study.study_name.split()
-    runs = study.user_attrs["runs"]
-    command = ["python", "-m", "examples.paper.tune", "--row", row, "--arm", arm, "--seeds", *map(str, runs["seeds"])]
-    command += ["--set", *runs["settings"]] if runs["settings"] else []
+def table(study: optuna.Study, known: argparse.Namespace) -> str:
+    """Lay out the lowest losses, and the point to choose."""
+    lowest, tried = losses_of(study), points_of(known)
+    names = sorted(lowest, key=lowest.__getitem__)
+    head = [*next(iter(tried.values())), "validation loss"]
+    lines = [[*(f"{value:g}" for value in tried[name].values()), f"{lowest[name]:.4f}"] for name in names]
+    command = ["python", "-m", "examples.paper.tune", "--row", known.row, "--arm", known.arm]
+    command += ["--pairs"] if known.pairs else ["--trials", str(known.trials)]
+    command += ["--seeds", *map(str, known.seeds)]
+    settings = study.user_attrs["runs"]["settings"]
+    command += ["--set", *settings] if settings else []
     return (
-        f"# Tuning of {study.study_name}\n\n```sh\n{shlex.join(command)}\n```\n\n"
-        f"Validation loss of {len(lowest)} pairs:\n\n{markdown(lines)}\n\n{chosen(lowest)}\n"
+        f"# Tuning of {known.row}, {known.arm}\n\n```sh\n{shlex.join(command)}\n```\n\n"
+        f"{markdown([head, *lines])}\n\n{chosen(lowest, tried)}\n"
     )
 
 
-def chosen(lowest: Mapping[tuple[float, int], float]) -> str:
-    """Say which pair has the lowest loss."""
+def chosen(lowest: Mapping[str, float], tried: Mapping[str, Point]) -> str:
+    """Say which point has the lowest loss."""
     if not lowest:
         return "No trial is done."
-    elasticity, epochs = min(lowest, key=lowest.__getitem__)
-    if math.isinf(lowest[elasticity, epochs]):
+    name = min(lowest, key=lowest.__getitem__)
+    if math.isinf(lowest[name]):
         return "All of them diverged: there is none to choose."
-    return f"The lowest is that of `--set ydrop.elasticity={elasticity:g} ydrop.annealing_epochs={epochs}`."
+    return f"The lowest is that of `--set {shlex.join(settings_of(tried[name]))}`."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", required=True, choices=ROWS, help="network and data, a file of rows/")
-    parser.add_argument("--arm", default="ydrop", choices=YDROP_ARMS, help="of examples/configs/, with a YDropCallback")
+    parser.add_argument("--arm", default="ydrop", choices=SPACES, help="of examples/configs/")
+    parser.add_argument("--pairs", action="store_true", help="tune elasticity and annealing over the paper's sets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial's loss is the mean over them")
-    parser.add_argument("--trials", type=int, default=len(PAIRS), help="how many more to run")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="points; with --pairs how many more to run, all by default")
     add_shared_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
     known = parser.parse_args(args)
