@@ -19,23 +19,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from examples.paper.experiment import ROWS, Run, add_shared_arguments, carry_out, storage_of
+from examples.paper.experiment import ROWS, YDROP_ARMS, Run, add_shared_arguments, carry_out, storage_of
 from examples.paper.pool import Pool
 from examples.paper.spaces import SPACES, Point, in_words, pairs, points, settings_of
 from examples.paper.tables import markdown
 from lightning_ydrop import ConfigurationError
 from lightning_ydrop.search.workers import TrialError
 
-TRIALS = 12
+COUNT = 12
 
 
 def points_of(known: argparse.Namespace) -> dict[str, Point]:
     """List the points of an arm, by name."""
-    found = pairs() if known.pairs else points(SPACES[known.arm], known.trials)
+    found = pairs() if known.pairs else points(SPACES[known.arm], COUNT)
     return {in_words(point): point for point in found}
 
 
@@ -69,13 +70,12 @@ def table(study: optuna.Study, known: argparse.Namespace) -> str:
     head = [*next(iter(tried.values())), "validation loss"]
     lines = [[*(f"{value:g}" for value in tried[name].values()), f"{lowest[name]:.4f}"] for name in names]
     command = ["python", "-m", "examples.paper.tune", "--row", known.row, "--arm", known.arm]
-    command += ["--pairs"] if known.pairs else ["--trials", str(known.trials)]
-    command += ["--seeds", *map(str, known.seeds)]
+    command += [*(["--pairs"] if known.pairs else []), "--seeds", *map(str, known.seeds)]
     settings = study.user_attrs["runs"]["settings"]
     command += ["--set", *settings] if settings else []
     return (
         f"# Tuning of {known.row}, {known.arm}\n\n```sh\n{shlex.join(command)}\n```\n\n"
-        f"{markdown([head, *lines])}\n\n{chosen(lowest, tried)}\n"
+        f"Validation loss of {len(lowest)} points:\n\n{markdown([head, *lines])}\n\n{chosen(lowest, tried)}\n"
     )
 
 
@@ -96,11 +96,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--arm", default="ydrop", choices=SPACES, help="of examples/configs/")
     parser.add_argument("--pairs", action="store_true", help="tune elasticity and annealing over the paper's sets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial's loss is the mean over them")
-    parser.add_argument("--trials", type=int, default=TRIALS, help="points; with --pairs how many more to run, all by default")
+    parser.add_argument("--trials", type=int, help="how many more to run; all by default")
     add_shared_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/tune"), help="where the folders of trials are")
     known = parser.parse_args(args)
-    pool = Pool(storage_of(known), f"{known.row} {known.arm}", known.jobs)
+    if known.pairs and known.arm not in YDROP_ARMS:
+        parser.error(f"--pairs are of elasticity and annealing, which {known.arm} does not have")
+    pool = Pool(storage_of(known), f"{known.row} {known.arm}{' pairs' if known.pairs else ''}", known.jobs)
     try:
         study = pool.study()
     except ConfigurationError as error:
@@ -116,22 +118,20 @@ def main(args: Sequence[str] | None = None) -> None:
     study.set_user_attr("runs", same)
     tune(pool, known)
     folder.mkdir(parents=True, exist_ok=True)  # where all trials were on other machines, there is none yet
-    (folder / "study.md").write_text(table(study))
-    print(f"\n{table(study)}")
+    (folder / "study.md").write_text(table(study, known))
+    print(f"\n{table(study, known)}")
 
 
 def tune(pool: Pool, known: argparse.Namespace) -> None:
-    """Try the pairs that are left, at most so many."""
+    """Try the points that are left, at most so many."""
     done = losses_of(pool.study())
-    left = [pair for pair in PAIRS if pair not in done]
-    random.Random(0).shuffle(left)  # a part of them is a random search
+    left: dict[str, dict[str, Any]] = {name: {} for name in points_of(known) if name not in done}
     if not left or known.trials == 0:
         return
-    pairs = {f"{pair[0]:g}, {pair[1]}": {"elasticity": pair[0], "annealing_epochs": pair[1]} for pair in left}
     try:
         latest = pool.run(
             partial(loss_of, known),
-            pairs,
+            left,
             folder=folder_of(known),
             at_most=known.trials,
             max_failures=1,
@@ -145,7 +145,7 @@ def tune(pool: Pool, known: argparse.Namespace) -> None:
 
 def folder_of(known: argparse.Namespace) -> Path:
     """Find the folder of the trials."""
-    folder: Path = known.out / f"{known.row}_{known.arm}"
+    folder: Path = known.out / f"{known.row}_{known.arm}{'_pairs' if known.pairs else ''}"
     return folder
 
 

@@ -114,19 +114,26 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
 
 
 def test_what_is_killed_alone_leaves_its_run_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "train.py"
-    program.write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)")
+    program = tmp_path / "sleeping.py"
+    program.write_text(
+        "import os, pathlib, time\n"
+        "def main(args):\n"
+        "    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
     grid = (
         "from pathlib import Path; from examples.paper import experiment\n"
-        f"experiment.PROGRAM = ({str(program)!r},)\n"
+        "experiment.PROGRAM = 'sleeping'\n"
         "experiment.carry_out(experiment.Run('digits', 'plain', 0, (), (), Path('out')))"
     )
-    process = subprocess.Popen([sys.executable, "-c", grid], env=ENVIRONMENT)
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)])}
+    process = subprocess.Popen([sys.executable, "-c", grid], env=environment)
     wait_for(tmp_path / "pid", process)
     process.kill()
     process.wait()
-    program.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(experiment, "PROGRAM", (str(program),))
+    (tmp_path / "failing.py").write_text("def main(args): raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(experiment, "PROGRAM", "failing")
     run = experiment.Run("digits", "plain", 0, (), (), Path("out"))
     assert "another process is at it" in (experiment.carry_out(run) or "")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
@@ -183,7 +190,7 @@ def test_a_grid_that_is_told_to_end_leaves_its_trial_to_the_next(
     carried_out: list[tuple[str, bool]] = []
 
     def carry_out(run: Any, keep_checkpoints: bool, waits: bool) -> None:
-        carried_out.append((run.name, waits))
+        carried_out.append((str(run.folder.relative_to(run.out)), waits))
         if len(carried_out) == 1:
             raise SystemExit(143)
         leave_result(run)
@@ -214,7 +221,7 @@ def test_machines_that_share_a_storage_share_a_grid(
     carried_out: list[str] = []
 
     def carry_out(run: Any, keep_checkpoints: bool, waits: bool) -> None:
-        carried_out.append(run.name)
+        carried_out.append(str(run.folder.relative_to(run.out)))
         leave_result(run)
 
     monkeypatch.setattr(grid_program, "carry_out", carry_out)
