@@ -4,10 +4,10 @@
     python -m experiments.tasks.run --data data --jobs 2 --tasks tabular_cancer tabular_vote
 
 Of each task, at the middle one of its sizes, the arm without dropout is trained with 12 learning rates; the one of the
-lowest validation loss is that of all arms. Then, at each size, dropout, Y-Drop and Jumpout are trained with 12 points of
-their own parameters, and those of the lowest validation loss are kept. Last, all arms are trained with what was chosen,
-with other seeds. The two controls, Y-Drop's rates given to units at random and to the least important ones, have the
-settings of Y-Drop.
+lowest validation loss is that of all arms. Then, at each size, dropout, Y-Drop and Jumpout are trained with 12 points
+of their own parameters, and those of the lowest validation loss are kept. Last, all arms are trained with what was
+chosen, with other seeds. The two controls, Y-Drop's rates given to units at random and to the least important ones,
+have the settings of Y-Drop.
 
 Started again, it goes on with what is left. At the end of each stage records are written beside this program.
 """
@@ -63,9 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
         plans.append(Plan(task, root, known.out))
     carry_out("rates", [run for plan in plans for run in plan.rates()], known)
     carry_out("trials", [run for plan in plans for run in plan.trials()], known)
-    for seed in range(max(plan.task.seeds for plan in plans)):
-        runs = [run for plan in plans if seed < plan.task.seeds for run in plan.finals(seed)]
-        carry_out("finals", runs, known)
+    seeds = range(max(plan.task.seeds for plan in plans))  # outermost: what there is first is a comparison
+    carry_out("finals", [run for seed in seeds for plan in plans for run in plan.finals(seed)], known)
 
 
 if __name__ == "__main__":

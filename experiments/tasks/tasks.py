@@ -21,8 +21,11 @@ class Task:
 
     Attributes:
         row: A file of examples/tasks or examples/paper/rows, by name.
+        kind: Of data.
+        name: What reports call it.
         root: Where its data are in the folder of all data; nowhere for those that a package ships.
-        fractions: Shares of the training set that are trained on.
+        full: Samples of the training set that are not held out.
+        fractions: Shares of these that are trained on.
         settings: Arguments of all its trainings.
         seeds: Trainings of each arm.
         tunes_rate: Whether the learning rate is tuned.
@@ -31,29 +34,46 @@ class Task:
     """
 
     row: str
+    kind: str
+    name: str
     root: str | None
+    full: int
     fractions: tuple[float, ...]
     settings: tuple[str, ...] = ()
     seeds: int = 5
     tunes_rate: bool = True
     arms: tuple[str, ...] = ARMS
 
+    def samples(self, fraction: float) -> int:
+        """Count what is trained on."""
+        return math.ceil(fraction * self.full)
+
 
 def _tasks() -> Iterator[Task]:
     # The other arms have records in docs/results.
     of_the_paper = ("dropout", "ydrop", "random")
-    yield Task("digits", None, (1.0,), seeds=20, tunes_rate=False, arms=of_the_paper)
-    mnist = ("data.val_fraction=0.1", "early_stopping.patience=25", "ydrop.annealing_epochs=5")
-    yield Task("mnist_fc_1", "", (0.01, 0.05), mnist, tunes_rate=False, arms=of_the_paper)
-    for name in ("cancer", "vote", "phishing", "segment", "affairs"):
-        yield Task(f"tabular_{name}", f"tabular/{name}.csv", (0.1, 0.3, 1.0))
-    for name in ("power", "vowels", "arrows"):
-        yield Task(f"series_{name}", f"series/{name}.npz", (0.2, 0.5, 1.0))
-    for name, root in (("trec", "text/trec"), ("sst2", "text/sst2"), ("mr", "text/mr/all.tsv")):
-        for network in ("cnn", "lstm", "transformer"):
-            yield Task(f"{name}_{network}", root, (0.05, 0.1, 0.3), ("ydrop.interpolate_at=words",))
-    for network in ("s_1", "resnet"):
-        yield Task(f"pictures_{network}", "pictures", (0.05, 0.1, 0.2), ("data.val_fraction=0.1",))
+    digits, mnist = "digits", "MNIST, two layers of 1024"
+    yield Task("digits", "perceptrons", digits, None, 1078, (1.0,), seeds=20, tunes_rate=False, arms=of_the_paper)
+    settings = ("data.val_fraction=0.1", "early_stopping.patience=25", "ydrop.annealing_epochs=5")
+    sizes = (0.01, 0.05)
+    yield Task("mnist_fc_1", "perceptrons", mnist, "", 54000, sizes, settings, tunes_rate=False, arms=of_the_paper)
+    for name, full in (("cancer", 342), ("vote", 567), ("phishing", 750), ("segment", 1386), ("affairs", 3819)):
+        yield Task(f"tabular_{name}", "tables", name, f"tabular/{name}.csv", full, (0.1, 0.3, 1.0))
+    for name, full in (("power", 657), ("vowels", 384), ("arrows", 126)):
+        yield Task(f"series_{name}", "time series", name, f"series/{name}.npz", full, (0.2, 0.5, 1.0))
+    texts = (
+        ("trec", "TREC", "text/trec", 4362),
+        ("sst2", "SST-2", "text/sst2", 5536),
+        ("mr", "MR", "text/mr/all.tsv", 6824),
+    )
+    networks = {"cnn": "convolutions", "lstm": "LSTM", "transformer": "Transformer"}
+    for data, name, root, full in texts:
+        for network, words in networks.items():
+            embedding = ("ydrop.interpolate_at=words",)
+            yield Task(f"{data}_{network}", "text", f"{name}, {words}", root, full, (0.05, 0.1, 0.3), embedding)
+    for network, words in (("s_1", "S_1"), ("resnet", "ResNet-18 of a quarter of the width")):
+        less = ("data.val_fraction=0.1",)
+        yield Task(f"pictures_{network}", "pictures", f"CIFAR-10, {words}", "pictures", 10800, (0.05, 0.1, 0.2), less)
 
 
 TASKS = {task.row: task for task in _tasks()}
@@ -89,7 +109,9 @@ class Plan:
         ]
 
     def finals(self, seed: int) -> list[Run]:
-        """Train all arms with what was chosen, at each size."""
+        """Train all arms with what was chosen, at each size, if the task takes as many seeds."""
+        if seed >= self.task.seeds:
+            return []
         return [
             self._run(self.out / "finals", arm, fraction, seed, self.chosen(arm, fraction))
             for fraction in self.task.fractions
