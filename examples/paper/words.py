@@ -19,7 +19,15 @@ DATA = {
     "cifar100": "CIFAR-100",
     "svhn": "SVHN",
     "stl10": "STL-10",
+    "trec": "TREC",
+    "sst2": "SST-2",
+    "mr": "MR",
+    "tabular": "table",
+    "series": "time series",
+    "pictures": "pictures",
 }
+# Of their names, those that are not written in capitals.
+NETWORKS = {"transformer": "Transformer", "resnet": "ResNet-18"}
 ARGUMENTS = {
     "data.train_fraction": "share of the training images",
     "model.hidden": "hidden layers and their units",
@@ -36,9 +44,11 @@ def arm_in_words(label: str) -> str:
 
 
 def row_in_words(row: str) -> str:
-    """Name data and network: "mnist_fc_1" is "MNIST, FC_1"."""
+    """Name data and network: "mnist_fc_1" is "MNIST, FC_1", and "tabular_vote", which names data alone, "table, vote"."""
     data, _, network = row.partition("_")
-    return ", ".join([DATA.get(data, data), *([network.upper()] if network else [])])
+    names_data = data in ("tabular", "series")
+    name = network if names_data else NETWORKS.get(network, network.upper())
+    return ", ".join([DATA.get(data, data), *([name] if name else [])])
 
 
 def argument_in_words(name: str) -> str:

@@ -104,7 +104,7 @@ class Plan:
         return [
             run
             for fraction in self.task.fractions
-            for arm in dict.fromkeys(TUNED.values())
+            for arm in dict.fromkeys(TUNED[arm] for arm in self.task.arms if arm in TUNED)
             for run in self._trials(arm, fraction)
         ]
 

@@ -15,6 +15,9 @@ def test_every_row_names_its_data() -> None:
     assert {row.partition("_")[0] for row in ROWS} == set(words.DATA)
     assert words.row_in_words("cifar10_s_1") == "CIFAR-10, S_1"
     assert words.row_in_words("digits") == "scikit-learn's digits"
+    assert words.row_in_words("trec_cnn") == "TREC, CNN"
+    assert words.row_in_words("tabular_vote") == "table, vote"
+    assert words.row_in_words("pictures_resnet") == "pictures, ResNet-18"
 
 
 @pytest.mark.parametrize(
