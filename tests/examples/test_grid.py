@@ -257,8 +257,11 @@ def test_a_grid_that_is_told_to_end_ends_its_runs(number: signal.Signals, root: 
     wait_for(root / "out/mnist_fc_1/plain/seed_0/checkpoints/last.ckpt", process)
     process.send_signal(number)
     assert process.wait(60) != 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nothing is left of its group
+    ends = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):  # nothing is left of its group, once its server has seen that it is gone
+        while time.monotonic() < ends:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
     assert not (root / "out/mnist_fc_1/plain/seed_1/log.txt").exists()
 
 
