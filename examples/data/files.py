@@ -1,12 +1,12 @@
 """Data modules for your own files: pictures, sentences, tables and time series.
 
-Each takes a `root`: a folder with a training and a test set, or where there is no test set, the training set alone. Then
-a fifth of it, the same for every run, is the test set.
+Each takes a `root`: a folder with a training and a test set, or with the training set alone. Then a fifth of it, the
+same for every run, is the test set.
 """
 
 import csv
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 from torchvision import datasets
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as vision
 
 from examples.data.memory import InMemory, Labelled
 
@@ -139,14 +139,18 @@ class ImageFolderData(FromFiles):
     ) -> None:
         super().__init__(root, batch_size, val_fraction, split_seed, train_fraction, num_workers)
         self.shape = (3, image_size, image_size)
-        self.scale = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
+        self._scale = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
         shifts = v2.RandomCrop(image_size, padding=image_size // 8)
         self.augment = v2.Compose([shifts, v2.RandomHorizontalFlip()]) if augment_images else None
 
     def read(self, place: Path) -> Read:
         """Read pictures as bytes (N, 3, H, W)."""
-        found = datasets.ImageFolder(str(place), lambda image: vision.pil_to_tensor(self.scale(image)))
+        found = datasets.ImageFolder(str(place), loader=self._image)
         return torch.stack([image for image, _ in found]), [found.classes[number] for number in found.targets]
+
+    def _image(self, file: str) -> Tensor:
+        image = decode_image(file, ImageReadMode.RGB)
+        return image if image.shape == self.shape else self._scale(image)
 
     def fit(self, inputs: Tensor) -> None:
         """Learn mean and standard deviation of each channel."""
