@@ -17,7 +17,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchvision import datasets
 from torchvision.io import ImageReadMode, decode_image
@@ -150,7 +150,8 @@ class ImageFolderData(FromFiles):
 
     def _image(self, file: str) -> Tensor:
         image = decode_image(file, ImageReadMode.RGB)
-        return image if image.shape == self.shape else self._scale(image)
+        scaled: Tensor = image if image.shape == self.shape else self._scale(image)
+        return scaled
 
     def fit(self, inputs: Tensor) -> None:
         """Learn mean and standard deviation of each channel."""

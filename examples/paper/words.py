@@ -44,7 +44,7 @@ def arm_in_words(label: str) -> str:
 
 
 def row_in_words(row: str) -> str:
-    """Name data and network: "mnist_fc_1" is "MNIST, FC_1", and "tabular_vote", which names data alone, "table, vote"."""
+    """Name data and network: "mnist_fc_1" is "MNIST, FC_1". "tabular_vote", of data alone, is "table, vote"."""
     data, _, network = row.partition("_")
     names_data = data in ("tabular", "series")
     name = network if names_data else NETWORKS.get(network, network.upper())
