@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lightning_ydrop.checks import check_class_dim, check_count, check_module, check_number
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
-from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
+from lightning_ydrop.models.calls import Inputs, Target, arguments_of, signature_of
 from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
 from lightning_ydrop.uncertainty.draws import MaskSharing
@@ -44,8 +45,12 @@ class DropoutDistillation(LightningModule):
     are the student's own: they load into its class, as if it had been trained by itself, and a Trainer can resume from
     them.
 
-    It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. Validation and testing use the same masks every
-    time. A call of F.dropout in a forward method is not seen: a student that has one drops while it is trained.
+    It logs `train_loss`, `val_loss` and `test_loss`, the cross-entropy. `train_agreement`, `val_agreement` and
+    `test_agreement` are the share of predictions in which the student's likeliest class is the teacher's. Where batches
+    have labels, `train_acc`, `val_acc` and `test_acc` are the student's accuracy. Labels are whole numbers (B, *), of
+    which those that name no class do not count. Validation and testing use the same masks every time. After a fit the
+    student is in evaluation mode. A call of F.dropout in a forward method is not seen: a student that has one drops
+    while it is trained.
 
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
@@ -56,8 +61,8 @@ class DropoutDistillation(LightningModule):
         temperature: What the logits of both are divided by, above 0. At any value except 1 the student learns the
             average of other, softer predictions. Losses are those of these predictions, multiplied by its square.
         optimizer: Makes the optimiser from the student's parameters.
-        adapter: It reads the inputs from a batch, unless the teacher or a subclass of this class has a method
-            `ydrop_inputs`. Labels are not used: `IndexAdapter(inputs=0, target=None)` needs none.
+        adapter: It reads inputs and labels from a batch, unless the teacher or a subclass of this class has a method
+            `ydrop_inputs`. Labels are not learned from: `IndexAdapter(inputs=0, target=None)` needs none.
         class_dim: Dimension of the classes in the logits of both, -1 for (B, *, C).
         max_rows: At most this many rows pass through the teacher at once, but never fewer than the batch has. None: all
             masks in one pass, if every layer draws for each sample. The first step of three masks or more finds out
@@ -128,6 +133,10 @@ class DropoutDistillation(LightningModule):
                 setattr(self, hook, getattr(plain_teacher, hook))
         self.optimizer = optimizer
         self.adapter = adapter
+        # MulticlassAccuracy would have to know how many classes there are before the first batch.
+        self.train_acc, self.val_acc, self.test_acc = MeanMetric(), MeanMetric(), MeanMetric()
+        self._accuracies = {"train": self.train_acc, "val": self.val_acc, "test": self.test_acc}
+        self._in_training: list[nn.Module] = []  # modules of the student that a fit has put into evaluation mode
         self._mask_sharing = MaskSharing()  # the teacher stays the same, so what one step learns holds for the others
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,23 +158,34 @@ class DropoutDistillation(LightningModule):
                 'Distil with strategy="ddp".',
             )
 
+    def on_fit_start(self) -> None:
+        """Go on with a student that an earlier fit has put into evaluation mode."""
+        for module in self._in_training:
+            module.training = True
+        self._in_training = []
+
+    def on_fit_end(self) -> None:
+        """Leave the student in evaluation mode, as it is to be used."""
+        self._in_training = [module for module in self.student.modules() if module.training]
+        self.student.eval()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Give the cross-entropy between the teacher's predictions with fresh masks and the student's."""
-        return self._logged_loss("train_loss", batch)
+        return self._logged_loss("train", batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the same loss on held-out data, with the same masks each time, so that epochs can be compared."""
         with self._same_masks(batch_idx):
-            self._logged_loss("val_loss", batch, prog_bar=True)
+            self._logged_loss("val", batch, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the same loss on a test set, with the same masks each time."""
         with self._same_masks(batch_idx):
-            self._logged_loss("test_loss", batch)
+            self._logged_loss("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Give the student's output for the inputs in a batch."""
-        return self._student_output(self._inputs_of(batch))
+        return self._student_output(self._read(batch)[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give the student's parameters to the optimiser."""
@@ -209,18 +229,17 @@ class DropoutDistillation(LightningModule):
         student = uncompiled(self.student)
         return student, "student." if student is self.student else "student._orig_mod."
 
-    def _inputs_of(self, batch: Any) -> Inputs:
+    def _read(self, batch: Any) -> tuple[Inputs, Target]:
         reader = self.teacher if own_method(self, "ydrop_inputs") is None else self
-        inputs, _ = read_batch(reader, self.adapter, batch)
-        return inputs
+        return read_batch(reader, self.adapter, batch)
 
     def _student_output(self, inputs: Inputs) -> Any:
         forward = own_method(self.student, "ydrop_forward") or self.student
         positional, keywords = arguments_of(signature_of(self.student, forward), inputs)
         return forward(*positional, **keywords)
 
-    def _logged_loss(self, name: str, batch: Any, prog_bar: bool = False) -> Tensor:
-        inputs = self._inputs_of(batch)
+    def _logged_loss(self, stage: str, batch: Any, prog_bar: bool = False) -> Tensor:
+        inputs, target = self._read(batch)
         with logging_muted(self):
             average = mean_probabilities(
                 self.teacher,
@@ -245,8 +264,24 @@ class DropoutDistillation(LightningModule):
         logits = (logits / self.temperature).clamp(min=torch.finfo(logits.dtype).min)
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
         loss = nn.functional.cross_entropy(logits, average) * self.temperature**2
-        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=len(average), sync_dist=True)
+        said, taught = logits.detach().argmax(self.class_dim), average.argmax(self.class_dim)
+        count = len(average)
+        self.log(
+            f"{stage}_loss", loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=count, sync_dist=True
+        )
+        agreement = (said == taught).float().mean()
+        self.log(f"{stage}_agreement", agreement, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        if isinstance(target, Tensor) and _are_labels(target, said):
+            accuracy = self._accuracies[stage]
+            names_class = (target >= 0) & (target < logits.shape[self.class_dim])
+            accuracy.update((said == target).float(), names_class.float())
+            self.log(f"{stage}_acc", accuracy, on_step=False, on_epoch=True, batch_size=count)
         return loss
+
+
+def _are_labels(target: Tensor, said: Tensor) -> bool:
+    """Tell whether a target can name a class for each prediction."""
+    return not (target.is_floating_point() or target.is_complex()) and target.shape == said.shape
 
 
 def _configured(model: nn.Module) -> nn.Module:

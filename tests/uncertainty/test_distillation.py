@@ -381,7 +381,8 @@ def test_it_is_fitted_in_every_precision(precision: str, teacher: Small, tmp_pat
     distillation = DropoutDistillation(teacher, num_masks=2)
     with patch.object(distillation, "log", wraps=distillation.log) as log:
         trainer.fit(distillation, loader(), loader())
-    losses = [call.args[1] for call in log.call_args_list]
+    losses = [call.args[1] for call in log.call_args_list if call.args[0].endswith("_loss")]
+    assert losses
     # In bfloat16 a cross-entropy has two digits, and training would stand still.
     assert {loss.dtype for loss in losses} == {torch.float32}
     assert all(loss.isfinite() for loss in losses)
@@ -569,6 +570,50 @@ def test_it_is_tested_and_predicts_from_batches_with_labels(teacher: Small, tmp_
     assert tested["test_loss"] == validated["val_loss"]
     predicted: Any = trainer.predict(distillation, loader())
     assert torch.equal(torch.cat(predicted), distillation.student.eval()(Points().data.tensors[0]))
+
+
+def test_agreement_with_the_teacher_and_accuracy_are_logged_where_there_are_labels(
+    teacher: Small, tmp_path: Path
+) -> None:
+    x = torch.randn(20, 4)
+    student = nn.Linear(4, 3)
+    labels = torch.randint(3, (20,))
+    labels[:4] = -100  # which name no class
+    kept = student(x).argmax(1) == labels
+    for batches, accuracy in (
+        ([(x[:14], labels[:14]), (x[14:], labels[14:])], kept[4:].float().mean().item()),
+        ([(x[:14],), (x[14:],)], None),
+        ([(x[:14], torch.randn(14)), (x[14:], torch.randn(6))], None),
+    ):
+        distillation = DropoutDistillation(teacher, student=student, num_masks=4000)
+        trainer = trainer_of(tmp_path, enable_checkpointing=False)
+        (found,) = trainer.validate(distillation, DataLoader(batches, None), verbose=False)  # type: ignore[arg-type]
+        taught = monte_carlo(teacher, x, 4000).probabilities.argmax(1)
+        assert found["val_agreement"] == pytest.approx(
+            (student(x).argmax(1) == taught).float().mean().item(), abs=0.051
+        )
+        assert found.get("val_acc") == pytest.approx(accuracy)
+    trainer = trainer_of(tmp_path, enable_checkpointing=False)
+    trainer.fit(DropoutDistillation(teacher), loader(), loader())
+    assert trainer.callback_metrics.keys() == {
+        f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", "agreement", "acc")
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
+def test_a_student_is_ready_for_use_after_a_fit_and_trained_again_by_the_next(teacher: Small, tmp_path: Path) -> None:
+    student = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    student[1].eval()  # frozen by its owner
+    distillation = DropoutDistillation(teacher, student=student)
+    seen: list[list[bool]] = []
+    student.register_forward_hook(lambda module, *_: seen.append([each.training for each in module.modules()]))
+    for _ in range(2):
+        seen.clear()
+        trainer_of(tmp_path, enable_checkpointing=False, max_epochs=1, num_sanity_val_steps=0).fit(
+            distillation, loader(), loader()
+        )
+        assert not any(module.training for module in student.modules())
+        assert set(map(tuple, seen)) == {(True, True, False, True, True), (False,) * 5}  # trained, validated
 
 
 def test_batches_are_weighed_by_their_samples(teacher: Small, tmp_path: Path) -> None:
