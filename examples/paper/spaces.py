@@ -1,6 +1,6 @@
 """What of an arm is tuned, and the points that are tried: the same for every arm, as far as its parameters are.
 
-Points are those of a Halton sequence, in the bases 2, 3 and 5: the first of them are already spread over the space.
+Points are those of a Halton sequence, in the bases 2, 3, 5 and 7: the first of them are already spread over the space.
 """
 
 import itertools
@@ -38,11 +38,12 @@ PARAMETERS: Mapping[str, Callable[[float], Any]] = {
     "lr": between_powers(1e-4, 1e-1),
     "strong_fraction": among(0.25, 0.5, 0.75),
     "elasticity": among(1e-3, 1e-2, 1e-1),
+    "annealing_epochs": among(2, 5, 10),
     "p_min": between(0.0, 0.4),
     "sigma": among(0.05, 0.1, 0.3),
     "scale_exponent": among(0.5, 0.75, 1.0),
 }
-OF_YDROP = ("p", "strong_fraction", "elasticity")
+OF_YDROP = ("p", "strong_fraction", "elasticity", "annealing_epochs")
 SPACES: Mapping[str, Sequence[str]] = {
     "plain": ("lr",),
     "dropout": ("p",),

@@ -93,6 +93,7 @@ def chosen(cell: Cell, arm: str) -> str:
     if "ydrop.buckets" in given:
         share = json.loads(given["ydrop.buckets"])["strong_fraction"]
         parts += [f"{100 * share:g}% strong", f"elasticity {float(given['ydrop.elasticity']):g}"]
+        parts += [f"annealing {given['ydrop.annealing_epochs']}"]
     return ", ".join(parts)
 
 

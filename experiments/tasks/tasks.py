@@ -54,7 +54,7 @@ def _tasks() -> Iterator[Task]:
     of_the_paper = ("dropout", "ydrop", "random")
     digits, mnist = "digits", "MNIST, two layers of 1024"
     yield Task("digits", "perceptrons", digits, None, 1078, (1.0,), seeds=20, tunes_rate=False, arms=of_the_paper)
-    settings = ("data.val_fraction=0.1", "early_stopping.patience=25", "ydrop.annealing_epochs=5")
+    settings = ("data.val_fraction=0.1", "early_stopping.patience=25")
     sizes = (0.01, 0.05)
     yield Task("mnist_fc_1", "perceptrons", mnist, "", 54000, sizes, settings, tunes_rate=False, arms=of_the_paper)
     for name, full in (("cancer", 342), ("vote", 567), ("phishing", 750), ("segment", 1386), ("affairs", 3819)):

@@ -130,7 +130,16 @@ def test_gains_are_compared_seed_by_seed() -> None:
         }
         for arm, accuracy, extra in (
             ("dropout", 0.5, ["model.p=0.3"]),
-            ("ydrop", 0.52, ["model.p=0.4", "ydrop.elasticity=0.01", 'ydrop.buckets={"strong_fraction":0.25}']),
+            (
+                "ydrop",
+                0.52,
+                [
+                    "model.p=0.4",
+                    "ydrop.elasticity=0.01",
+                    "ydrop.annealing_epochs=5",
+                    'ydrop.buckets={"strong_fraction":0.25}',
+                ],
+            ),
         )
         for seed in range(3)
     ]
@@ -139,7 +148,7 @@ def test_gains_are_compared_seed_by_seed() -> None:
     assert gain.mean == pytest.approx(2.0)
     assert gain.half_width == pytest.approx(0.0, abs=1e-6)
     assert cell.label == "vote, 57"
-    assert report.chosen(cell, "ydrop") == "p=0.4, 25% strong, elasticity 0.01"
+    assert report.chosen(cell, "ydrop") == "p=0.4, 25% strong, elasticity 0.01, annealing 5"
     assert math.isnan(cell.gain("ydrop", "random").mean)
 
 
