@@ -5,7 +5,7 @@
 
 Dropout has its rate p; Y-Drop and its controls a p, around which their rates lie, the share of strong units,
 elasticity and annealing; Jumpout its rates and its exponent; the arm without dropout the learning rate. The points are
-the same each time (spaces.py), so that arms are tuned by the same budget. --pairs are those of elasticity and annealing.
+the same each time (spaces.py), so that arms are tuned by the same budget. --pairs are of elasticity and annealing.
 
 A trial is a run of run.py with a point. The study is Optuna's: started again, here or on another machine that reaches
 the same --storage, it goes on with the points that are left, at most --trials of them; machines that are at it together
