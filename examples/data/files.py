@@ -20,8 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchvision import datasets
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as vision
 
 from examples.data.memory import InMemory, Labelled
 
@@ -145,12 +145,12 @@ class ImageFolderData(FromFiles):
 
     def read(self, place: Path) -> Read:
         """Read pictures as bytes (N, 3, H, W)."""
-        found = datasets.ImageFolder(str(place), loader=self._image)
+        found = datasets.ImageFolder(str(place), transform=self._scaled)
         return torch.stack([image for image, _ in found]), [found.classes[number] for number in found.targets]
 
-    def _image(self, file: str) -> Tensor:
-        image = decode_image(file, ImageReadMode.RGB)
-        scaled: Tensor = image if image.shape == self.shape else self._scale(image)
+    def _scaled(self, image: Any) -> Tensor:
+        pixels = vision.pil_to_tensor(image)
+        scaled: Tensor = pixels if pixels.shape == self.shape else self._scale(pixels)
         return scaled
 
     def fit(self, inputs: Tensor) -> None:

@@ -13,14 +13,14 @@ JumpoutArguments = Mapping[str, Any]
 
 
 def dropped(dropout: Dropout, p: float, jumpout: JumpoutArguments) -> nn.Module:
-    """Make the layer that drops what comes out of a ReLU."""
+    """Make a layer that drops features, which are the last dimension."""
     match dropout:
         case "none":
             return nn.Identity()
         case "vanilla":
             return nn.Dropout(p)
         case "conductance":
-            return ConductanceDropout(p)
+            return ConductanceDropout(p, unit_dim=-1)
         case "jumpout":
             return Jumpout(**jumpout)
 

@@ -37,7 +37,7 @@ class SeriesFCN(AdamClassifier):
         layers: list[nn.Module] = []
         before = shape[0]
         for after, window in zip(channels, (8, 5, 3), strict=True):
-            layers += [nn.Conv1d(before, after, window, padding="same"), nn.BatchNorm1d(after), nn.ReLU()]
+            layers += [nn.Conv1d(before, after, window, padding=window // 2), nn.BatchNorm1d(after), nn.ReLU()]
             before = after
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten())
         self.dropout = dropped(dropout, p, jumpout)

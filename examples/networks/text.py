@@ -41,7 +41,7 @@ class TextCNN(AdamClassifier):
         super().__init__(num_classes, lr, weight_decay)
         self.save_hyperparameters()
         self.words = nn.Embedding(shape[1], width, padding_idx=0)
-        self.convolutions = nn.ModuleList(nn.Conv1d(width, channels, window, padding="same") for window in windows)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, channels, window, padding=window // 2) for window in windows)
         self.dropout = dropped(dropout, p, jumpout)
         self.head = nn.Linear(channels * len(windows), num_classes)
 

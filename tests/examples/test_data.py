@@ -130,8 +130,8 @@ def test_splits_are_the_papers_and_never_share_an_image(name: str, small: Path) 
     assert module.batch_size == (32 if name in ("SVHNImages", "STL10Images") else 64)
     whole = getattr(data, name)(root=str(small / name))
     whole.setup("fit")
-    assert torch.equal(whole.val.images, module.val.images)
-    seen = {image.numpy().tobytes() for split in (whole.train, whole.val) for image in split.images}
+    assert torch.equal(whole.val.inputs, module.val.inputs)
+    seen = {image.numpy().tobytes() for split in (whole.train, whole.val) for image in split.inputs}
     assert len(seen) == TRAIN
 
 
@@ -140,9 +140,9 @@ def test_training_images_are_flipped_and_cropped_where_the_paper_does(name: str,
     module = getattr(data, name)(root=str(small / name))
     module.setup("fit")
     augmented = name in ("CIFAR10Images", "CIFAR100Images", "STL10Images")
-    plain = [module.normalise(image) for image in module.train.images[:5]]
+    plain = [module.normalise(image) for image in module.train.inputs[:5]]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (module.mean, module.std))
-    assert torch.allclose(plain[0] * std + mean, module.train.images[0] / 255, atol=1e-6)
+    assert torch.allclose(plain[0] * std + mean, module.train.inputs[0] / 255, atol=1e-6)
     black = (0 - mean) / std
 
     def is_cut_from(image: Tensor, original: Tensor) -> bool:
@@ -158,7 +158,7 @@ def test_training_images_are_flipped_and_cropped_where_the_paper_does(name: str,
         assert all(torch.equal(read, plain[place]) for read in reads) == (not augmented)
         assert all(is_cut_from(read, plain[place]) for read in reads)
     for split in (module.val, module.test):
-        assert torch.equal(split[0][0], module.normalise(split.images[:1])[0])
+        assert torch.equal(split[0][0], module.normalise(split.inputs[:1])[0])
 
 
 def test_every_row_of_the_tables_has_its_file_and_every_arm() -> None:

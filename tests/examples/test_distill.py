@@ -81,7 +81,7 @@ def test_predictors_are_measured_against_the_average(tmp_path: Path) -> None:
     assert 0 < divergence["300"] < 0.1 * divergence["2 masks"]
     assert divergence["300"] < 0.5 * divergence["one pass"]
     data.setup("test")
-    x, y = data.test.normalise(data.test.images), data.test.labels
+    x, y = data.test.normalise(data.test.inputs), data.test.labels
     logits = teacher.eval()(x)
     assert found["one pass"]["accuracy"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
     slow = torch.nn.functional.cross_entropy(logits, y).item()

@@ -76,7 +76,7 @@ def test_every_arm_is_what_its_file_says(arm: str, say: Callable[..., str]) -> N
     assert ("lightning_ydrop.YDropCallback" in kinds) == (arm in ("ydrop", "random", "shuffled", "inverted"))
     kinds_of_others = {"plain": "none", "dropout": "vanilla", "dropout_at_mean_rate": "vanilla", "jumpout": "jumpout"}
     expected = kinds_of_others.get(arm, "conductance")
-    assert config.get("model", {}).get("dropout", "none") == expected
+    assert config.get("model", {}).get("init_args", {}).get("dropout", "none") == expected
 
 
 def printed(said: str) -> Any:
