@@ -45,6 +45,7 @@ class Cell:
         task: The task.
         fraction: The share of its training set.
         accuracies: By arm and seed, in percent.
+        losses: By arm and seed, the lowest validation loss.
         settings: By arm, what was chosen.
 
     """
@@ -52,17 +53,29 @@ class Cell:
     task: Task
     fraction: float
     accuracies: Mapping[str, Mapping[int, float]]
+    losses: Mapping[str, Mapping[int, float]]
     settings: Mapping[str, Mapping[str, str]]
 
     def gain(self, arm: str, over: str) -> Difference:
         """Compare two arms, seed by seed."""
-        ours, theirs = (self.accuracies.get(each, {}) for each in (arm, over))
-        return difference_of((ours[seed], theirs[seed]) for seed in ours if seed in theirs)
+        return _paired(self.accuracies, arm, over)
+
+    def change(self, arm: str, over: str) -> Difference:
+        """Compare the logarithms of two arms' losses, seed by seed, in percent: -5 is a loss lower by about 5%."""
+        logarithms = {
+            each: {seed: 100 * math.log(loss) for seed, loss in losses.items()} for each, losses in self.losses.items()
+        }
+        return _paired(logarithms, arm, over)
 
     @property
     def label(self) -> str:
         """Name it."""
         return f"{self.task.name}, {self.task.samples(self.fraction):,}"
+
+
+def _paired(values: Mapping[str, Mapping[int, float]], arm: str, over: str) -> Difference:
+    ours, theirs = (values.get(each, {}) for each in (arm, over))
+    return difference_of((ours[seed], theirs[seed]) for seed in ours if seed in theirs)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -73,14 +86,16 @@ def read(file: Path) -> list[dict[str, Any]]:
 def cells_of(finals: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Sort trainings into cells, of which each has dropout and Y-Drop."""
     found: dict[tuple[str, float], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    losses: dict[tuple[str, float], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     settings: dict[tuple[str, float], dict[str, dict[str, str]]] = defaultdict(dict)
     for record in finals:
         key = record["row"], float(record["varied"]["data.train_fraction"])
         found[key][record["arm"]][record["seed"]] = 100 * record["test_acc"]
+        losses[key][record["arm"]][record["seed"]] = record["val_loss"]
         settings[key][record["arm"]] = dict(each.split("=", 1) for each in record["settings"])
     order = list(TASKS)
     return [
-        Cell(TASKS[row], fraction, arms, settings[row, fraction])
+        Cell(TASKS[row], fraction, arms, losses[row, fraction], settings[row, fraction])
         for (row, fraction), arms in sorted(found.items(), key=lambda each: (order.index(each[0][0]), each[0][1]))
         if {"dropout", "ydrop"} <= arms.keys()
     ]
@@ -103,11 +118,12 @@ def table(cells: Sequence[Cell], p_values: Mapping[str, float]) -> str:
     gains = [("ydrop", "dropout"), ("random", "dropout"), ("ydrop", "random"), ("ydrop", "plain")]
     head = ["task, training samples", *map(arm_in_words, arms)]
     head += [f"{arm_in_words(arm)} over {arm_in_words(over)}" for arm, over in gains]
-    lines = [[*head, "p of the first"]]
+    lines = [[*head, "p of the first", "loss of Y-Drop over dropout, %"]]
     for cell in cells:
         accuracies = [spread(list(cell.accuracies.get(arm, {}).values()), 1) for arm in arms]
         differences = [in_points(cell.gain(*each)) for each in gains]
-        lines.append([cell.label, *accuracies, *differences, f"{p_values[cell.label]:.2g}"])
+        loss = in_points(cell.change("ydrop", "dropout"), digits=0)
+        lines.append([cell.label, *accuracies, *differences, f"{p_values[cell.label]:.2g}", loss])
     return markdown(lines)
 
 
@@ -120,28 +136,35 @@ def table_of_settings(cells: Sequence[Cell]) -> str:
     return markdown(lines)
 
 
-def in_points(difference: Difference) -> str:
+def in_points(difference: Difference, digits: int = 2) -> str:
     """Write a gain."""
-    return f"{difference.mean:+.2f} ± {difference.half_width:.2f}" if difference.pairs > 1 else ""
+    return f"{difference.mean:+.{digits}f} ± {difference.half_width:.{digits}f}" if difference.pairs > 1 else ""
 
 
-def on_average(cells: Sequence[Cell], arm: str, over: str) -> str:
+def on_average(cells: Sequence[Cell], arm: str, over: str) -> list[str]:
     """Say whether an arm helps on average: tasks are the units, each the mean over its sizes."""
+    accuracy, loss = _by_task(cells, "gain", arm, over), _by_task(cells, "change", arm, over)
+    wins, ties = sum(value > 0 for value in accuracy), sum(value == 0 for value in accuracy)
+    mean, change = (difference_of((value, 0.0) for value in values) for values in (accuracy, loss))
+    sign = binomtest(wins, len(accuracy) - ties).pvalue if len(accuracy) > ties else 1.0
+    return [
+        f"{arm_in_words(arm)} over {arm_in_words(over)}",
+        str(len(accuracy)),
+        in_points(mean),
+        f"{mean.p_value:.2g}",
+        str(wins),
+        f"{sign:.2g}",
+        in_points(change, digits=1),
+    ]
+
+
+def _by_task(cells: Sequence[Cell], what: str, arm: str, over: str) -> list[float]:
     by_task: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
-        gain = cell.gain(arm, over).mean
-        if not math.isnan(gain):
-            by_task[cell.task.row].append(gain)
-    means = [statistics.fmean(gains) for gains in by_task.values()]
-    if len(means) < 2:
-        return ""
-    mean = difference_of((value, 0.0) for value in means)
-    wins = sum(value > 0 for value in means)
-    sign = binomtest(wins, sum(value != 0 for value in means)).pvalue
-    return (
-        f"{arm_in_words(arm)} over {arm_in_words(over)}, on average over {len(means)} tasks: {in_points(mean)} points "
-        f"(p = {mean.p_value:.2g}), above 0 in {wins} of them (sign test: p = {sign:.2g})."
-    )
+        mean = getattr(cell, what)(arm, over).mean
+        if not math.isnan(mean):
+            by_task[cell.task.row].append(mean)
+    return [statistics.fmean(values) for values in by_task.values()]
 
 
 def draw(cells: Sequence[Cell], file: Path) -> None:
@@ -185,15 +208,15 @@ def text(cells: Sequence[Cell]) -> str:
     adjusted = holm([cell.gain("ydrop", "dropout").p_value for cell in cells])
     p_values = {cell.label: value for cell, value in zip(cells, adjusted, strict=True)}
     num_runs = sum(len(read(RECORDS / f"{stage}.jsonl")) for stage in ("rates", "trials", "finals"))
-    averages = [
-        on_average(cells, *pair)
-        for pair in (("ydrop", "dropout"), ("random", "dropout"), ("ydrop", "random"), ("jumpout", "dropout"))
-    ]
+    over_dropout = [(arm, "dropout") for arm in ("ydrop", "random", "inverted", "jumpout")]
+    pairs = [*over_dropout, ("ydrop", "random"), ("dropout", "plain"), ("ydrop", "plain")]
+    head = ["", "tasks", "points", "p", "tasks in which it is above 0", "p of the sign test", "validation loss, %"]
     parts = [
         HEAD.format(num_runs=f"{num_runs:,}", trials=TRIALS, num_cells=len(cells)),
         "![Gain over tuned dropout for every task and size](gains.png)",
         "## On average",
-        "\n\n".join(filter(None, averages)),
+        "Of each task the mean over its sizes; over tasks the mean, with its 95% interval.",
+        markdown([head, *(on_average(cells, *pair) for pair in pairs)]),
         *sections(cells, p_values),
         "## What was chosen",
         table_of_settings(cells),

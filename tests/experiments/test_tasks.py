@@ -127,6 +127,7 @@ def test_gains_are_compared_seed_by_seed() -> None:
             "varied": {"data.train_fraction": "0.1"},
             "settings": ["model.lr=0.1", *extra],
             "test_acc": accuracy + seed / 10,
+            "val_loss": 1.0 + (arm == "ydrop") * 0.1 + seed,
         }
         for arm, accuracy, extra in (
             ("dropout", 0.5, ["model.p=0.3"]),
@@ -147,7 +148,12 @@ def test_gains_are_compared_seed_by_seed() -> None:
     gain = cell.gain("ydrop", "dropout")
     assert gain.mean == pytest.approx(2.0)
     assert gain.half_width == pytest.approx(0.0, abs=1e-6)
+    assert cell.change("ydrop", "dropout").mean == pytest.approx(
+        100 * sum(math.log((1.1 + seed) / (1 + seed)) for seed in range(3)) / 3
+    )
     assert cell.label == "vote, 57"
+    average = report.on_average([cell], "ydrop", "dropout")
+    assert average[:3] == ["Y-Drop over dropout", "1", ""]
     assert report.chosen(cell, "ydrop") == "p=0.4, 25% strong, elasticity 0.01, annealing 5"
     assert math.isnan(cell.gain("ydrop", "random").mean)
 
