@@ -184,7 +184,7 @@ def text() -> str:
     """Write the report."""
     lines = ["# What a search for dropout patterns finds", ""]
     lines += [
-        "Written by `python -m experiments.autodropout.report` from the records of "
+        "By `python -m experiments.autodropout.report`, from the records of "
         "[the experiments](../../../experiments/autodropout/README.md). Intervals are 95%: over 5 searches for what "
         "was searched, over seeds for the rest; differences by Welch's t.",
     ]

@@ -1,0 +1,99 @@
+"""Several classes that F is taken for, from one forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_ydrop.checks import is_list, is_whole
+from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.importance.objectives import Objective
+
+ClassChoice = Sequence[int] | Literal["all"] | None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that F is taken for, the same for all samples.
+
+    Attributes:
+        owner: What the user called, for error messages.
+        chosen: Their indices; None for all that the output has.
+        class_dim: The dimension of the classes in the output.
+
+    """
+
+    owner: str
+    chosen: tuple[int, ...] | None
+    class_dim: int = 1
+
+    def indices(self, output: Tensor) -> tuple[int, ...]:
+        """Give the indices of the classes in an output of the model, (rows, *).
+
+        Raises:
+            ConfigurationError: If all are wanted, and the output has no dimension of classes.
+
+        """
+        if self.chosen is not None:
+            return self.chosen
+        if not -output.ndim < self.class_dim < output.ndim:
+            raise ConfigurationError(
+                f'{self.owner}(classes="all") was given, and the model\'s forward returned {describe(output)}.',
+                f"All classes are those of dimension {self.class_dim} of the output.",
+                "Return a logit for each class, (B, C), or say where the classes are: objective=TargetLogit(class_dim="
+                "...).",
+            )
+        return tuple(range(output.shape[self.class_dim]))
+
+    def targets(self, output: Tensor) -> list[Tensor]:
+        """Give for each class the target that names it in every row of an output: (rows,), int64."""
+        return [torch.full(output.shape[:1], each, device=output.device) for each in self.indices(output)]
+
+    def extremes(self, output: Tensor) -> list[Tensor]:
+        """Give the targets of the lowest and the highest class, which tell whether all of them fit."""
+        indices = self.indices(output)
+        return replace(self, chosen=(min(indices), max(indices))).targets(output)
+
+
+def check_classes(owner: str, classes: Any, target: object, objective: Objective) -> Classes | None:
+    """Refuse classes that F can't be taken for, as far as can be told without the model's output.
+
+    Args:
+        owner: What the user called, for the message.
+        classes: What was given for `classes`.
+        target: What was given beside it.
+        objective: F.
+
+    Returns:
+        The classes; None if none were given.
+
+    Raises:
+        ConfigurationError: If they are refused.
+
+    """
+    if classes is None:
+        return None
+    is_all = isinstance(classes, str) and classes == "all"
+    chosen = list(classes) if is_list(classes) else []
+    if not is_all and not (chosen and all(is_whole(each) and each >= 0 for each in chosen)):
+        raise ConfigurationError(
+            f"{owner}(classes={describe(classes)}) was given.",
+            '`classes` is a list of at least one class index of at least 0, or "all".',
+            'Pass, for example, classes=[0, 3] or classes="all". For one class of each sample pass target=....',
+        )
+    if target is not None:
+        raise ConfigurationError(
+            f"{owner}(target={describe(target)}, classes={describe(classes)}) was given.",
+            "`classes` takes the place of the target: each of them is the target of all samples in turn.",
+            "Pass one of the two.",
+        )
+    if not objective.takes_target:
+        raise ConfigurationError(
+            f"{owner}(classes={describe(classes)}, objective={objective!r}) was given.",
+            "Classes are targets, and this objective does not look at a target.",
+            "Leave out `classes`, or choose an objective of a class, such as TargetLogit().",
+        )
+    class_dim = getattr(objective, "class_dim", 1)
+    return Classes(owner, None if is_all else tuple(map(int, chosen)), class_dim)
