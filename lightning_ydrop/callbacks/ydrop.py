@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_ydrop.callbacks.freshness import warn_of_stale_rankings
 from lightning_ydrop.callbacks.own_hook import OwnHook
 from lightning_ydrop.callbacks.schedule import Schedule, Transition
 from lightning_ydrop.callbacks.strategies import check_strategy
@@ -77,7 +78,8 @@ class YDropCallback(Callback):
         transition: "step" changes from vanilla dropout to Y-Drop at the end of annealing; "linear" runs phase 1 from
             the start, and moves in a line from the vanilla rate to the buckets' while annealing.
         every_n_batches: Phase 1 runs on every nth batch, at least 1. Its probabilities serve until the next phase 1,
-            and their running mean moves as far as in n updates.
+            and their running mean moves as far as in n updates. Rankings have to be fresh: with fewer than two of them
+            in an epoch a fit warns.
         adapter: How batches are read; by default tuples, mappings, dataclasses and named tuples of the usual form.
         objective: What phase 1 differentiates: the name of a task ("multiclass", "binary", "multilabel", "regression"
             or "reconstruction"), or an objective such as OutputSum(). By default the logit of the labelled class, as
@@ -209,6 +211,7 @@ class YDropCallback(Callback):
                 "Resume from a full checkpoint of a run with the callback for the run to go on as it was.",
             )
         self._is_dry_run_done, self._is_annealing = False, False
+        warn_of_stale_rankings(trainer, self.settings.every_n_batches)
         if lengths := self._schedule.outlasts(trainer):
             training, annealing = lengths
             rank_zero_warn(

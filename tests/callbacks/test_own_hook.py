@@ -31,6 +31,7 @@ class Gated(Net):
         return super().forward(x)
 
 
+@pytest.mark.filterwarnings("ignore:With every_n_batches=")
 @pytest.mark.parametrize("every_n_batches", [1, 3])
 @pytest.mark.parametrize("annealing_epochs", [0, 1])
 def test_both_phases_of_a_batch_see_the_same(annealing_epochs: int, every_n_batches: int) -> None:

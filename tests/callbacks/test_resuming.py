@@ -47,6 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[int, int | None]]] = {
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:With every_n_batches="),  # of short epochs
     pytest.mark.filterwarnings("ignore:.*Experiment logs directory"),
 ]
 

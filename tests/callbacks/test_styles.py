@@ -164,6 +164,7 @@ def test_annealing_steps_are_those_of_optimisers() -> None:
     assert [active for _, active in probe.active] == [False] * 4 + [True] * 4
 
 
+@pytest.mark.filterwarnings("ignore:With every_n_batches=")
 def test_phase_1_runs_on_every_so_manyth_batch_from_the_switch_on() -> None:
     ran: list[int] = []
 
