@@ -138,7 +138,8 @@ def table_of_settings(cells: Sequence[Cell]) -> str:
 
 def in_points(difference: Difference, digits: int = 2) -> str:
     """Write a gain."""
-    return f"{difference.mean:+.{digits}f} ± {difference.half_width:.{digits}f}" if difference.pairs > 1 else ""
+    mean = round(difference.mean, digits) + 0.0  # not -0.00
+    return f"{mean:+.{digits}f} ± {difference.half_width:.{digits}f}" if difference.pairs > 1 else ""
 
 
 def on_average(cells: Sequence[Cell], arm: str, over: str) -> list[str]:
