@@ -13,6 +13,7 @@ from lightning_ydrop.importance.measures import (
     RandomImportance,
     Shuffled,
 )
+from lightning_ydrop.importance.neuron import neuron_conductance
 from lightning_ydrop.importance.objectives import NegativeLoss, Objective, OutputSum, PredictedLogit, TargetLogit
 from lightning_ydrop.importance.request import Request
 from lightning_ydrop.importance.tasks import NegativeSquaredError, Reconstruction, SignedLogit
@@ -71,6 +72,7 @@ __all__ = [
     "find_places",
     "layer_conductance",
     "monte_carlo",
+    "neuron_conductance",
     "remove_patterns",
     "restore_dropout",
 ]

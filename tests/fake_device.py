@@ -178,7 +178,11 @@ def fake_cuda() -> Iterator[None]:
 
 
 def gradients(
-    outputs: Tensor, inputs: Sequence[Tensor], grad_outputs: Tensor, materialize_grads: bool = False
+    outputs: Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Tensor,
+    retain_graph: bool = False,
+    materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Differentiate as `torch.autograd.grad` does, but call the nodes of the graph from here.
 
@@ -186,6 +190,7 @@ def gradients(
         outputs: What is differentiated.
         inputs: With respect to what.
         grad_outputs: The gradient of the outputs.
+        retain_graph: Whether it may be called again. Here it always may.
         materialize_grads: Whether zeros stand for gradients that do not exist. Otherwise None does.
 
     """

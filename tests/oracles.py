@@ -21,6 +21,28 @@ def conductance_of_one_sample(
     return total
 
 
+def conductance_through_a_neuron(
+    model: nn.Module, layer: nn.Module, place: tuple[int, ...], x: Tensor, target: int, baseline: Tensor, n_steps: int
+) -> Tensor:
+    """Eq. 2 of arXiv 1805.12233 for one sample, one feature and one point of the path at a time: the shape of x.
+
+    `place` is the neuron's index in the layer's output for one sample. The derivative of the neuron with respect to
+    each feature is a difference quotient.
+    """
+    total = torch.zeros_like(x)
+    for i in range(1, n_steps + 1):
+        point = baseline + i / n_steps * (x - baseline)
+        _, gradient = _activation_and_gradient(model, layer, point, target)
+        for feature in range(x.numel()):
+            step = torch.zeros_like(x)
+            step.view(-1)[feature] = 1e-6
+            above, below = (_activation_and_gradient(model, layer, point + s * step, target)[0] for s in (1, -1))
+            slope = (above - below)[place] / 2e-6
+            change = (x - baseline).view(-1)[feature] / n_steps
+            total.view(-1)[feature] += change * gradient[place] * slope
+    return total
+
+
 def _activation_and_gradient(
     model: nn.Module, layer: nn.Module, point: Tensor, target: int | None
 ) -> tuple[Tensor, Tensor]:

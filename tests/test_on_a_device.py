@@ -416,6 +416,14 @@ def test_conductance_looks_at_the_target_once(max_rows: MaxRows) -> None:
         with Watch() as watch:
             layer_conductance(model, x, 3, objective=OutputSum(), max_rows=max_rows)
         assert watch.findings == []
+        with Watch() as watch:
+            scores, deltas = layer_conductance(
+                model, x, classes="all", n_steps=5, max_rows=max_rows, return_convergence_delta=True
+            )
+        assert looks(watch.findings) == {"check"}
+        assert len(watch.findings) == 6  # of the first class and the last
+        assert {tuple(each.shape) for each in (*scores.values(), *deltas.values())} == {(2, 5, 16), (2, 5, 10), (2, 5)}
+        assert places(scores, deltas) == {"cuda"}
 
 
 def test_monte_carlo_stays_on_the_device() -> None:

@@ -38,7 +38,7 @@ def path_conductance(
     """
     num_samples = check_count("path_conductance", "num_samples", num_samples, minimum=1, example=12)
     check_choice("path_conductance", "quadrature", quadrature, QUADRATURES)
-    path, slopes = _at_least_float32(activations), _at_least_float32(gradients)
+    path, slopes = at_least_float32(activations), at_least_float32(gradients)
     # The start is followed by S*B rows. What is left after whole groups of B is the one shared row, where it is shared.
     start_rows = path.shape[0] % num_samples or num_samples
     if quadrature == "right":
@@ -176,6 +176,6 @@ def _one_step_back(rows: Tensor, start_rows: int, num_samples: int) -> Tensor:
     return torch.cat([rows[:1].expand(num_samples, *rows.shape[1:]), rows[1:-num_samples]])
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Convert half precision to float32: a sum of small differences needs more than half precision."""
     return values.float() if values.dtype.itemsize < 4 else values

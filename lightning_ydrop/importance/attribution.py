@@ -4,16 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.checks import check_count, check_unit_dim
+from lightning_ydrop.checks import check_count, check_flag, check_unit_dim
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.importance.arrangement import arrange, ordinary
 from lightning_ydrop.importance.baseline import Baseline
-from lightning_ydrop.importance.conductance import conductance
+from lightning_ydrop.importance.classes import ClassChoice, Classes, check_classes
+from lightning_ydrop.importance.conductance import conductance_and_change
 from lightning_ydrop.importance.objectives import Objective
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.request import Request, bare_request, completed
@@ -27,6 +28,49 @@ from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.wrappers import unwrapped
 
 MaxRows = int | Literal["batch"] | None
+Result = TypeVar("Result")
+
+
+@overload
+def layer_conductance(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Target | int = ...,
+    *,
+    layers: LayerChoice | Sequence[LayerChoice] | None = ...,
+    baseline: Baseline = ...,
+    n_steps: int = ...,
+    quadrature: Quadrature = ...,
+    objective: Objective | Task | None = ...,
+    interpolate_at: str | None = ...,
+    forward: Callable[..., Any] | None = ...,
+    unit_dim: int | None = ...,
+    max_rows: MaxRows = ...,
+    batch_dim: int = ...,
+    classes: ClassChoice = ...,
+    return_convergence_delta: Literal[False] = ...,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def layer_conductance(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Target | int = ...,
+    *,
+    layers: LayerChoice | Sequence[LayerChoice] | None = ...,
+    baseline: Baseline = ...,
+    n_steps: int = ...,
+    quadrature: Quadrature = ...,
+    objective: Objective | Task | None = ...,
+    interpolate_at: str | None = ...,
+    forward: Callable[..., Any] | None = ...,
+    unit_dim: int | None = ...,
+    max_rows: MaxRows = ...,
+    batch_dim: int = ...,
+    classes: ClassChoice = ...,
+    return_convergence_delta: Literal[True],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
 
 
 def layer_conductance(
@@ -44,7 +88,9 @@ def layer_conductance(
     unit_dim: int | None = None,
     max_rows: MaxRows = None,
     batch_dim: int = 0,
-) -> dict[str, Tensor]:
+    classes: ClassChoice = None,
+    return_convergence_delta: bool = False,
+) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Measure how much each unit of any layers contributes to the output (Eq. 2, arXiv 2409.09088).
 
     The model is measured in evaluation mode and given back as it was. All layers share one forward and one backward
@@ -80,10 +126,21 @@ def layer_conductance(
         batch_dim: The dimension of the samples in inputs, target, output and layers: 1 for models of (T, B, F), such as
             `nn.LSTM` and `nn.Transformer` by default. A tensor with its samples first, such as lengths, may keep them
             there.
+        classes: The classes that F is taken for, K of them, each for all samples, or "all" that the output has. They
+            take the place of `target`, and of K calls with target=0, target=1 and so on: all share one forward pass,
+            and each takes a backward pass.
+        return_convergence_delta: Whether to return what the conductance of each layer is off by, too.
 
     Returns:
         For each layer, by name, its conductance (B, U), on the device of its output, in float32 or, for float64
-        activations, float64. A layer that is called several times counts as the sum of its calls.
+        activations, float64. With `classes` (B, K, U), in their order. A layer that is called several times counts as
+        the sum of its calls.
+
+        With `return_convergence_delta` a pair: this, and for each layer its deltas (B,), or (B, K). A delta is the sum
+        of a layer's conductance over its units, less F(x) - F(x'), the change of F from baseline to input. It takes no
+        further pass. At a layer that all paths through the network cross, delta is the error of `n_steps`: pass more
+        steps, or quadrature="trapezoid", until it is small beside F(x) - F(x'). At other layers it also holds, with its
+        sign turned, what passes beside the layer, such as through a skip connection.
 
     Raises:
         ConfigurationError: If an argument does not fit the model, or its forward does not call a chosen layer.
@@ -94,14 +151,27 @@ def layer_conductance(
         >>> scores["1"].shape
         torch.Size([8, 3])
 
+        The same for both classes, and how far the sums are from the change of each logit:
+
+        >>> scores, deltas = layer_conductance(
+        ...     model, torch.rand(8, 4), classes="all", layers=nn.ReLU, return_convergence_delta=True
+        ... )
+        >>> scores["1"].shape, deltas["1"].shape
+        (torch.Size([8, 2, 3]), torch.Size([8, 2]))
+
     """
     owner, chosen = "layer_conductance", objective_of("layer_conductance", objective)
     path = PathSettings(owner, n_steps, "all", baseline, quadrature, chosen, interpolate_at, batch_dim)
-    check_layout("layer_conductance", unit_dim, max_rows)
-    return conductance_along(path, model, inputs, target, layers, forward, unit_dim, max_rows)
+    check_layout(owner, unit_dim, max_rows)
+    with_deltas = check_flag(owner, "return_convergence_delta", return_convergence_delta)
+    each = check_classes(owner, classes, target, chosen)
+    measure = partial(_of_all_layers, owner=owner, classes=each, with_change=with_deltas)
+    scores, change = measured_along(path, model, inputs, target, layers, forward, unit_dim, max_rows, measure, each)
+    if change is None:
+        return scores
+    return scores, {name: values.sum(-1) - change.to(values) for name, values in scores.items()}
 
 
-@torch.inference_mode(False)  # so that gradients can be taken, also while a Trainer validates
 def conductance_along(
     path: PathSettings,
     model: nn.Module,
@@ -113,6 +183,41 @@ def conductance_along(
     max_rows: MaxRows,
 ) -> dict[str, Tensor]:
     """Measure conductance as `layer_conductance` does, with settings that were checked before."""
+    measure = partial(_of_all_layers, owner=path.owner)
+    return measured_along(path, model, inputs, target, layers, forward, unit_dim, max_rows, measure)[0]
+
+
+@torch.inference_mode(False)  # so that gradients can be taken, also while a Trainer validates
+def measured_along(
+    path: PathSettings,
+    model: nn.Module,
+    inputs: Inputs,
+    target: Target | int,
+    layers: LayerChoice | Sequence[LayerChoice] | None,
+    forward: Callable[..., Any] | None,
+    unit_dim: int | None,
+    max_rows: MaxRows,
+    measure: Callable[[Request], Result],
+    classes: Classes | None = None,
+) -> Result:
+    """Arrange a batch as `layer_conductance` does, and measure it, with settings that were checked before.
+
+    Args:
+        path: How the samples are measured.
+        model: As of `layer_conductance`, like the next six.
+        inputs: The samples.
+        target: What F is taken with.
+        layers: The layers.
+        forward: What is called.
+        unit_dim: The dimension of units.
+        max_rows: The largest number of rows in a pass.
+        measure: Measures a request. It may be called again if a forward pass turns out to need another treatment.
+        classes: The classes that F is taken for instead of the target, for `measure` to know, and here to be checked.
+
+    Raises:
+        ConfigurationError: If an argument does not fit the model.
+
+    """
     model, forward = unwrapped(model, forward)
     chosen = select_layers(path.owner, model, layers)
     unit_dims = unit_dims_of(chosen, unit_dim)
@@ -136,19 +241,17 @@ def conductance_along(
     at_once = max(2, batch.size) if max_rows == "batch" else max_rows
     plan = Plan(rows_first=without_lost_memory(partial(rows_first, subject, path, batch)))
 
-    def measured(plan: Plan) -> dict[str, Tensor]:
+    def measured(plan: Plan) -> Result:
         request = bare_request(subject, batch, path, torch.Generator(), plan=plan, max_rows=at_once)
         request = completed(request, batch, path)
-        return conductance(replace(request, objective=_Checked(request)))
+        return measure(replace(request, objective=_Checked(request, classes)))
 
     try:
-        scores = without_lost_memory(partial(measured, plan))
+        return without_lost_memory(partial(measured, plan))
     except RuntimeError as error:
         if not needs_graph(error):
             raise
-        scores = without_lost_memory(partial(measured, replace(plan, constant_parameters=False)))
-    check_called(path.owner, chosen, scores)
-    return scores
+    return without_lost_memory(partial(measured, replace(plan, constant_parameters=False)))
 
 
 def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
@@ -164,12 +267,21 @@ def check_layout(owner: str, unit_dim: int | None, max_rows: MaxRows) -> None:
         check_count(owner, "max_rows", max_rows, minimum=2, example=1024)
 
 
+def _of_all_layers(
+    request: Request, owner: str, classes: Classes | None = None, with_change: bool = False
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    scores, change = conductance_and_change(request, classes, with_change=with_change)
+    check_called(owner, request.layers, scores)
+    return scores, change
+
+
 class _Checked(Objective):
     """An objective that checks the caller's target once, in the first pass: the host waits for a device to see it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, classes: Classes | None) -> None:
         self.objective = request.objective
         self.target = request.target
+        self.classes = classes
         self.batch_dim = request.dim_of_rows("")
         self.is_checked = False
 
@@ -177,7 +289,8 @@ class _Checked(Objective):
         if not self.is_checked:
             with torch.no_grad():
                 shown = output if self.target is None else output[: len(self.target)]  # of points on all paths
-                check_target(self.objective, shown, self.target, self.batch_dim)
+                for each in [self.target] if self.classes is None else self.classes.extremes(shown):
+                    check_target(self.objective, shown, each, self.batch_dim)
             self.is_checked = True
         return self.objective(output, target)
 

@@ -80,7 +80,8 @@ def outputs_of(model: nn.Module, name: str, batch: Batch, batch_dim: int) -> tup
 @contextmanager
 def putting_out(module: nn.Module, output: Tensor) -> Iterator[None]:
     """Let a module put out a tensor, whatever it computes."""
-    handle = module.register_forward_hook(lambda module, args, ignored: output)
+    # In front of other hooks, so that one that records this module's output sees the tensor.
+    handle = module.register_forward_hook(lambda module, args, ignored: output, prepend=True)
     try:
         yield
     finally:

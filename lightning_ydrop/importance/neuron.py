@@ -188,7 +188,11 @@ def _one_pass(request: Request, recorder: Recorder, owner: str, neuron: Neuron, 
 def _at(neuron: Neuron, layout: Layout, tensor: Tensor) -> Tensor:
     """Take a neuron out of a tensor that is laid out as an activation: (rows, *)."""
     rows = layout.rows_first(tensor)
-    return rows.select(layout.units_behind_rows, neuron) if isinstance(neuron, int) else rows[(slice(None), *neuron)]
+    if isinstance(neuron, int):
+        return rows.select(layout.units_behind_rows, neuron)
+    for index in neuron:
+        rows = rows.select(1, index)
+    return rows
 
 
 def _check_layer(owner: str, model: nn.Module, layer: object) -> None:

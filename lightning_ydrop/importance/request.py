@@ -136,7 +136,15 @@ class Request:
             ConfigurationError: If the objective gives something else.
 
         """
-        output = self.output(inputs, carried)
+        return self.value_of(self.output(inputs, carried), target)
+
+    def value_of(self, output: Tensor, target: Target) -> Tensor:
+        """Give F of the model's output for any number of rows, (rows, *): shape (rows,).
+
+        Raises:
+            ConfigurationError: If the objective gives something else.
+
+        """
         try:
             value: Any = self.objective(output, target)
         except ConfigurationError:

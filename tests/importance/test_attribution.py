@@ -12,6 +12,7 @@ from lightning_ydrop import (
     ConfigurationError,
     NegativeLoss,
     Objective,
+    PredictedLogit,
     TargetLogit,
     YDrop,
     layer_conductance,
@@ -377,13 +378,13 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
     ("call", "message"),
     [
         (lambda: layer_conductance(MODEL, X, Y, n_steps=0), r"layer_conductance\(n_steps=0\)"),
-        (lambda: layer_conductance(MODEL, X, Y, quadrature="middle"), "quadrature='middle'"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, quadrature="middle"), "quadrature='middle'"),  # type: ignore[call-overload]
         (lambda: layer_conductance(MODEL, X, Y, max_rows=1), "max_rows=1"),
         (lambda: layer_conductance(MODEL, X, Y, layers="9"), "layers='9'.*0, 1, 2"),
         (lambda: layer_conductance(MODEL, X, Y, layers=nn.LSTM), "layers=LSTM"),
         (lambda: layer_conductance(MODEL, X, Y, layers=[]), r"layers=list\(\)"),
-        (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=an instance of Linear"),  # type: ignore[arg-type]
-        (lambda: layer_conductance(MODEL, X, Y, objective="sum"), "objective='sum'"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, layers=MODEL[0]), "layers=an instance of Linear"),  # type: ignore[call-overload]
+        (lambda: layer_conductance(MODEL, X, Y, objective="sum"), "objective='sum'"),  # type: ignore[call-overload]
         (lambda: layer_conductance(MODEL, X, Y, interpolate_at="9"), "interpolate_at='9'"),
         (lambda: layer_conductance(MODEL, X, Y, baseline="black"), "baseline='black'"),  # type: ignore[arg-type]
         (lambda: layer_conductance(MODEL, X, Y + 5), "classes from 5 to 5 for an output of 5 classes"),
@@ -397,8 +398,8 @@ MODEL, X, Y = perceptron(), torch.randn(6, 12), torch.zeros(6, dtype=torch.long)
         (lambda: layer_conductance(MODEL, X.long(), Y), "between whole numbers"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=2), "unit_dim=2"),
         (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim=0), "unit_dim=0"),
-        (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim="last"), "unit_dim='last'"),  # type: ignore[arg-type]
-        (lambda: layer_conductance(MODEL, X, Y, layers="0", max_rows="all"), "max_rows='all'"),  # type: ignore[arg-type]
+        (lambda: layer_conductance(MODEL, X, Y, layers="0", unit_dim="last"), "unit_dim='last'"),  # type: ignore[call-overload]
+        (lambda: layer_conductance(MODEL, X, Y, layers="0", max_rows="all"), "max_rows='all'"),  # type: ignore[call-overload]
     ],
 )
 def test_what_does_not_fit_is_refused(call: Callable[[], object], message: str) -> None:
@@ -431,3 +432,135 @@ def test_a_layer_that_puts_out_several_tensors_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match=r"'lstm' \(LSTM\) put out tuple"):
         layer_conductance(Recurrent(), X, Y, layers="lstm")
+
+
+@pytest.mark.parametrize("max_rows", [None, 2, 3, 7, 30, "batch"])
+@pytest.mark.parametrize("quadrature", QUADRATURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_deltas_are_what_the_sum_of_units_is_off_by(kind: str, quadrature: Quadrature, max_rows: Any) -> None:
+    model, x, y = network_and_batch(kind, torch.float64)
+    measured: Any = {"layers": list(leaves(model)), "n_steps": 5, "quadrature": quadrature, "baseline": 0.1}
+    plain = layer_conductance(model, x, y, **measured)
+    counting = Counting(model)
+    measured["layers"] = [f"model.{name}" for name in plain]
+    scores, deltas = layer_conductance(counting, x, y, return_convergence_delta=True, max_rows=max_rows, **measured)
+    with_deltas, counting.seen()[0][:] = list(counting.rows), []
+    layer_conductance(counting, x, y, max_rows=max_rows, **measured)
+    assert counting.rows == with_deltas  # they take no pass of their own
+    change = output_change(model, x, y, torch.full_like(x[:1], 0.1))
+    for name, expected in plain.items():
+        assert torch.allclose(scores[f"model.{name}"], expected, rtol=0, atol=1e-12)
+        assert deltas[f"model.{name}"].shape == (6,)
+        assert torch.allclose(deltas[f"model.{name}"], expected.sum(1) - change, rtol=0, atol=1e-12), name
+
+
+def test_deltas_vanish_with_more_steps_where_all_paths_cross_and_tell_what_passes_beside() -> None:
+    model, x, y = network_and_batch("residual", torch.float64)
+    for n_steps, bound in ((10, 1.0), (1000, 1e-3)):
+        _, deltas = layer_conductance(
+            model, x, y, layers=["stem", "blocks.0.3", "head"], n_steps=n_steps, return_convergence_delta=True
+        )
+        assert deltas["stem"].abs().max() < bound
+        assert deltas["head"].abs().max() < bound
+        assert deltas["blocks.0.3"].abs().max() > 0.1  # a skip connection leads around it
+
+
+def test_deltas_of_each_class_are_those_of_a_call_for_it() -> None:
+    model, x, _ = network_and_batch("convolutional", torch.float64)
+    for max_rows in (None, 4):
+        measured: Any = {"return_convergence_delta": True, "n_steps": 5, "max_rows": max_rows}
+        _, together = layer_conductance(model, x, classes=[4, 1], **measured)
+        for place, each in enumerate((4, 1)):
+            _, alone = layer_conductance(model, x, each, **measured)
+            for name, deltas in alone.items():
+                assert together[name].shape == (6, 2)
+                assert deltas.abs().sum() > 0
+                assert torch.allclose(together[name][:, place], deltas, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("quadrature", QUADRATURES)
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_deltas_are_of_the_objective_along_the_path_with_what_is_carried(quadrature: Quadrature, max_rows: Any) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5))
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            logits: Tensor = self.body(x) * scale
+            return logits
+
+    model, y = Scaled().double(), torch.randint(0, 5, (6,))
+    x, scale = torch.randn(6, 12, dtype=torch.float64), torch.rand(6, 1, dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(reduction="none")
+    change = loss(model(torch.zeros_like(x), scale), y) - loss(model(x, scale), y)
+    for layer in ("body.0", "body.2"):
+        scores, deltas = layer_conductance(
+            model,
+            (x, scale),
+            y,
+            layers=layer,
+            baseline=[0.0, None],
+            objective=NegativeLoss(loss),
+            quadrature=quadrature,
+            max_rows=max_rows,
+            return_convergence_delta=True,
+        )
+        assert torch.allclose(deltas[layer], scores[layer].sum(1) - change.detach(), rtol=0, atol=1e-12)
+
+
+def test_deltas_of_a_prediction_are_of_the_class_that_is_predicted_for_the_sample() -> None:
+    model, x, _ = network_and_batch("perceptron", torch.float64)
+    predicted = model.eval()(x).argmax(1)
+    expected = layer_conductance(model, x, predicted, return_convergence_delta=True)[1]
+    deltas = layer_conductance(model, x, objective=PredictedLogit(), return_convergence_delta=True)[1]
+    for name in expected:
+        assert torch.equal(deltas[name], expected[name])
+
+
+def test_deltas_of_half_precision_are_float32() -> None:
+    model, x, y = network_and_batch("perceptron", torch.bfloat16)
+    scores, deltas = layer_conductance(model, x, y, layers="0", return_convergence_delta=True)
+    assert scores["0"].dtype == deltas["0"].dtype == torch.float32
+    assert deltas["0"].abs().max() < 0.1
+
+
+def test_captums_deltas_are_ours_where_captum_is_right() -> None:
+    model, x, y = network_and_batch("residual", torch.float64)
+    _, ours = layer_conductance(
+        model, x, y, layers=["stem", "head"], quadrature="left", n_steps=20, return_convergence_delta=True
+    )
+    model.eval()
+    for name, deltas in ours.items():
+        _, captums = LayerConductance(model, model.get_submodule(name)).attribute(
+            x, 0.0, target=y, n_steps=20, method="riemann_trapezoid", return_convergence_delta=True
+        )
+        assert torch.allclose(deltas, captums, rtol=1e-5, atol=1e-7)
+
+
+def test_a_layer_whose_output_paths_run_through_carries_the_whole_change() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 5)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.embedding(ids).tanh().mean(1))
+            return logits
+
+    scores, deltas = layer_conductance(
+        Tokens(),
+        torch.arange(6).view(2, 3),
+        1,
+        layers="embedding",
+        interpolate_at="embedding",
+        n_steps=2000,
+        return_convergence_delta=True,
+    )
+    assert scores["embedding"].abs().sum() > 0.1
+    assert deltas["embedding"].abs().max() < 1e-3
+
+
+def test_return_convergence_delta_is_a_flag() -> None:
+    with pytest.raises(ConfigurationError, match=r"layer_conductance\(return_convergence_delta='yes'\)"):
+        layer_conductance(MODEL, X, Y, return_convergence_delta="yes")  # type: ignore[call-overload]
