@@ -1,9 +1,12 @@
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from captum.attr import LayerConductance
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
@@ -564,3 +567,45 @@ def test_a_layer_whose_output_paths_run_through_carries_the_whole_change() -> No
 def test_return_convergence_delta_is_a_flag() -> None:
     with pytest.raises(ConfigurationError, match=r"layer_conductance\(return_convergence_delta='yes'\)"):
         layer_conductance(MODEL, X, Y, return_convergence_delta="yes")  # type: ignore[call-overload]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    batch=st.integers(1, 5),
+    n_steps=st.integers(1, 9),
+    quadrature=st.sampled_from(QUADRATURES),
+    max_rows=st.one_of(st.none(), st.integers(2, 30)),
+    baseline=st.floats(-1, 1),
+    seed=st.integers(0, 1000),
+)
+def test_the_last_hidden_layer_is_complete_whatever_the_steps(
+    widths: list[int],
+    batch: int,
+    n_steps: int,
+    quadrature: Quadrature,
+    max_rows: int | None,
+    baseline: float,
+    seed: int,
+) -> None:
+    # F is an affine function of this layer, so no step is too long.
+    torch.manual_seed(seed)
+    sizes = [3, *widths]
+    hidden = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.Tanh())]
+    model, x = nn.Sequential(*hidden, nn.Linear(sizes[-1], 4)).double(), torch.randn(batch, 3, dtype=torch.float64)
+    last = str(len(hidden) - 1)
+    scores, deltas = layer_conductance(
+        model,
+        x,
+        classes="all",
+        layers=[last, "0"],
+        n_steps=n_steps,
+        quadrature=quadrature,
+        max_rows=max_rows,
+        baseline=baseline,
+        return_convergence_delta=True,
+    )
+    change = (model(x) - model(torch.full_like(x, baseline))).detach()
+    assert torch.allclose(scores[last].sum(2), change, rtol=0, atol=1e-12)
+    assert torch.allclose(deltas[last], torch.zeros(()).double(), rtol=0, atol=1e-12)
+    assert torch.allclose(deltas["0"], scores["0"].sum(2) - change, rtol=0, atol=1e-12)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import NeuronConductance
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_ydrop import (
@@ -169,13 +171,13 @@ def test_captum_credits_a_unit_of_a_layer_that_returns_its_input_with_what_passe
     assert torch.allclose(fine.sum(1), unit, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case, (_, _, _, settings) in CASES.items() if "interpolate" not in settings])
+@pytest.mark.parametrize("case", list(CASES))
 def test_time_first_models_have_the_features_of_batch_first_ones(case: str) -> None:
     features = []
-    for model, inputs, target, settings in pair_of(case):
+    for model, inputs, target, own in pair_of(case):
         layer = next(name for name, module in model.named_modules() if isinstance(module, ConductanceDropout))
         measured: Any = {"layer": layer, "neuron": 1, "n_steps": 4, "max_rows": 7, "quadrature": "trapezoid"}
-        found = neuron_conductance(model, inputs, target, **measured, **settings)
+        found = neuron_conductance(model, inputs, target, **measured, **own)
         features.append(found if isinstance(found, tuple) else (found,))
     first, second = features
     for one, other in zip(first, second, strict=True):
@@ -334,3 +336,27 @@ def test_the_whole_message() -> None:
         "neuron_conductance(layer='2', neuron=16) was given. The layer puts out (16,) for each sample, with 16 units. "
         "Pass a unit from 0 to 15, or a tuple of 1 such indices."
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from([(3,), (2, 3), (1, 2, 3)]),
+    batch=st.integers(1, 4),
+    n_steps=st.integers(1, 8),
+    quadrature=st.sampled_from(QUADRATURES),
+    max_rows=st.one_of(st.none(), st.integers(2, 20)),
+    seed=st.integers(0, 1000),
+)
+def test_features_share_the_conductance_of_any_unit_of_an_affine_layer(
+    shape: tuple[int, ...], batch: int, n_steps: int, quadrature: Quadrature, max_rows: int | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(), nn.LazyLinear(3)).double()
+    x = torch.randn(batch, *shape, dtype=torch.float64)
+    model(x)
+    measured: Any = {"n_steps": n_steps, "quadrature": quadrature, "max_rows": max_rows, "unit_dim": -1}
+    units = layer_conductance(model, x, 1, layers="0", **measured)["0"]
+    for neuron in range(4):
+        features = neuron_conductance(model, x, 1, layer="0", neuron=neuron, **measured)
+        assert features.shape == x.shape
+        assert torch.allclose(features.flatten(1).sum(1), units[:, neuron], rtol=0, atol=1e-12)
