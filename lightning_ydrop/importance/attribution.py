@@ -126,9 +126,9 @@ def layer_conductance(
         batch_dim: The dimension of the samples in inputs, target, output and layers: 1 for models of (T, B, F), such as
             `nn.LSTM` and `nn.Transformer` by default. A tensor with its samples first, such as lengths, may keep them
             there.
-        classes: The classes that F is taken for, K of them, each for all samples, or "all" that the output has. They
-            take the place of `target`, and of K calls with target=0, target=1 and so on: all share one forward pass,
-            and each takes a backward pass.
+        classes: The classes that F is taken for, K of them, each for all samples and all positions of dense outputs, or
+            "all" that the output has. They take the place of `target`, and of K calls with target=0, target=1 and so
+            on: all share one forward pass, and each takes a backward pass.
         return_convergence_delta: Whether to return what the conductance of each layer is off by, too.
 
     Returns:

@@ -16,7 +16,7 @@ ClassChoice = Sequence[int] | Literal["all"] | None
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that F is taken for, the same for all samples.
+    """The classes that F is taken for, the same for all samples and positions.
 
     Attributes:
         owner: What the user called, for error messages.
@@ -48,8 +48,11 @@ class Classes:
         return tuple(range(output.shape[self.class_dim]))
 
     def targets(self, output: Tensor) -> list[Tensor]:
-        """Give for each class the target that names it in every row of an output: (rows,), int64."""
-        return [torch.full(output.shape[:1], each, device=output.device) for each in self.indices(output)]
+        """Give for each class the target that names it everywhere in an output (rows, C, *): (rows, *), int64."""
+        shape = list(output.shape)
+        if -output.ndim < self.class_dim < output.ndim:
+            shape.pop(self.class_dim)
+        return [torch.full(shape, each, device=output.device) for each in self.indices(output)]
 
     def extremes(self, output: Tensor) -> list[Tensor]:
         """Give the targets of the lowest and the highest class, which tell whether all of them fit."""

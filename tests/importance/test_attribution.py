@@ -522,10 +522,12 @@ def test_deltas_of_a_prediction_are_of_the_class_that_is_predicted_for_the_sampl
 
 
 def test_deltas_of_half_precision_are_float32() -> None:
-    model, x, y = network_and_batch("perceptron", torch.bfloat16)
-    scores, deltas = layer_conductance(model, x, y, layers="0", return_convergence_delta=True)
+    x = torch.tensor([[1.0], [-2.5], [300.0]], dtype=torch.bfloat16)
+    measured: Any = {"layers": "0", "baseline": 0.3, "n_steps": 7, "return_convergence_delta": True}
+    scores, deltas = layer_conductance(nn.Sequential(nn.Identity()), x, **measured)
     assert scores["0"].dtype == deltas["0"].dtype == torch.float32
-    assert deltas["0"].abs().max() < 0.1
+    change = x.float() - torch.tensor(0.3, dtype=torch.bfloat16).float()
+    assert torch.allclose(scores["0"] - change, deltas["0"][:, None], rtol=0, atol=1e-6)
 
 
 def test_captums_deltas_are_ours_where_captum_is_right() -> None:

@@ -26,6 +26,13 @@ KINDS = list(NETWORKS)
 MODEL, X = perceptron().double(), torch.randn(6, 12, dtype=torch.float64)
 
 
+class ClassesFirst(nn.Module):
+    """Turns logits (B, T, C) into (B, C, T)."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.transpose(1, 2)
+
+
 class Margin(Objective):
     """A logit less the mean of all logits."""
 
@@ -76,23 +83,21 @@ def test_classes_of_soft_labels_add_up() -> None:
     assert torch.allclose(layer_conductance(MODEL, X, soft)["1"], weighted)
 
 
-def test_the_classes_may_stand_in_another_dimension() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+@pytest.mark.parametrize("max_rows", [None, 4])
+@pytest.mark.parametrize("class_dim", [-1, 1])
+def test_a_class_of_dense_outputs_is_that_of_all_positions(class_dim: int, max_rows: int | None) -> None:
+    of_positions = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    model = of_positions if class_dim == -1 else nn.Sequential(*of_positions, ClassesFirst())
     x = torch.randn(6, 7, 4, dtype=torch.float64)
-
-    class OfClass(TargetLogit):
-        def __call__(self, output: Tensor, target: Target) -> Tensor:
-            assert target is not None
-            return super().__call__(output, target[:, None].expand(output.shape[:2]))
-
-        def check(self, output: Tensor, target: Target) -> None: ...
-
-    scores = layer_conductance(model, x, classes="all", layers="0", objective=OfClass(class_dim=-1))["0"]
-    assert scores.shape == (6, 3, 8)
+    measured: Any = {"layers": "0", "max_rows": max_rows, "return_convergence_delta": True}
+    objective = TargetLogit(class_dim=class_dim)
+    scores, deltas = layer_conductance(model, x, classes="all", objective=objective, **measured)
+    assert scores["0"].shape == (6, 3, 8)
     for each in range(3):
         labels = torch.full((6, 7), each)
-        single = layer_conductance(model, x, labels, layers="0", objective=TargetLogit(class_dim=-1))["0"]
-        assert torch.allclose(scores[:, each], single)
+        single, delta = layer_conductance(of_positions, x, labels, objective=TargetLogit(class_dim=-1), **measured)
+        assert torch.allclose(scores["0"][:, each], single["0"], rtol=0, atol=1e-12)
+        assert torch.allclose(deltas["0"][:, each], delta["0"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", ["checkpoints", "in place", "written over", "called twice"])

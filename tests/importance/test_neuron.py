@@ -197,6 +197,28 @@ def test_features_may_be_what_an_embedding_puts_out(kind: type[nn.Module]) -> No
     assert torch.allclose(features.flatten(1).sum(1), unit, rtol=0, atol=1e-3 * unit.abs().max().item())
 
 
+class Repeated(nn.Module):
+    """Calls a layer twice, the second time on what the first has led to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.act = nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.act(self.second(self.act(self.first(x)))))
+        return logits
+
+
+def test_a_layer_that_is_called_twice_counts_as_the_sum_of_its_calls() -> None:
+    torch.manual_seed(3)
+    model, x = Repeated().double(), torch.randn(6, 12, dtype=torch.float64)
+    measured: Any = {"n_steps": 2000, "quadrature": "trapezoid"}
+    unit = layer_conductance(model, x, 1, layers="act", **measured)["act"][:, 2]
+    features = neuron_conductance(model, x, 1, layer="act", neuron=2, **measured)
+    assert torch.allclose(features.sum(1), unit, rtol=0, atol=1e-5 * unit.abs().max().item())
+
+
 class TwoInputs(nn.Module):
     """Adds features of two inputs, and writes over the first one."""
 
