@@ -120,7 +120,7 @@ def table(cells: Sequence[Cell], p_values: Mapping[str, float]) -> str:
     head += [f"{arm_in_words(arm)} over {arm_in_words(over)}" for arm, over in gains]
     lines = [[*head, "p of the first", "loss of Y-Drop over dropout, %"]]
     for cell in cells:
-        accuracies = [spread(list(cell.accuracies.get(arm, {}).values()), 1) for arm in arms]
+        accuracies = [spread(list(cell.accuracies.get(arm, {}).values()), 2) for arm in arms]
         differences = [in_points(cell.gain(*each)) for each in gains]
         loss = in_points(cell.change("ydrop", "dropout"), digits=0)
         lines.append([cell.label, *accuracies, *differences, f"{p_values[cell.label]:.2g}", loss])
@@ -140,6 +140,14 @@ def in_points(difference: Difference, digits: int = 2) -> str:
     """Write a gain."""
     mean = round(difference.mean, digits) + 0.0  # not -0.00
     return f"{mean:+.{digits}f} ± {difference.half_width:.{digits}f}" if difference.pairs > 1 else ""
+
+
+def table_of_averages(cells: Sequence[Cell]) -> str:
+    """Lay out what is true on average."""
+    over_dropout = [(arm, "dropout") for arm in ("ydrop", "random", "inverted", "jumpout")]
+    pairs = [*over_dropout, ("ydrop", "random"), ("dropout", "plain"), ("ydrop", "plain")]
+    head = ["", "tasks", "points", "p", "tasks in which it is above 0", "p of the sign test", "validation loss, %"]
+    return markdown([head, *(on_average(cells, *pair) for pair in pairs)])
 
 
 def on_average(cells: Sequence[Cell], arm: str, over: str) -> list[str]:
@@ -201,7 +209,11 @@ def sections(cells: Sequence[Cell], p_values: Mapping[str, float]) -> Iterator[s
     """Write each kind of task."""
     for kind in dict.fromkeys(cell.task.kind for cell in cells):
         yield f"## {kind[0].upper()}{kind[1:]}"
-        yield table([cell for cell in cells if cell.task.kind == kind], p_values)
+        ours = [cell for cell in cells if cell.task.kind == kind]
+        yield table(ours, p_values)
+        if len({cell.task.row for cell in ours}) > 1:
+            yield "On average over these tasks:"
+            yield table_of_averages(ours)
 
 
 def text(cells: Sequence[Cell]) -> str:
@@ -209,15 +221,12 @@ def text(cells: Sequence[Cell]) -> str:
     adjusted = holm([cell.gain("ydrop", "dropout").p_value for cell in cells])
     p_values = {cell.label: value for cell, value in zip(cells, adjusted, strict=True)}
     num_runs = sum(len(read(RECORDS / f"{stage}.jsonl")) for stage in ("rates", "trials", "finals"))
-    over_dropout = [(arm, "dropout") for arm in ("ydrop", "random", "inverted", "jumpout")]
-    pairs = [*over_dropout, ("ydrop", "random"), ("dropout", "plain"), ("ydrop", "plain")]
-    head = ["", "tasks", "points", "p", "tasks in which it is above 0", "p of the sign test", "validation loss, %"]
     parts = [
         HEAD.format(num_runs=f"{num_runs:,}", trials=TRIALS, num_cells=len(cells)),
         "![Gain over tuned dropout for every task and size](gains.png)",
         "## On average",
         "Of each task the mean over its sizes; over tasks the mean, with its 95% interval.",
-        markdown([head, *(on_average(cells, *pair) for pair in pairs)]),
+        table_of_averages(cells),
         *sections(cells, p_values),
         "## What was chosen",
         table_of_settings(cells),
