@@ -203,6 +203,7 @@ def is_within(part: Any, whole: Any) -> bool:
     return bool(part == whole)
 
 
+@pytest.mark.filterwarnings("ignore:With every_n_batches=")
 @pytest.mark.parametrize(
     ("cli", "section"),
     [

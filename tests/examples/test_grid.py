@@ -48,7 +48,11 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
     return {str(file.parent.relative_to(root / "out")): json.loads(file.read_text()) for file in files}
 
 
-def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
+def test_a_grid_runs_once_and_is_skipped_then(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def again(*settings: str) -> str:
+        grid_program.main(command(root, *args, settings=settings)[3:])
+        return capsys.readouterr().out
+
     args = ("--arms", "random", "--seeds", "0", "1", "--jobs", "1")
     settings = ("trainer.max_epochs=2", "ydrop.annealing_epochs=1")
     said = run(root, *args, settings=settings)
@@ -63,11 +67,12 @@ def test_a_grid_runs_once_and_is_skipped_then(root: Path) -> None:
         assert result["val_loss"] > 0
     assert found["mnist_fc_1/random/seed_0"]["val_loss"] != found["mnist_fc_1/random/seed_1"]["val_loss"]
     assert not list((root / "out").rglob("*.ckpt"))
-    assert "2 runs, 2 of them done before" in run(root, *args, settings=settings)
+    assert "2 runs, 2 of them done before" in again(*settings)
     assert results(root) == found
     # Elsewhere it is the same, and with other settings it is another that cannot be compared.
-    assert "2 of them done before" in run(root, *args, settings=(*settings, f"data.root={root}"))
-    assert "run.json is of a run with other settings" in run(root, *args, settings=("trainer.max_epochs=3",), rc=1)
+    assert "2 of them done before" in again(*settings, f"data.root={root}")
+    with pytest.raises(SystemExit, match=r"run\.json is of a run with other settings"):
+        again("trainer.max_epochs=3")
 
 
 @pytest.mark.parametrize("arm", ["plain", "dropout", "ydrop", "inverted"])
