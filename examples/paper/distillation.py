@@ -66,7 +66,9 @@ def distilled(result: Path, settings: Settings) -> dict[str, dict[str, float]]:
     sys.argv[1:] = []  # LightningCLI warns of arguments that it is not to read
     config = config_of(result)
     made = made_again(config)
-    halved = config["model"] | {"hidden": [width // 2 for width in config["model"]["hidden"]], "dropout": "none"}
+    arguments = config["model"]["init_args"]
+    smaller = {"hidden": [width // 2 for width in arguments["hidden"]], "dropout": "none"}
+    halved = config["model"] | {"init_args": arguments | smaller}
     students = result.with_name("students") / f"{identity_of(result)}_{max_epochs}"
     predictors: dict[str, Predictor] = {}
     for name, student in (("student", None), ("half the width", made_again(config | {"model": halved}).model)):
