@@ -29,6 +29,8 @@ from examples.data.memory import InMemory, Labelled
 Read = tuple[Any, list[str]]
 TEST_FRACTION = 0.2
 PADDING, UNKNOWN = 0, 1
+# Spreadsheets write a byte order mark, which is no part of the text.
+ENCODING = "utf-8-sig"
 
 
 class FromFiles(InMemory):
@@ -71,39 +73,62 @@ class FromFiles(InMemory):
         """Read the inputs (N, *) and labels (N,) of the training or the test set.
 
         Raises:
-            ValueError: If the test set has labels that the training set lacks.
+            FileNotFoundError: If there is no training set.
+            ValueError: If a file is not in its format, a label is missing, or the test set has labels that the
+                training set lacks.
 
         """
         inputs, labels = self._train if train else self._test
+        if any(label.lower() in ("", "nan") for label in labels):
+            raise ValueError(f"{self.root} has samples without a label. Remove them, or label them.")
         if unknown := sorted(set(labels) - set(self._classes)):
-            raise ValueError(f"the test set of {self.root} has labels that its training set lacks: {unknown}")
+            raise ValueError(
+                f"The test set of {self.root} has labels that its training set lacks: {unknown}. "
+                "Add samples of them to the training set, or remove them from the test set."
+            )
         numbers = {name: number for number, name in enumerate(self._classes)}
         return torch.as_tensor(inputs), torch.tensor([numbers[label] for label in labels])
 
     @cached_property
     def _classes(self) -> list[str]:
         names = set(self._train[1])
-        return sorted(names, key=(lambda name: float(name)) if all(map(_is_number, names)) else str)
+        # By name where numbers are equal, as 1 and 1.0 are: a set has no order of its own.
+        return sorted(names, key=(lambda name: (float(name), name)) if all(map(_is_number, names)) else None)
 
     @cached_property
     def _train(self) -> Read:
         inputs, labels = self.read(self._place("train"))
-        return (inputs, labels) if self._has_test else _part(inputs, labels, 0)
+        return (inputs, labels) if self._has_test else self._part(inputs, labels, 0)
 
     @cached_property
     def _test(self) -> Read:
-        return self.read(self._place("test")) if self._has_test else _part(*self.read(self._place("train")), 1)
+        return self.read(self._place("test")) if self._has_test else self._part(*self.read(self._place("train")), 1)
 
     @property
     def _has_test(self) -> bool:
         return self.root.is_dir() and self._place("test").exists()
 
+    def _part(self, inputs: Any, labels: Sequence[str], which: int) -> Read:
+        """Split off the test set, which is the same whatever is trained on."""
+        try:
+            split = train_test_split(range(len(labels)), test_size=TEST_FRACTION, random_state=0, stratify=labels)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.root} has no test set, and too few samples to split one off: {error} "
+                f"Add samples, or write test{self.suffix}."
+            ) from error
+        return inputs[split[which]], [labels[place] for place in split[which]]
+
     def _place(self, name: str) -> Path:
+        file = f", or one {self.suffix} file" if self.suffix else ""
+        remedy = f"`root` is a folder with train{self.suffix} and, optionally, test{self.suffix}{file}."
         if not self.root.exists():
-            raise FileNotFoundError(f"{self.root} is not there: `root` is a folder with train{self.suffix}, or a file")
+            raise FileNotFoundError(f"{self.root} does not exist. {remedy}")
+        if self.root.is_file() and not self.suffix:
+            raise NotADirectoryError(f"{self.root} is a file. {remedy}")
         place = self.root / f"{name}{self.suffix}" if self.root.is_dir() else self.root
         if name == "train" and not place.exists():
-            raise FileNotFoundError(f"{self.root} has no train{self.suffix}")
+            raise FileNotFoundError(f"{self.root} has no train{self.suffix}. {remedy}")
         return place
 
 
@@ -155,7 +180,8 @@ class ImageFolderData(FromFiles):
 
     def fit(self, inputs: Tensor) -> None:
         """Learn mean and standard deviation of each channel."""
-        self.std, self.mean = torch.std_mean(inputs / 255, (0, 2, 3), keepdim=True)
+        std, self.mean = torch.std_mean(inputs / 255, (0, 2, 3), keepdim=True)
+        self.std = std.clamp(min=1e-6)  # of a channel that is the same everywhere
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Scale bytes by the mean and standard deviation of each channel."""
@@ -205,9 +231,12 @@ class TextClassification(FromFiles):
 
     def read(self, place: Path) -> Read:
         """Number the words: (N, T), in the order in which they are met."""
-        lines = [line.split("\t", 1) for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines: it also splits at characters that sentences contain, such as U+0085.
+        lines = [line.split("\t", 1) for line in place.read_text(ENCODING).split("\n") if line.strip()]
         if short := next((line for line in lines if len(line) != 2), None):
-            raise ValueError(f"a line of {place} is not `label TAB words`: {short[0]!r}")
+            raise ValueError(
+                f"{place} has the line {short[0]!r}. Each line is `label TAB words`: put a tab after the label."
+            )
         ids = np.full((len(lines), self.length), PADDING)
         for row, (_, text) in zip(ids, lines, strict=True):
             words = "".join("0" if each.isdigit() else each for each in text.lower()).split()[: self.length]
@@ -220,7 +249,7 @@ class TextClassification(FromFiles):
         counts[: UNKNOWN + 1] = 0
         frequent = counts.argsort(descending=True, stable=True)[: self.vocabulary]
         frequent = frequent[counts[frequent] > 0]
-        self._known = torch.full((max(self._numbers.values(), default=0) + 1,), UNKNOWN)
+        self._known = torch.full((max(self._numbers.values(), default=UNKNOWN) + 1,), UNKNOWN)
         self._known[PADDING] = PADDING
         self._known[frequent] = torch.arange(len(frequent)) + UNKNOWN + 1
 
@@ -271,8 +300,10 @@ class Tabular(FromFiles):
         """Read numbers (N, F), NaN where one is missing."""
         rows, labels = self._columns(place)
         words = self._words
-        numbers = np.array([[float(row[at] or "nan") for at in range(len(row)) if at not in words] for row in rows])
-        parts = [numbers.reshape(len(rows), -1)]
+        numbers = np.array(
+            [[_number(cell, place) for at, cell in enumerate(row) if at not in words] for row in rows], dtype=float
+        )
+        parts = [numbers]
         parts += [np.array([[row[at] == word for word in known] for row in rows]) for at, known in words.items()]
         return np.concatenate(parts, 1).astype(np.float32), labels
 
@@ -296,12 +327,20 @@ class Tabular(FromFiles):
             if not all(map(_is_number, filter(None, column)))
         }
 
+    @cached_property
+    def _head(self) -> list[str]:
+        return _table(self._place("train"))[0]
+
     def _columns(self, place: Path) -> tuple[list[list[str]], list[str]]:
-        with place.open(newline="", encoding="utf-8") as opened:
-            head, *rows = csv.reader(opened)
+        head, rows = _table(place)
+        if head != self._head:
+            raise ValueError(
+                f"{place} has the columns {', '.join(head)}, but the training set has {', '.join(self._head)}. "
+                "Write the same columns in the same order."
+            )
         target = head[-1] if self.target is None else self.target
         if target not in head:
-            raise ValueError(f"{place} has no column {target!r}, but {', '.join(head)}")
+            raise ValueError(f"{place} has no column {target!r}. Choose `target` from {', '.join(head)}.")
         at = head.index(target)
         return [[*row[:at], *row[at + 1 :]] for row in rows], [row[at] for row in rows]
 
@@ -331,7 +370,11 @@ class TimeSeries(FromFiles):
     def read(self, place: Path) -> Read:
         """Read series (N, C, T)."""
         with np.load(place) as found:
-            return found["x"].astype(np.float32), [str(label) for label in found["y"]]
+            arrays = dict(found)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if not {"x", "y"} <= shapes.keys() or len(shapes["x"]) != 3 or len(arrays["x"]) != len(arrays["y"]):
+            raise ValueError(f"{place} has arrays of shapes {shapes}. Save x as (N, C, T), and y as (N,).")
+        return arrays["x"].astype(np.float32), [str(label) for label in arrays["y"]]
 
     def fit(self, inputs: Tensor) -> None:
         """Learn mean and standard deviation of each channel."""
@@ -343,15 +386,34 @@ class TimeSeries(FromFiles):
         return ((inputs - self.mean) / self.std).nan_to_num(0.0)
 
 
-def _part(inputs: Any, labels: Sequence[str], which: int) -> Read:
-    """Split off the test set, which is the same whatever is trained on."""
-    places = train_test_split(range(len(labels)), test_size=TEST_FRACTION, random_state=0, stratify=labels)[which]
-    return inputs[places], [labels[place] for place in places]
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
         return False
     return True
+
+
+def _number(cell: str, place: Path) -> float:
+    """Read a number of a table, or NaN where none is written."""
+    try:
+        return float(cell or "nan")
+    except ValueError as error:
+        raise ValueError(
+            f"{place} has {cell!r} in a column that has only numbers in the training set. "
+            "Write a number, or leave the cell empty."
+        ) from error
+
+
+def _table(place: Path) -> tuple[list[str], list[list[str]]]:
+    """Read the head and the rows of a csv file, without empty lines."""
+    with place.open(newline="", encoding=ENCODING) as opened:
+        head, *rows = [row for row in csv.reader(opened) if row] or [[]]
+    if not rows:
+        raise ValueError(f"{place} has no rows. Write the names of the columns, and then a row for each sample.")
+    if other := next((row for row in rows if len(row) != len(head)), None):
+        raise ValueError(
+            f"{place} has {len(head)} columns, but the row {','.join(other)!r} has {len(other)} cells. "
+            "Leave a cell empty if its value is missing."
+        )
+    return head, rows
