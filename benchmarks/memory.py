@@ -56,10 +56,10 @@ def main(
     for name in networks:
         case = CASES[name]
         torch.manual_seed(seed)
-        plain = _peaks(partial(_training, case, None, batch_size, where), where)
+        plain = peaks_of(case, None, batch_size, where)
         for setting, arguments in SETTINGS.items():
             torch.manual_seed(seed)
-            driven = _peaks(partial(_training, case, arguments, batch_size, where), where)
+            driven = peaks_of(case, arguments, batch_size, where)
             rows.append({"network": name, "setting": setting, **_row(plain, driven)})
     write_report("memory", where, settings, rows)
 
@@ -77,6 +77,13 @@ def _row(plain: Mapping[str, int], driven: Mapping[str, int]) -> dict[str, Any]:
         "Y-Drop MiB": ours / MIB,
         "Y-Drop's peak": max(driven, key=driven.__getitem__),
     }
+
+
+def peaks_of(
+    case: step.Case, arguments: Mapping[str, Any] | None, batch_size: int, where: torch.device
+) -> dict[str, int]:
+    """Give the most bytes alive at once in each stage of a training step, with Y-Drop unless `arguments` is None."""
+    return _peaks(partial(_training, case, arguments, batch_size, where), where)
 
 
 def _training(case: step.Case, arguments: Mapping[str, Any] | None, batch_size: int, where: torch.device) -> Stages:

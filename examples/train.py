@@ -14,8 +14,10 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -56,7 +58,11 @@ class TrainCLI(LightningCLI):
         assert self.trainer.log_dir is not None
         folder = Path(self.trainer.log_dir)
         val_loss = float(best.best_model_score)
-        reached = {**self.reached, "val_loss": val_loss, "epochs": self.trainer.current_epoch}
+        reached: dict[str, Any] = {**self.reached, "val_loss": val_loss, "epochs": self.trainer.current_epoch}
+        where = self.trainer.strategy.root_device
+        if where.type == "cuda":
+            reached["gpu"] = torch.cuda.get_device_name(where)
+        self.model.to(where)  # from which the Trainer has taken it back
         (folder / "reached.json").write_text(json.dumps(reached) + "\n")
         if self.model.hidden_layers():
             write_conductance(self.model, self.datamodule, folder / "conductance.csv")
