@@ -81,9 +81,9 @@ def main(
             except Exception as error:
                 row = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
             rows.append({"network": network, "mode": mode, **row})
-            print(rows[-1], flush=True)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    write_report("gpu", where, settings, [{column: row.get(column, "") for column in columns} for row in rows])
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            # Each time, so that what is cut off has left what there was time for.
+            write_report("gpu", where, settings, [{column: row.get(column, "") for column in columns} for row in rows])
 
 
 def measure(network: str, mode: str, where: torch.device, batch_size: int) -> dict[str, Any]:

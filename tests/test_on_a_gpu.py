@@ -1,6 +1,7 @@
 """The package on a GPU that is there: it computes what it computes on the CPU, and makes nobody wait."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import methodcaller
@@ -36,8 +37,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a G
 def nobody_waits() -> Iterator[None]:
     """Fail where the host waits for the device."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls it a prototype
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -51,6 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "--data", type=Path, default=Path("data"), help="what sets.py wrote, text/, pictures/ and MNIST/"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--fractions", nargs="+", type=float, help="some of the sizes of each task; all by default")
     parser.add_argument("--jobs", type=at_least_one, default=1, help="trainings at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"), help="where the folders of trainings are")
     parser.add_argument("--storage", help="as for run.py; studies.journal in --out by default")
@@ -59,8 +60,11 @@ def main(args: Sequence[str] | None = None) -> None:
     plans = []
     for name in known.tasks:
         task = TASKS[name]
+        fractions = tuple(each for each in task.fractions if not known.fractions or each in known.fractions)
+        if not fractions:
+            parser.error(f"{name} has none of these --fractions, but {', '.join(map(str, task.fractions))}")
         root = () if task.root is None else (f"data.root={known.data / task.root}",)
-        plans.append(Plan(task, root, known.out))
+        plans.append(Plan(task, root, known.out, fractions))
     carry_out("rates", [run for plan in plans for run in plan.rates()], known)
     carry_out("trials", [run for plan in plans for run in plan.trials()], known)
     seeds = range(max(plan.task.seeds for plan in plans))  # outermost: what there is first is a comparison

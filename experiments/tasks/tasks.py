@@ -87,12 +87,14 @@ class Plan:
         task: The task.
         settings: Arguments of all trainings, which say where they take place.
         out: Where the folders of trainings are.
+        fractions: Those of its sizes that are compared.
 
     """
 
     task: Task
     settings: tuple[str, ...]
     out: Path
+    fractions: tuple[float, ...]
 
     def rates(self) -> list[Run]:
         """Train without dropout, at the middle size, with several learning rates."""
@@ -103,7 +105,7 @@ class Plan:
         """Train the arms that have parameters with several points of them, at each size."""
         return [
             run
-            for fraction in self.task.fractions
+            for fraction in self.fractions
             for arm in dict.fromkeys(TUNED[arm] for arm in self.task.arms if arm in TUNED)
             for run in self._trials(arm, fraction)
         ]
@@ -114,7 +116,7 @@ class Plan:
             return []
         return [
             self._run(self.out / "finals", arm, fraction, seed, self.chosen(arm, fraction))
-            for fraction in self.task.fractions
+            for fraction in self.fractions
             for arm in self.task.arms
         ]
 

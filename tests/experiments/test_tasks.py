@@ -30,7 +30,7 @@ def value(run: Run, name: str) -> str | None:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(TASK, ("data.root=data/vote.csv",), tmp_path)
+    return Plan(TASK, ("data.root=data/vote.csv",), tmp_path, TASK.fractions)
 
 
 def test_each_stage_takes_what_has_the_lowest_validation_loss(plan: Plan) -> None:
@@ -60,7 +60,7 @@ def test_each_stage_takes_what_has_the_lowest_validation_loss(plan: Plan) -> Non
 
 
 def test_a_given_learning_rate_stays(tmp_path: Path) -> None:
-    plan = Plan(TASKS["digits"], (), tmp_path)
+    plan = Plan(TASKS["digits"], (), tmp_path, (1.0,))
     assert not plan.rates()
     assert {run.arm for run in plan.trials()} == {"dropout", "ydrop"}
     assert {value(run, "model.lr") for run in plan.trials()} == {None}
