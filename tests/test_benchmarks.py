@@ -15,9 +15,11 @@ from benchmarks import (
     budget,
     distillation,
     fidelity,
+    gpu,
     host,
     layers,
     mask,
+    measures,
     memory,
     patterns,
     ranks,
@@ -104,6 +106,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> str:
     case = step.Case(lambda dropout: nn.Sequential(nn.Linear(12, 16), dropout(), nn.ReLU(), nn.Linear(16, 10)), (12,))
     monkeypatch.setitem(step.CASES, "small", case)
     monkeypatch.setitem(memory.CASES, "small", case)
+    monkeypatch.setitem(gpu.CASES, "small", case)
     return "small"
 
 
@@ -117,6 +120,23 @@ def test_steps_are_compared(loop: str, results: Path, small: str) -> None:
     assert row["floor"] == pytest.approx(1 + phase1 / training)
     assert row["paper/captum"] == row["paper"] / row["captum"]
     assert min(row["none"], row["recommended"], row["dropout ms"]) > 0
+
+
+def test_every_measure_is_timed(results: Path, small: str) -> None:
+    measures.main(networks=[small], rounds=2)
+    (row,) = rows_of(results / "measures-cpu.json")
+    assert all(row[name] > 0 for name in measures.MEASURES)
+
+
+def test_what_takes_a_gpu_runs_without_one_as_far_as_it_can(
+    results: Path, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "ROUNDS", 2)
+    gpu.main(networks=[small, "unknown"], modes=["bf16"], compiled=[], device="cpu")
+    row, failed = rows_of(results / "gpu-cpu.json")
+    assert (row["network"], row["mode"], row["failed"]) == ("small", "bf16", "")
+    assert min(row["dropout ms"], row["paper"], row["every 4"], row["host ms of phase 1"]) > 0
+    assert "unknown" in failed["failed"]
 
 
 def test_masks_in_one_pass_are_timed_against_as_many_passes(results: Path, small: str) -> None:
