@@ -1,6 +1,7 @@
 """Networks for little data: what stands in them, and what they make of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from examples.networks import (
 )
 from examples.paper.experiment import CONFIGS, FILES
 from lightning_ydrop import ConductanceDropout, Jumpout
+from tests.examples.programs import EXAMPLES
 from tests.examples.test_files import write_pictures, write_table, write_text
 
 SENTENCE, SERIES, PICTURE = (7, 20), (3, 16), (3, 32, 32)
@@ -111,9 +113,35 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 TASKS = sorted(path for path in FILES.values() if path.parent.name == "tasks")
 
 
+KINDS = sorted((CONFIGS / "kinds").glob("*.yaml"))
+QUIET = ("--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.logger=false")
+
+
+def root_for(row: Any, data: dict[str, str]) -> list[str]:
+    """Say where the data of a task are."""
+    kinds = [kind for kind in data if f"class_path: examples.data.{kind}\n" in row.read_text()]
+    return [f"--data.root={data[kind]}" for kind in kinds]
+
+
+@pytest.mark.parametrize("overlay", KINDS, ids=lambda path: path.stem)
+def test_settings_for_each_kind_train_as_their_first_lines_say(
+    overlay: Any, data: dict[str, str], cli: Callable[..., Any]
+) -> None:
+    line = overlay.read_text().partition("# Run: python -m examples.train ")[2]
+    command = line.partition("\n# Measured")[0].replace("\\\n#", "").split()
+    files = [Path(each) for each in command if each.endswith(".yaml")]
+    assert files[-1].name == overlay.name
+    assert command[-2:] == ["--data.root", "YOUR_DATA"] or "perceptrons" in overlay.stem
+    root = [each for file in files for each in root_for(EXAMPLES.parent / file, data)]
+    made = cli(["fit", *(f"--config={EXAMPLES.parent / file}" for file in files), *root, *QUIET])
+    assert made.trainer.global_step == 1
+    wanted = overlay.read_text()
+    assert any(type(each).__name__ == "YDropCallback" for each in made.trainer.callbacks) == ("YDrop" in wanted)
+
+
 @pytest.mark.parametrize("row", TASKS, ids=lambda path: path.stem)
 def test_every_row_is_trained_on_files_of_its_kind(row: Any, data: dict[str, str], cli: Callable[..., Any]) -> None:
-    root = next(place for kind, place in data.items() if f"class_path: examples.data.{kind}\n" in row.read_text())
+    (root,) = root_for(row, data)
     arguments = [f"--config={file}" for file in (CONFIGS / "base.yaml", row, CONFIGS / "ydrop.yaml")]
     if "Text" in row.read_text():
         arguments.append("--trainer.callbacks.init_args.interpolate_at=words")
@@ -121,10 +149,8 @@ def test_every_row_is_trained_on_files_of_its_kind(row: Any, data: dict[str, str
         [
             "fit",
             *arguments,
-            f"--data.root={root}",
-            "--trainer.fast_dev_run=true",
-            "--trainer.accelerator=cpu",
-            "--trainer.logger=false",
+            root,
+            *QUIET,
             "--trainer.enable_progress_bar=false",
         ]
     )
