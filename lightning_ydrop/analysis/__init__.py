@@ -2,6 +2,7 @@
 
 from lightning_ydrop.analysis.pruning import prune_units
 from lightning_ydrop.analysis.removal import RemovalCurve, removal_curve
+from lightning_ydrop.analysis.shrinking import shrink_units
 from lightning_ydrop.analysis.spread import ConductanceSpread, mean_conductance
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "mean_conductance",
     "prune_units",
     "removal_curve",
+    "shrink_units",
 ]

@@ -48,16 +48,7 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float)
 
     """
     check_fraction("prune_units", "fraction", fraction, example=0.5)
-    if not isinstance(scores, Mapping):
-        raise ConfigurationError(
-            f"prune_units(scores={describe(scores)}) was given.",
-            "`scores` is a mapping from the names of layers to the scores of their units (U,).",
-            'Pass, for example, scores=mean_conductance(model, data, layers="...").',
-        )
-    modules = named_modules(model)
-    for name, values in scores.items():
-        _check_fit(name, values, modules)
-    layers = {name: modules[name] for name in scores}
+    layers = layers_of("prune_units", model, scores)
     left = {name: _strongest(layers[name], values, float(fraction)) for name, values in scores.items()}
     with _undone_if_it_raises(list(layers.values())):
         for name, layer in layers.items():
@@ -69,18 +60,39 @@ def prune_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float)
     return left
 
 
-def _check_fit(name: str, values: object, modules: Mapping[str, nn.Module]) -> None:
-    """Refuse scores that do not fit a layer, and layers that torch cannot prune.
+def layers_of(owner: str, model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """Find the layers that scores are for, and refuse scores that do not fit, and layers that can't be pruned.
+
+    Args:
+        owner: Which function was given the scores.
+        model: The model.
+        scores: As for `prune_units`.
+
+    Returns:
+        The layers, by name.
 
     Raises:
         ConfigurationError: If it is the case.
 
     """
+    if not isinstance(scores, Mapping):
+        raise ConfigurationError(
+            f"{owner}(scores={describe(scores)}) was given.",
+            "`scores` is a mapping from the names of layers to the scores of their units (U,).",
+            'Pass, for example, scores=mean_conductance(model, data, layers="...").',
+        )
+    modules = named_modules(model)
+    for name, values in scores.items():
+        _check_fit(owner, name, values, modules)
+    return {name: modules[name] for name in scores}
+
+
+def _check_fit(owner: str, name: str, values: object, modules: Mapping[str, nn.Module]) -> None:
     layer = modules.get(name)
     if isinstance(layer, PRUNABLE) and (obstacle := _obstacle(layer)):
         raise ConfigurationError(
-            f"prune_units(scores=...) has scores for {name!r}, a {describe(layer)} whose {obstacle}.",
-            "torch.nn.utils.prune takes layers whose weight and bias are parameters.",
+            f"{owner}(scores=...) has scores for {name!r}, a {describe(layer)} whose {obstacle}.",
+            "Layers are pruned whose weight and bias are parameters.",
             "Leave this layer out of `scores`. Or remove a parametrization with "
             "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm, and run a lazy "
             "layer once.",
@@ -93,7 +105,7 @@ def _check_fit(name: str, values: object, modules: Mapping[str, nn.Module]) -> N
         or values.isnan().any()
     ):
         raise ConfigurationError(
-            f"prune_units(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
+            f"{owner}(scores=...) has {describe(values)} for {name!r}, that is {describe(layer)} here.",
             "Scores are real numbers, no NaN, one for each unit (U,) of a linear or convolutional layer, by its name.",
             _remedy(name, modules),
         )

@@ -139,7 +139,7 @@ def test_what_torch_cannot_prune_is_refused_and_nothing_pruned(change: Any, show
         prune_units(model, {"0": torch.rand(6), "3": torch.rand(10)}, 0.5)
     assert str(caught.value) == (
         f"prune_units(scores=...) has scores for '3', a {type(model[3]).__name__} whose {shown}. "
-        "torch.nn.utils.prune takes layers whose weight and bias are parameters. "
+        "Layers are pruned whose weight and bias are parameters. "
         "Leave this layer out of `scores`. Or remove a parametrization with "
         "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm, and run a lazy layer "
         "once."

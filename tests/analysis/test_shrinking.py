@@ -1,0 +1,133 @@
+import copy
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lightning_ydrop import ConductanceDropout, ConfigurationError, YDrop
+from lightning_ydrop.analysis import prune_units, shrink_units
+
+pytest.importorskip("torch_pruning")
+
+X = torch.randn(7, 1, 4, 4)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(24, 10), ConductanceDropout(0.2), nn.ReLU(), nn.Linear(10, 3)),
+    )
+
+
+class Residual(nn.Module):
+    """Adds what a branch makes to what went into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"logits": scale * self.head((x + self.branch(x)).relu().mean((2, 3)))}
+
+
+def masked(model: nn.Module, layers: dict[str, Tensor], inputs: Tensor) -> Any:
+    """What the whole network gives where units are 0 behind a layer: booleans (U,) say which are left."""
+    hooks = []
+    for name, left in layers.items():
+        keep = left.float().view(1, -1, *[1] * (0 if isinstance(model.get_submodule(name), nn.ReLU) else 2))
+
+        def hook(module: nn.Module, args: Any, output: Tensor, keep: Tensor = keep) -> Tensor:
+            return output * keep.view(1, -1, *[1] * (output.ndim - 2))
+
+        hooks.append(model.get_submodule(name).register_forward_hook(hook))
+    try:
+        return model(inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def strongest(scores: Tensor, fraction: float) -> Tensor:
+    left = torch.ones(len(scores), dtype=torch.bool)
+    left[scores.argsort()[: round(fraction * len(scores))]] = False
+    return left
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.99])
+def test_the_smaller_network_gives_what_the_whole_one_gives_without_these_units(fraction: float) -> None:
+    torch.manual_seed(0)
+    model = network()
+    model(X)  # so that the norm has seen something
+    model.eval()
+    scores = {"0": torch.rand(6), "4": torch.rand(10)}
+    smaller = shrink_units(model, scores, fraction, X[:2])
+    counts = [max(1, size - round(fraction * size)) for size in (6, 10)]
+    first, second = (smaller.get_submodule(name) for name in ("0", "4"))
+    assert [first.out_channels, second.out_features] == counts
+    left = {
+        relu: scores[name] >= scores[name].sort(descending=True).values[count - 1]
+        for (relu, name), count in zip((("2", "0"), ("6", "4")), counts, strict=True)
+    }
+    torch.testing.assert_close(smaller(X), masked(model, left, X))
+    assert network().load_state_dict(model.state_dict())  # which is still whole
+
+
+def test_channels_that_are_added_go_together_by_the_sum_of_their_scores() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    scores = {"stem": torch.arange(8.0), "branch": torch.tensor([90.0, 0, 0, 0, 0, 0, 0, -50])}
+    smaller: Any = shrink_units(model, scores, 0.25, {"x": X, "scale": 2.0})
+    assert smaller.stem.out_channels == smaller.branch.in_channels == smaller.branch.out_channels == 6
+    left = torch.tensor([1, 0, 1, 1, 1, 1, 1, 0]).bool()
+    expected = masked(model, {"stem": left, "branch": left}, X)["logits"]
+    torch.testing.assert_close(smaller(X)["logits"], expected)
+
+
+def test_a_layer_without_scores_goes_with_the_one_that_it_is_added_to() -> None:
+    smaller: Any = shrink_units(Residual(), {"branch": torch.arange(8.0)}, 0.5, (X,))
+    assert smaller.stem.out_channels == smaller.branch.out_channels == smaller.head.in_features == 4
+
+
+def test_y_drop_starts_anew_and_trains_on() -> None:
+    model = network()
+    labels = torch.randint(3, (7,))
+    YDrop(model).step(X, labels)
+    smaller = shrink_units(model, {"4": torch.rand(10)}, 0.5, X)
+    assert smaller.training
+    layer: Any = smaller[5]  # type: ignore[index]
+    assert len(layer.mean_drop_prob) == 0
+    driver = YDrop(smaller)
+    driver.step(X, labels)
+    nn.functional.cross_entropy(smaller(X), labels).backward()
+    assert driver.scores["5"].shape == (5,)
+
+
+def test_bad_input_is_refused_and_the_model_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    pruned, grouped = network(), nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten())
+    prune_units(pruned, {"4": torch.rand(10)}, 0.5)
+    for network_, scores, fraction, message in (
+        (model, {"7": torch.rand(3)}, 0.5, "Leave out the last layer"),
+        (model, {"4": torch.rand(9)}, 0.5, "has Tensor"),
+        (model, {"2": torch.rand(6)}, 0.5, "Measure the linear or convolutional layer before it"),
+        (model, {"4": torch.rand(10)}, 1.5, "fraction"),
+        (model, [torch.rand(10)], 0.5, "is a mapping"),
+        (pruned, {"4": torch.rand(10)}, 0.5, "prune.remove"),
+        (grouped, {"1": torch.rand(4)}, 0.5, "with groups=2"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), {"0": torch.rand(4)}, 0.5, "computed"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            shrink_units(network_, scores, fraction, X)  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for parameter in ("weight", "bias"):
+        prune.remove(pruned[4], parameter)
+    assert shrink_units(pruned, {"4": torch.rand(10)}, 0.5, X)[4].out_features == 5  # type: ignore[index]
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ConfigurationError, match=r"lightning-ydrop\[shrink\]"):
+        shrink_units(model, {"4": torch.rand(10)}, 0.5, X)
