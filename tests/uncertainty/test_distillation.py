@@ -537,7 +537,7 @@ def test_one_mask_takes_one_pass_and_nothing_is_compared(teacher: Small) -> None
     distillation = DropoutDistillation(teacher)
     rows: list[int] = []
     distillation.teacher.register_forward_hook(lambda module, args, output: rows.append(len(output)))
-    with patch("lightning_ydrop.uncertainty.monte_carlo.noting_draws", side_effect=AssertionError):
+    with patch("lightning_ydrop.uncertainty.passes.noting_draws", side_effect=AssertionError):
         loss_of(distillation, torch.randn(6, 4))
     assert rows == [6]
 
