@@ -7,16 +7,17 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
-from lightning_ydrop.checks import check_count, check_flag, check_module
+from lightning_ydrop.checks import check_module
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs
-from lightning_ydrop.uncertainty.averaging import average_over_masks, subject_of
+from lightning_ydrop.uncertainty.averaging import subject_of
 from lightning_ydrop.uncertainty.masks import stochastic_modules
 from lightning_ydrop.uncertainty.outputs import Noise
 from lightning_ydrop.uncertainty.results import MonteCarlo, MonteCarloMultilabel, MonteCarloRegression
+from lightning_ydrop.uncertainty.settings import checked_settings
 from lightning_ydrop.uncertainty.streams import check_generator, warn_of_equal_ranks
-from lightning_ydrop.uncertainty.tasks import AnyResult, TaskName, task_of
+from lightning_ydrop.uncertainty.tasks import AnyResult, TaskName
 
 
 @overload
@@ -144,13 +145,17 @@ def monte_carlo(
 
     """
     check_module("monte_carlo", model)
-    num_samples = check_count("monte_carlo", "num_samples", num_samples, minimum=1, example=100)
-    averaged = task_of("monte_carlo", task, class_dim, noise)
-    if max_rows is not None:
-        max_rows = check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
-    return_samples = check_flag("monte_carlo", "return_samples", return_samples)
-    shared_masks = check_flag("monte_carlo", "shared_masks", shared_masks)
-    progress_bar = check_flag("monte_carlo", "progress_bar", progress_bar)
+    settings = checked_settings(
+        "monte_carlo",
+        num_samples=num_samples,
+        task=task,
+        noise=noise,
+        return_samples=return_samples,
+        shared_masks=shared_masks,
+        class_dim=class_dim,
+        max_rows=max_rows,
+        progress_bar=progress_bar,
+    )
     check_generator("monte_carlo", generator)
     check_drops("monte_carlo", model)
     warn_of_vanilla_rates("monte_carlo", model)
@@ -158,17 +163,7 @@ def monte_carlo(
         warn_of_equal_ranks(
             "monte_carlo", "Pass generator=torch.Generator().manual_seed(...) with another seed on each."
         )
-    average = average_over_masks(
-        subject_of(model, inputs, forward),
-        averaged,
-        num_samples,
-        max_rows=max_rows,
-        shared_masks=shared_masks,
-        generator=generator,
-        return_samples=return_samples,
-        progress_bar=progress_bar,
-    )
-    return averaged.result(average)
+    return settings.task.result(settings.average(subject_of(model, inputs, forward), generator))
 
 
 def check_drops(owner: str, model: nn.Module) -> None:
