@@ -12,7 +12,7 @@ from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
 from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.passes import Subject, batch_size_of, run_masks
-from lightning_ydrop.uncertainty.streams import devices_of, draw_seed, seeded
+from lightning_ydrop.uncertainty.streams import devices_of, draw_seed, seeded, seeds_obeyed
 from lightning_ydrop.uncertainty.tasks import Average, Probabilities, Task
 
 Note = Callable[[Any, int], None]
@@ -109,10 +109,11 @@ def average_over_masks(
         return sums.average()
 
     def with_seed(seed: int) -> Average:
-        if shared_masks:
-            return _shared(subject, task, num_masks, at_once, sharing, return_samples, note, seed, accelerators)
-        with seeded(seed, accelerators):
-            return with_masks_of_its_own()
+        with seeds_obeyed(subject.model, accelerators):
+            if shared_masks:
+                return _shared(subject, task, num_masks, at_once, sharing, return_samples, note, seed, accelerators)
+            with seeded(seed, accelerators):
+                return with_masks_of_its_own()
 
     with bar:
         if shared_masks or generator is not None:
@@ -182,7 +183,7 @@ def _shared(
 ) -> Average:
     """Pass each sample alone, with the random streams of the first: layers draw the same for each.
 
-    That holds for every way to draw: torch's functions, parametrizations, cuDNN's recurrent layers, Python and NumPy.
+    That holds for every way to draw: torch's functions, parametrizations, recurrent layers, Python and NumPy.
     """
     with seeded(seed, accelerators):
         if not sharing.is_known and num_masks >= MASKS_TO_COMPARE and at_once > 1:

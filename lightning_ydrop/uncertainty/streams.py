@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.layers.kinds import drops
 
 # As many seeds as torch's generators tell apart on every device.
 MOST_SEEDS = 2**63 - 1
@@ -57,6 +58,19 @@ def seeded(seed: int, accelerators: Sequence[torch.device]) -> Iterator[None]:
         torch.set_rng_state(former[0])
         for device, state in zip(accelerators, former[1], strict=True):
             _set_state(device, state)
+
+
+@contextmanager
+def seeds_obeyed(model: nn.Module, accelerators: Sequence[torch.device]) -> Iterator[None]:
+    """Keep recurrent layers that drop off cuDNN, whose dropout goes on with a state of its own after a new seed."""
+    on_cuda = any(device.type == "cuda" for device in accelerators)
+    former: bool = torch.backends.cudnn.enabled
+    if on_cuda and any(isinstance(module, nn.RNNBase) and drops(module) for module in model.modules()):
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = former
 
 
 def warn_of_equal_ranks(owner: str, remedy: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, ConvPattern, Jumpout, PatternDropout, monte_carlo
-from lightning_ydrop.uncertainty.streams import seeded, warn_of_equal_ranks
+from lightning_ydrop.uncertainty.streams import seeded, seeds_obeyed, warn_of_equal_ranks
 
 WIDTH = 6
 
@@ -230,6 +230,40 @@ def test_half_as_many_masks_pass_where_a_gpu_has_no_memory_and_they_stay_the_sam
 def test_other_generators_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"generator=3\) was given.*torch.Generator\(\)\.manual_seed"):
         monte_carlo(perceptron(), torch.ones(1, 3), 2, generator=3)  # type: ignore[call-overload]
+
+
+def test_recurrent_layers_that_drop_run_without_cudnn_which_forgets_no_state_for_a_seed() -> None:
+    cuda, seen = [torch.device("cuda", 0)], []
+    for model, devices in (
+        (Recurrent(), cuda),
+        (Recurrent(), []),
+        (nn.LSTM(1, 2), cuda),
+    ):
+        with pytest.raises(RuntimeError, match="no"), seeds_obeyed(model, devices):
+            seen.append(torch.backends.cudnn.enabled)
+            raise RuntimeError("no")
+        assert torch.backends.cudnn.enabled
+    assert seen == [False, True, True]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("layer", ["dropout", "driven", "jumpout", "channels", "pattern", "recurrent", "attention"])
+def test_on_a_gpu_masks_are_shared_and_repeatable_too(layer: str) -> None:
+    model = nn.Sequential(nn.Linear(3, WIDTH), nn.ReLU(), LAYERS[layer](), nn.Linear(WIDTH, 2)).cuda()
+    x, before = (torch.rand(1, 3).expand(5, 3) + 1.0).cuda(), torch.cuda.get_rng_state()
+    for shared_masks in (True, False):
+        first, again = (
+            monte_carlo(
+                model, x, 12, generator=seeded_generator(), shared_masks=shared_masks, return_samples=True
+            ).samples
+            for _ in range(2)
+        )
+        assert first is not None
+        assert again is not None
+        assert torch.allclose(first, again, atol=1e-6)
+        assert ((first - first[:, :1]).abs().max() < 1e-5) == shared_masks
+        assert first[:, 0].std(0).max() > 1e-4
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 # Ranks
