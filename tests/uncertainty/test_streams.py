@@ -232,16 +232,17 @@ def test_other_generators_are_refused() -> None:
         monte_carlo(perceptron(), torch.ones(1, 3), 2, generator=3)  # type: ignore[call-overload]
 
 
-def test_recurrent_layers_that_drop_run_without_cudnn_which_forgets_no_state_for_a_seed() -> None:
-    cuda, seen = [torch.device("cuda", 0)], []
-    for model, devices in (
-        (Recurrent(), cuda),
-        (Recurrent(), []),
-        (nn.LSTM(1, 2), cuda),
-    ):
-        with pytest.raises(RuntimeError, match="no"), seeds_obeyed(model, devices):
+def test_recurrent_layers_that_drop_run_without_cudnn_which_keeps_its_state_whatever_the_seed() -> None:
+    def fail(model: nn.Module, devices: list[torch.device]) -> None:
+        with seeds_obeyed(model, devices):
             seen.append(torch.backends.cudnn.enabled)
             raise RuntimeError("no")
+
+    seen: list[bool] = []
+    cuda = [torch.device("cuda", 0)]
+    for model, devices in ((Recurrent(), cuda), (Recurrent(), []), (nn.LSTM(1, 2), cuda)):
+        with pytest.raises(RuntimeError, match="no"):
+            fail(model, devices)
         assert torch.backends.cudnn.enabled
     assert seen == [False, True, True]
 
