@@ -103,7 +103,8 @@ def monte_carlo(
         model: A model whose output is logits (B, C, *) of classes, logits of labels such as (B, L), or numbers.
         inputs: What its forward takes: a tensor, a tuple for positional arguments, or a mapping for keyword arguments.
             Tensors that have a row for each sample, as the first one has, are repeated for each mask. An input that all
-            samples share, such as a mask (T, T), may happen to have as many rows: pass max_rows=1 then.
+            samples share, such as a mask (T, T), may happen to have as many rows: pass max_rows=1 then, or with
+            `shared_masks` a `forward` that holds this input.
         num_samples: Number of masks, at least 1.
         task: "classification": a softmax over classes. "multilabel": a sigmoid for each entry of the output, so a
             single logit is a binary classifier. "regression": the output is numbers.
