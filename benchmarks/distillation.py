@@ -10,8 +10,8 @@ from jsonargparse import auto_cli
 from benchmarks.measuring import interleaved, quartiles, ratios, training_step
 from benchmarks.report import write_report
 from benchmarks.step import BATCH_SIZE, CASES
+from lightning_ydrop.uncertainty.averaging import mean_probabilities
 from lightning_ydrop.uncertainty.draws import MaskSharing
-from lightning_ydrop.uncertainty.monte_carlo import mean_probabilities
 
 
 def main(

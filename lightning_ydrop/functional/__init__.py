@@ -8,7 +8,8 @@ What a class of this package computes, one of these functions computes too:
   `stencil_dropout`, `token_dropout` (for `PatternDropout`),
 - what a trained network shows: `top_share`, `gini`, `conductance_spread` (for `ConductanceSpread`),
   `removal_threshold` (for `RemovalCurve`),
-- averages over masks: `predictive_entropy` (for `MonteCarlo`), `monte_carlo_divergence` (for `MonteCarloDivergence`).
+- averages over masks: `predictive_entropy` (for `MonteCarlo`), `bernoulli_entropy` (for `MonteCarloMultilabel`),
+  `monte_carlo_divergence` (for `MonteCarloDivergence`).
 """
 
 from lightning_ydrop.functional.attribution import conductance_spread, gini, path_conductance, sum_to_units, top_share
@@ -18,9 +19,10 @@ from lightning_ydrop.functional.rates import bucket_probabilities, draw_rates, s
 from lightning_ydrop.functional.removal import removal_threshold
 from lightning_ydrop.functional.runs import token_dropout
 from lightning_ydrop.functional.stencils import make_stencil, stencil_dropout
-from lightning_ydrop.functional.uncertainty import monte_carlo_divergence, predictive_entropy
+from lightning_ydrop.functional.uncertainty import bernoulli_entropy, monte_carlo_divergence, predictive_entropy
 
 __all__ = [
+    "bernoulli_entropy",
     "bucket_probabilities",
     "conductance_spread",
     "draw_rates",

@@ -29,6 +29,24 @@ def predictive_entropy(probabilities: Tensor) -> Tensor:
     return entropy
 
 
+def bernoulli_entropy(probabilities: Tensor) -> Tensor:
+    """Give the entropy of yes-or-no predictions in nats: `-p log p - (1 - p) log(1 - p)` (Shannon, 1948).
+
+    Args:
+        probabilities: That each label applies, any shape.
+
+    Returns:
+        Shape, dtype and device of `probabilities`: 0 where the answer is certain, log 2 at 0.5.
+
+    Example:
+        >>> bernoulli_entropy(torch.tensor([0.5, 1.0]))
+        tensor([0.6931, 0.0000])
+
+    """
+    entropy: Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    return entropy
+
+
 def monte_carlo_divergence(logits: Tensor, probabilities: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Give the divergence of predictions from averages over masks: `KL(average || prediction)` in nats.
 

@@ -17,14 +17,11 @@ from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, Target, arguments_of, signature_of
 from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
+from lightning_ydrop.uncertainty.averaging import mean_probabilities
 from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.masks import dropout_off
-from lightning_ydrop.uncertainty.monte_carlo import (
-    check_drops,
-    logits_of,
-    mean_probabilities,
-    warn_of_vanilla_rates,
-)
+from lightning_ydrop.uncertainty.monte_carlo import check_drops, warn_of_vanilla_rates
+from lightning_ydrop.uncertainty.outputs import logits_of
 from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 
 # These restore a module by its own names before Lightning calls a hook, but a student's checkpoint has other names.

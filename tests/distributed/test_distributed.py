@@ -193,6 +193,27 @@ def test_what_one_rank_alone_has_measured_is_logged_by_all(others: Results) -> N
         assert first["logged"][f"conductance/{name}/total"].item() == pytest.approx(mean.sum().item(), abs=1e-5)
 
 
+@pytest.mark.slow
+def test_ranks_average_over_masks_of_their_own_and_test_together(tmp_path: Path) -> None:
+    first, second = launch(2, tmp_path, "averaged")["averaged"]
+    # All samples are the same one, so predictions differ by their masks alone.
+    assert torch.equal(first["one seed"], second["one seed"])
+    (said,) = first["one seed, warnings"]
+    assert said.startswith("MonteCarloCallback draws the same masks on all ranks: seed_everything gave each")
+    assert not torch.equal(first["seeds of their own"], second["seeds of their own"])
+    assert second["one seed, warnings"] == first["seeds of their own, warnings"] == []
+    assert_same(dict(first["logged"]), dict(second["logged"]))
+    probabilities = torch.stack([first["probabilities"], second["probabilities"]], 1).flatten(
+        0, 1
+    )  # as they were dealt
+    target = torch.arange(32) % 5
+    assert float(first["logged"]["accuracy"]) == pytest.approx(
+        float((probabilities.argmax(1) == target).float().mean())
+    )
+    nll = -float(probabilities[range(32), target].log().mean())
+    assert float(first["logged"]["loss"]) == pytest.approx(nll, rel=1e-5)
+
+
 def test_tensor_parallelism_is_refused(others: Results) -> None:
     for ended in others["engine"]:
         assert "ModelParallelStrategy(tensor_parallel_size=2)" in ended["tensor parallel"]

@@ -1,5 +1,6 @@
 """Run as every process of a distributed run: trains some cases, and writes what each rank ends with."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,12 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import (
     ConductanceDropout,
@@ -22,6 +24,7 @@ from lightning_ydrop import (
     DropoutDistillation,
     Jumpout,
     Measure,
+    MonteCarloCallback,
     Request,
     YDrop,
     YDropCallback,
@@ -292,6 +295,57 @@ def monitored() -> dict[str, Any]:
     return {"logged": trainer.callback_metrics, "alone": alone}
 
 
+class Tested(LightningModule):
+    """A classifier with dropout, the same on all ranks, whose test knows nothing of masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.body = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5))
+        self.accuracy = MulticlassAccuracy(5, average="micro")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self(batch[0])
+        self.accuracy(logits, batch[1])
+        self.log("accuracy", self.accuracy)
+        self.log("loss", nn.functional.cross_entropy(logits, batch[1]), sync_dist=True)
+
+
+def averaged() -> dict[str, Any]:
+    """Predict and test with averages over masks, of the same samples on every rank and of other ones."""
+    x = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
+    net, n = Tested(), dist.get_world_size()
+
+    def trainer_of(**settings: Any) -> Trainer:
+        return Trainer(
+            accelerator="cpu", devices=n, strategy=STRATEGIES["default"](n), logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[MonteCarloCallback(20, max_rows=1, **settings)],
+        )  # fmt: skip
+
+    alike = DataLoader(TensorDataset(x[:1].expand(32, -1)), batch_size=8)
+    ended: dict[str, Any] = {}
+    for name, seed in (("one seed", None), ("seeds of their own", 3)):
+        seed_everything(7, verbose=False)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            found = trainer_of(seed=seed).predict(net, alike)
+        assert found is not None
+        ended[name] = torch.cat([each.probabilities for each in found])  # type: ignore[union-attr]
+        ended[f"{name}, warnings"] = [str(each.message) for each in warned if "masks" in str(each.message)]
+    trainer = trainer_of(seed=3)
+    trainer.test(net, DataLoader(TensorDataset(x, torch.arange(32) % 5), batch_size=8), verbose=False)
+    ended["logged"] = trainer.callback_metrics
+    found = trainer_of(seed=3).predict(net, DataLoader(TensorDataset(x), batch_size=8))
+    assert found is not None
+    ended["probabilities"] = torch.cat([each.probabilities for each in found])  # type: ignore[union-attr]
+    del os.environ["PL_GLOBAL_SEED"]
+    return ended
+
+
 def main(folder: Path, *cases: str) -> None:
     """Run the cases, each named as strategy/accumulation/mode or otherwise."""
     torch.set_num_threads(1)
@@ -301,6 +355,8 @@ def main(folder: Path, *cases: str) -> None:
             ended: Any = engine_cases()
         elif case == "monitored":
             ended = monitored()
+        elif case == "averaged":
+            ended = averaged()
         elif case.startswith("distilled"):
             ended = distilled(with_jumpout=case == "distilled/jumpout")
         elif case.startswith("resumed/"):

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical
 
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.functional import monte_carlo_divergence, predictive_entropy
+from lightning_ydrop.functional import bernoulli_entropy, monte_carlo_divergence, predictive_entropy
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 4, 3, 5)])
@@ -54,3 +54,10 @@ def test_other_reductions_are_refused(reduction: Any) -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"\(5, 3\) were given for averages of \(1, 3\)"):
         monte_carlo_divergence(torch.randn(5, 3), torch.ones(1, 3) / 3)
+
+
+def test_entropy_of_a_label_is_that_of_two_classes() -> None:
+    probabilities = torch.rand(3, 4, dtype=torch.float64)
+    both = torch.stack([probabilities, 1 - probabilities], 1)
+    assert torch.allclose(bernoulli_entropy(probabilities), predictive_entropy(both))
+    assert torch.equal(bernoulli_entropy(torch.tensor([0.0, 1.0])), torch.zeros(2))

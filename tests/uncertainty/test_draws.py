@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 from torchvision.ops import StochasticDepth
 
 from lightning_ydrop import ConductanceDropout, monte_carlo
+from lightning_ydrop.uncertainty.averaging import mean_probabilities
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing
-from lightning_ydrop.uncertainty.monte_carlo import mean_probabilities
 from tests.counting import recorder
 
 # Chance of a false alarm in each comparison, by Hoeffding's inequality.

@@ -410,7 +410,7 @@ def test_classes_lie_where_class_dim_says() -> None:
 
 def test_settings_of_numpy_are_kept_as_plain_ones() -> None:
     settings: dict[str, Any] = {"class_dim": np.int64(-1), "max_rows": np.int64(8)}
-    average = monte_carlo(network(), torch.ones(4, 3), np.int64(5), **settings)  # type: ignore[arg-type]
+    average = monte_carlo(network(), torch.ones(4, 3), np.int64(5), **settings)  # type: ignore[call-overload]
     assert type(average.num_samples) is int
     assert average.probabilities.shape == (4, 3)
 
@@ -520,7 +520,7 @@ def test_what_cannot_be_averaged_is_refused(
     model: nn.Module, inputs: object, settings: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        monte_carlo(model, inputs, **settings)  # type: ignore[arg-type]
+        monte_carlo(model, inputs, **settings)  # type: ignore[call-overload]
 
 
 # Masks that another library draws.
