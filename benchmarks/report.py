@@ -1,5 +1,6 @@
 """What a benchmark leaves: a table to read, and a JSON file that says where its figures come from."""
 
+import itertools
 import json
 import os
 import platform
@@ -15,6 +16,8 @@ import torch
 from examples.paper.tables import markdown
 
 RESULTS = Path(__file__).parent / "results"
+# The share by which a figure may differ from the last record before it is named.
+CHANGE = 0.1
 Row = Mapping[str, Any]
 
 
@@ -39,15 +42,43 @@ def write_report(question: str, device: torch.device, settings: Mapping[str, Any
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{question}-{device.type}.json"
+    before = json.loads(file.read_text()) if file.exists() else None
     file.write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))
     print(f"\n{report['hardware']}\nwritten to {file}")
+    if before is not None and before["hardware"] == report["hardware"]:
+        print("\n".join(changes(before["rows"], rows)))
 
 
 def read_report(question: str, device: str = "cpu") -> dict[str, Any]:
     """Read what `write_report` wrote."""
     report: dict[str, Any] = json.loads((RESULTS / f"{question}-{device}.json").read_text())
     return report
+
+
+def changes(before: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """Say which figures have become larger or smaller by more than CHANGE since the last record.
+
+    Args:
+        before: The last record's rows.
+        rows: Those of now. A row is that of before whose words and whole numbers are the same in all columns that
+            stand before the first figure.
+
+    """
+    known = {_identity(row): row for row in before}
+    found = []
+    for row in rows:
+        former = known.get(_identity(row), {})
+        for column, value in row.items():
+            old = former.get(column)
+            if isinstance(value, float) and isinstance(old, float) and abs(value - old) > CHANGE * abs(old):
+                name = ", ".join(map(str, _identity(row)))
+                found.append(f"{name}: {column} was {old:.3g} in the last record and is {value:.3g}")
+    return found or [f"no figure differs by more than {CHANGE:.0%} from the last record"]
+
+
+def _identity(row: Row) -> tuple[Any, ...]:
+    return tuple(itertools.takewhile(lambda value: not isinstance(value, float), row.values()))
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

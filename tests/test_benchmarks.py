@@ -122,6 +122,27 @@ def test_steps_are_compared(loop: str, results: Path, small: str) -> None:
     assert min(row["none"], row["recommended"], row["dropout ms"]) > 0
 
 
+def test_what_has_changed_since_the_last_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"network": "a", "rounds": 3, "ratio": 1.0, "ms": 5.0},
+        {"network": "b", "rounds": 3, "ratio": 2.0, "ms": 1.0},
+    ]
+    device = torch.device("cpu")
+    report.write_report("anything", device, {}, rows)
+    assert "last record" not in capsys.readouterr().out
+    slower = [rows[1], rows[0] | {"ratio": 1.2, "ms": 5.1}, {"network": "c", "rounds": 3, "ratio": 9.0, "ms": 1.0}]
+    report.write_report("anything", device, {}, slower)
+    said = capsys.readouterr().out
+    assert "a, 3: ratio was 1 in the last record and is 1.2" in said
+    assert said.count("last record") == 1
+    report.write_report("anything", device, {}, slower)
+    assert "no figure differs by more than 10%" in capsys.readouterr().out
+    file = results / "anything-cpu.json"
+    file.write_text(file.read_text().replace('"threads": ', '"threads": 9'))  # another machine
+    report.write_report("anything", device, {}, rows)
+    assert "last record" not in capsys.readouterr().out
+
+
 def test_every_measure_is_timed(results: Path, small: str) -> None:
     measures.main(networks=[small], rounds=2)
     (row,) = rows_of(results / "measures-cpu.json")
