@@ -167,6 +167,27 @@ def on_average(cells: Sequence[Cell], arm: str, over: str) -> list[str]:
     ]
 
 
+def table_by_task(cells: Sequence[Cell]) -> str:
+    """Lay out the gain of each task: for each seed the mean over sizes, then the mean over seeds with its interval."""
+    pairs = [("ydrop", "dropout"), ("random", "dropout"), ("ydrop", "random"), ("dropout", "plain")]
+    lines = [["task", "sizes", *(f"{arm_in_words(arm)} over {arm_in_words(over)}" for arm, over in pairs)]]
+    for row in dict.fromkeys(cell.task.row for cell in cells):
+        ours = [cell for cell in cells if cell.task.row == row]
+        gains = [in_points(_over_sizes(ours, *pair)) for pair in pairs]
+        lines.append([ours[0].task.name, str(len(ours)), *gains])
+    return markdown(lines)
+
+
+def _over_sizes(cells: Sequence[Cell], arm: str, over: str) -> Difference:
+    means: list[Mapping[int, float]] = []
+    for each in (arm, over):
+        of_sizes = [cell.accuracies.get(each, {}) for cell in cells]
+        seeds = set.intersection(*(set(values) for values in of_sizes))
+        means.append({seed: statistics.fmean(values[seed] for values in of_sizes) for seed in seeds})
+    ours, theirs = means
+    return difference_of((ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()))
+
+
 def _by_task(cells: Sequence[Cell], what: str, arm: str, over: str) -> list[float]:
     by_task: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
@@ -227,6 +248,9 @@ def text(cells: Sequence[Cell]) -> str:
         "## On average",
         "Of each task the mean over its sizes; over tasks the mean, with its 95% interval.",
         table_of_averages(cells),
+        "## By task",
+        "For each seed the mean over sizes; then the mean over seeds, with its 95% interval.",
+        table_by_task(cells),
         *sections(cells, p_values),
         "## What was chosen",
         table_of_settings(cells),

@@ -162,3 +162,18 @@ def test_holm_adjusts_a_family() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, math.nan]) == [1.0, 1.0]
     assert difference_of([(1.0, 0.0), (3.0, 1.0), (2.0, 1.5)]).p_value == pytest.approx(0.11808, abs=1e-4)
+
+
+def test_the_gain_of_a_task_is_that_of_seeds_over_sizes() -> None:
+    # By size and seed, the gain in points: the means over sizes are 2 and 4.
+    gains = {0.1: (1.0, 6.0), 0.5: (3.0, 2.0)}
+    cells = [
+        report.Cell(TASK, fraction, {"dropout": {0: 90.0, 1: 80.0}, "ydrop": dict(enumerate(values))}, {}, {})
+        for fraction, values in (
+            (fraction, [base + gain for base, gain in zip((90.0, 80.0), each, strict=True)])
+            for fraction, each in gains.items()
+        )
+    ]
+    line = report.table_by_task(cells).splitlines()[-1]
+    expected = difference_of([(2.0, 0.0), (4.0, 0.0)])
+    assert line.split("|")[1:4] == [f" {TASK.name} ", " 2 ", f" {expected.mean:+.2f} ± {expected.half_width:.2f} "]
