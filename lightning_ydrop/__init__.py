@@ -1,6 +1,6 @@
 """Y-Drop for PyTorch Lightning: dropout that drops the most important units more often (arXiv 2409.09088)."""
 
-from lightning_ydrop.callbacks import ConductanceMonitor, DropoutSchedule, PatternCallback, YDropCallback
+from lightning_ydrop.callbacks import ConductanceMonitor, DropoutSchedule, ExactResume, PatternCallback, YDropCallback
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
 from lightning_ydrop.importance.attribution import layer_conductance
@@ -45,6 +45,7 @@ __all__ = [
     "ConversionReport",
     "DropoutDistillation",
     "DropoutSchedule",
+    "ExactResume",
     "HalfNormalRate",
     "IndexAdapter",
     "Inverted",
