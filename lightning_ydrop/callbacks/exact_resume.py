@@ -67,8 +67,8 @@ class ExactResume(Callback):
         if stage == TrainerFn.FITTING and every:
             rank_zero_warn(
                 f"ExactResume was given to a Trainer(reload_dataloaders_every_n_epochs={every}). Lightning does not "
-                "save in which epoch it has loaded the data, so a resumed fit may load it in others, and can't find its "
-                "place in the middle of an epoch. Leave reload_dataloaders_every_n_epochs out.",
+                "save in which epoch it has loaded the data, so a resumed fit may load it in others, and can't find "
+                "its place in the middle of an epoch. Leave reload_dataloaders_every_n_epochs out.",
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The average prediction of a network over its dropout masks, and how far other predictions are from it."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from lightning_ydrop.functional.uncertainty import monte_carlo_divergence, predi
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, arguments_of, read_output, read_rows, signature_of
+from lightning_ydrop.models.functional_dropout import switching_dropout_calls
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.models.state import leaving_no_trace
@@ -59,13 +60,14 @@ def monte_carlo(
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
+    functional: bool = False,
 ) -> MonteCarlo:
     """Average a classifier's prediction over dropout masks (Monte Carlo dropout, Gal, Ghahramani, ICML 2016).
 
     The model is in evaluation mode, except for what drops: BatchNorm uses its running statistics and keeps them. A
     ConductanceDropout that has been driven drops at the running mean of its probabilities. A call of F.dropout in a
     forward method drops only where it follows a dropout layer, as attention does that reads the rate of the layer
-    beside it. The model is given back as it was.
+    beside it, or with `functional=True`. The model is given back as it was.
 
     The first mask passes through the model alone. Then as many masks pass at once as `max_rows` allows, and half as
     many whenever a GPU has no memory for them. Where all rows share something that is drawn, such as the mask of a
@@ -83,6 +85,9 @@ def monte_carlo(
         max_rows: At most this many rows pass through the model at once, but never fewer than the batch has. None: all.
         forward: Another method of the model, to be called instead of it.
         progress_bar: Whether a progress bar shows once it takes more than five seconds.
+        functional: Whether calls of F.dropout and its kin, and of F.scaled_dot_product_attention, drop too, though the
+            model is in evaluation mode. An attention that gets a rate of 0 there drops at the rate that its module
+            keeps. Calls that stand under `if self.training` are not reached. Compiled parts run without compilation.
 
     Returns:
         The average of the softmax outputs.
@@ -103,17 +108,20 @@ def monte_carlo(
     if max_rows is not None:
         max_rows = check_count("monte_carlo", "max_rows", max_rows, minimum=1, example=4096)
     check_flag("monte_carlo", "progress_bar", progress_bar)
-    check_drops("monte_carlo", model)
+    functional = check_flag("monte_carlo", "functional", functional)
+    if not functional:
+        check_drops("monte_carlo", model)
     warn_of_vanilla_rates("monte_carlo", model)
-    probabilities = mean_probabilities(
-        model,
-        inputs,
-        num_samples,
-        class_dim=class_dim,
-        max_rows=max_rows,
-        forward=forward,
-        progress_bar=progress_bar,
-    )
+    with dropping_in_calls("monte_carlo", model) if functional else nullcontext():
+        probabilities = mean_probabilities(
+            model,
+            inputs,
+            num_samples,
+            class_dim=class_dim,
+            max_rows=max_rows,
+            forward=forward,
+            progress_bar=progress_bar,
+        )
     return MonteCarlo(probabilities, num_samples)
 
 
@@ -254,7 +262,26 @@ def check_drops(owner: str, model: nn.Module) -> None:
         raise ConfigurationError(
             f"{owner} was given {describe(model)}, which has no layer that drops.",
             "It averages over masks of dropout: nn.Dropout and its kin, ConductanceDropout, Jumpout.",
-            "Pass the network that was trained with dropout, with its dropout layers. F.dropout is not seen.",
+            "Pass the network that was trained with dropout, with its dropout layers. If it calls F.dropout instead, "
+            "pass functional=True.",
+        )
+
+
+@contextmanager
+def dropping_in_calls(owner: str, model: nn.Module) -> Iterator[None]:
+    """Let calls of functional dropout drop, in passes of a model inside.
+
+    Raises:
+        ConfigurationError: At the end, if neither a layer nor a call has dropped.
+
+    """
+    with switching_dropout_calls(True) as calls:
+        yield
+    if not any(call.rate for call in calls.values()) and not stochastic_modules(model):
+        raise ConfigurationError(
+            f"{owner}(functional=True) was given {describe(model)}, in which neither a layer nor a call drops.",
+            "It averages over masks of dropout. Calls that stand under `if self.training` are not reached.",
+            "Write F.dropout(x, p, self.training), or use nn.Dropout.",
         )
 
 
