@@ -6,8 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class LastEpoch(ModelCheckpoint):
     """Keeps the last epoch in last.ckpt, beside whatever other checkpoints a program keeps.
 
-    With `ExactResume`, a fit that goes on from it is the one that was never interrupted (since Lightning 2.5.3; before,
-    batches come in another order).
+    With `ExactResume`, a fit that goes on from it is the one that was never interrupted.
 
     Args:
         dirpath: Folder of last.ckpt.

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -216,6 +217,8 @@ def test_a_resumed_fit_is_the_uninterrupted_one(case: str, tmp_path: Path) -> No
         return [YDropCallback(annealing_epochs=1, convert=True)] if has_ydrop else []
 
     expected, expected_rows = fit(tmp_path / "whole", data, *others(), Keep(tmp_path), seed=1, net=net)
+    if data is streamed and lightning.__version__ < "2.5.3":
+        places = [place for place in places if not place.startswith("epoch")]  # there it begins the next epoch twice
     for place in places:
         folder = tmp_path / "resumed"
         shutil.rmtree(folder, ignore_errors=True)

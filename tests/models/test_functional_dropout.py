@@ -29,7 +29,7 @@ def fused(x: Tensor, training: bool) -> Tensor:
 
 
 def lstm(x: Tensor, training: bool) -> Tensor:
-    state, weights = torch.zeros(2, 3, 8), list(LSTM.parameters())
+    state, weights = torch.zeros(2, 3, 8), tuple(LSTM.parameters())
     return torch.lstm(x, (state, state), weights, True, 2, 0.2, training, False, False)[0]
 
 
@@ -94,7 +94,8 @@ class Attends(nn.Module):
         self.attn_drop: Any = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        rate = self.attn_drop.p if isinstance(self.attn_drop, nn.Module) else self.attn_drop
+        kept: Any = self.attn_drop
+        rate: float = kept if isinstance(kept, float) else kept.p
         return F.scaled_dot_product_attention(x, x, x, dropout_p=rate if self.training else 0.0)
 
 
