@@ -196,7 +196,7 @@ class ExactResume(Callback):
         if all(isinstance(each, DataLoader) and not hasattr(each, "state_dict") for each in loaders):
             once = {id(each): each for each in loaders}
             if len(once) == len(loaders):
-                self._loaders = [FollowedLoader(each) for each in loaders]
+                self._loaders = [FollowedLoader(each, lambda: bool(trainer.training)) for each in loaders]
         if any(each.loader.persistent_workers for each in self._loaders):
             rank_zero_warn(
                 "ExactResume can't restore the random state of persistent workers: the order of batches is exact, but "

@@ -1,6 +1,6 @@
 """A DataLoader whose place in an epoch is known, and can be found again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class FollowedLoader:
 
     Args:
         loader: The loader.
+        is_training: Whether an iterator that begins now is of training. A loader may serve validation too.
 
     Attributes:
         before: The random state before its latest iterator was made. None before the first.
@@ -57,8 +58,9 @@ class FollowedLoader:
 
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, is_training: Callable[[], bool]) -> None:
         self.loader: DataLoader[Any] = loader
+        self.is_training = is_training
         self.before: dict[str, Any] | None = None
         self.given = 0
         self.ahead: dict[str, Any] | None = None
@@ -100,6 +102,9 @@ class FollowedLoader:
 
     def iterate(self) -> Iterator[Any]:
         """Give the batches of an epoch, after those that a replay skips."""
+        if not self.is_training():
+            yield from self._class.__iter__(self.loader)
+            return
         replay, self.replay = self.replay, None
         after: dict[str, Any] = {}
         if replay is not None:

@@ -171,7 +171,7 @@ def fit(
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    path = settings.pop("ckpt_path", None)
+    path, shares = settings.pop("ckpt_path", None), settings.pop("validates_on_the_same", False)
     model, loader, logger = net(), data(), CSVLogger(folder, name="", version="")
     chosen: dict[str, Any] = (
         {"accelerator": "cpu", "max_epochs": EPOCHS, "log_every_n_steps": 1, "logger": logger,
@@ -179,7 +179,8 @@ def fit(
         "callbacks": [ExactResume(), *callbacks]} | settings
     )  # fmt: skip
     trainer = Trainer(**chosen)
-    trainer.fit(model, loader, DataLoader(Augmented(), batch_size=18), ckpt_path=path and str(path))
+    held_out = loader if shares else DataLoader(Augmented(), batch_size=18)
+    trainer.fit(model, loader, held_out, ckpt_path=path and str(path))
     if not (folder / "metrics.csv").exists():
         return {"weights": model.state_dict()}, {}
     with (folder / "metrics.csv").open() as file:
@@ -248,6 +249,14 @@ def test_validation_within_an_epoch_and_accumulated_gradients(tmp_path: Path) ->
     assert_same(ended["weights"], expected["weights"])
     with pytest.warns(UserWarning, match="between two optimiser steps, while gradients accumulate"):
         fit(tmp_path / "c", shuffled, Keep(tmp_path), seed=1, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+def test_a_loader_may_serve_validation_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"val_check_interval": 2, "validates_on_the_same": True}
+    expected, _ = fit(tmp_path / "whole", shuffled, Keep(tmp_path), seed=1, **settings)
+    ended, _ = fit(tmp_path / "b", shuffled, seed=2, ckpt_path=tmp_path / "step-3.ckpt", **settings)
+    assert_same(ended, expected)
 
 
 def test_model_checkpoints_hold_it_and_a_fit_that_was_over_stays_over(tmp_path: Path) -> None:
