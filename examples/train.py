@@ -23,7 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from examples.networks import ClassifierBase
 from examples.plots import draw_run
-from lightning_ydrop import layer_conductance
+from lightning_ydrop import ExactResume, layer_conductance
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 
 
@@ -42,6 +42,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastEpoch, "last")
+        parser.add_lightning_class_args(ExactResume, "exact")
         parser.link_arguments("checkpoint.dirpath", "last.dirpath")
         parser.link_arguments("data.shape", "model.init_args.shape", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")

@@ -1,6 +1,13 @@
 """Y-Drop for PyTorch Lightning: dropout that drops the most important units more often (arXiv 2409.09088)."""
 
-from lightning_ydrop.callbacks import ConductanceMonitor, MonteCarloCallback, PatternCallback, YDropCallback
+from lightning_ydrop.callbacks import (
+    ConductanceMonitor,
+    DropoutSchedule,
+    ExactResume,
+    MonteCarloCallback,
+    PatternCallback,
+    YDropCallback,
+)
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.functional.rates import Buckets, HalfNormalRate
 from lightning_ydrop.importance.attribution import layer_conductance
@@ -44,6 +51,8 @@ __all__ = [
     "ConvPattern",
     "ConversionReport",
     "DropoutDistillation",
+    "DropoutSchedule",
+    "ExactResume",
     "HalfNormalRate",
     "IndexAdapter",
     "Inverted",

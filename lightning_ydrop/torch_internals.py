@@ -122,6 +122,13 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or uncompiled(module) is not module
 
 
+def compilations_allowed() -> int:
+    """Say how often torch compiles the same code for other values before it gives up and runs it as it is."""
+    config: Any = torch._dynamo.config
+    # Older releases call it cache_size_limit.
+    return int(getattr(config, "recompile_limit", None) or config.cache_size_limit)
+
+
 def without_compilation(name: str) -> str:
     """Take out of a module's name what compilation adds."""
     return name.replace("_orig_mod.", "")

@@ -38,6 +38,7 @@ from examples.paper.results import commands_in, place
 from examples.paper.results import read as experiments_in
 from examples.paper.tables import markdown, spread
 from lightning_ydrop import DropoutDistillation, monte_carlo
+from lightning_ydrop.callbacks.exact_resume import ExactResume
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.uncertainty import MonteCarlo, MonteCarloDivergence
 
@@ -102,7 +103,7 @@ def taught(distillation: DropoutDistillation, data: LightningDataModule, folder:
         default_root_dir=folder,
         max_epochs=max_epochs,
         devices=1,
-        callbacks=[EarlyStopping("val_loss", patience=10), best, last],
+        callbacks=[EarlyStopping("val_loss", patience=10), best, ExactResume(), last],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -20,7 +20,8 @@ from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_ada
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.uncertainty.averaging import subject_of
 from lightning_ydrop.uncertainty.draws import MaskSharing
-from lightning_ydrop.uncertainty.monte_carlo import check_drops, warn_of_vanilla_rates
+from lightning_ydrop.uncertainty.masks import check_drops
+from lightning_ydrop.uncertainty.monte_carlo import warn_of_vanilla_rates
 from lightning_ydrop.uncertainty.outputs import Noise
 from lightning_ydrop.uncertainty.passes import Subject, batch_size_of
 from lightning_ydrop.uncertainty.settings import Settings, checked_settings
@@ -59,6 +60,7 @@ class MonteCarloCallback(Callback):
         adapter: It reads inputs from a batch of `predict`, unless the module has a method `ydrop_inputs`.
         progress_bar: Whether a bar shows the masks of a batch that takes more than five seconds. It appears beneath the
             Trainer's own bar of batches, where that is Lightning's TQDMProgressBar.
+        functional: Whether calls of F.dropout and its kin drop too, as for `monte_carlo`.
 
     Raises:
         ConfigurationError: If an argument is out of range; before the first batch, if nothing in the model drops, or
@@ -94,6 +96,7 @@ class MonteCarloCallback(Callback):
         max_rows: int | None = 4096,
         adapter: Adapter = AutomaticAdapter(),
         progress_bar: bool = True,
+        functional: bool = False,
     ) -> None:
         self.settings = checked_settings(
             OWNER,
@@ -105,6 +108,7 @@ class MonteCarloCallback(Callback):
             class_dim=class_dim,
             max_rows=max_rows,
             progress_bar=progress_bar,
+            functional=functional,
         )
         self.seed = None if seed is None else check_count(OWNER, "seed", seed, minimum=0, example=0)
         check_adapter(OWNER, adapter)
@@ -122,7 +126,7 @@ class MonteCarloCallback(Callback):
                 "One of them says what a prediction is.",
                 "Leave the others out, or predict once with each.",
             )
-        if not may_build_later(pl_module):
+        if not (self.settings.functional or may_build_later(pl_module)):
             check_drops(OWNER, pl_module)
         self._give_back()
         bar = trainer.progress_bar_callback
@@ -151,7 +155,8 @@ class MonteCarloCallback(Callback):
         self._give_back()
 
     def _check(self, pl_module: LightningModule) -> None:
-        check_drops(OWNER, pl_module)
+        if not self.settings.functional:
+            check_drops(OWNER, pl_module)
         warn_of_vanilla_rates(OWNER, pl_module)
         if self.seed is None:
             warn_of_equal_ranks(OWNER, f"Pass {OWNER}(seed=...): it makes other masks of it on each.")

@@ -5,12 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ydrop.errors import describe
+from lightning_ydrop.errors import describe, listed
 from lightning_ydrop.importance.engine import YDrop
 from lightning_ydrop.importance.findings import Findings
 from lightning_ydrop.importance.objectives import Objective
+from lightning_ydrop.layers.kinds import WITH_A_DROPOUT, drops
 from lightning_ydrop.models.adapters import fields_of
 from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.modules import named_modules
 
 MOST_LAYERS = 8
 # With this elasticity or more the fall after annealing is small: experiments/first_minutes.py.
@@ -37,7 +39,30 @@ def summary(engine: YDrop, announcement: str, batch: Any, inputs: Inputs, target
         f"batch, in {engine.findings.num_rows} rows.",
         f"{announcement} {rates_to_come(engine)}{_warning(engine) if changes_at_once else ''}",
     ]
-    return "\n  ".join(lines)
+    return "\n  ".join([*lines, *_not_driven(engine)])
+
+
+def _not_driven(engine: YDrop) -> list[str]:
+    """Name what drops in the model without being a layer, and say what to write instead."""
+    assert engine.findings is not None
+    lines = []
+    if calls := engine.findings.functional:
+        lines.append(
+            f"It does not drive calls of functions, which drop as before: {listed(calls)}. For Y-Drop to drive one, "
+            "write self.drop = nn.Dropout(p) in __init__, and self.drop(x) in forward. Attention weights have no units."
+        )
+    modules = named_modules(engine.model)
+    inside = [
+        f"{name} ({type(module).__name__}, dropout={module.dropout:g})"
+        for name, module in modules.items()
+        if isinstance(module, WITH_A_DROPOUT) and drops(module)
+    ]
+    if inside:
+        lines.append(
+            f"It does not drive dropout inside {listed(inside)}. Place a dropout layer after one of these for Y-Drop "
+            "to drive its units."
+        )
+    return lines
 
 
 def _warning(engine: YDrop) -> str:

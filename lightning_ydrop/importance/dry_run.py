@@ -26,6 +26,7 @@ from lightning_ydrop.importance.trials import Look, in_training, look_at, output
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target
 from lightning_ydrop.models.checkpointing import may_checkpoint
+from lightning_ydrop.models.functional_dropout import seeing_dropout_calls
 from lightning_ydrop.models.observations import Observations
 
 GeneratorFor = Callable[[str], torch.Generator]
@@ -64,7 +65,8 @@ def dry_run(
     path = replace(path, baseline=baseline_on(batch.device, path.baseline))
     objective = path.objective.on(batch.device)
     subject = subject_of(model, forward, layers, unit_dims, objective, Observations())
-    look = look_at(subject, path, batch)
+    with seeing_dropout_calls() as dropout_calls:
+        look = look_at(subject, path, batch)
     roles, is_mixing = _roles_by_comparison(look)
     look = look.read_as(roles)
     batch = look.batch
@@ -83,9 +85,16 @@ def dry_run(
     missed = layers.keys() - num_units.keys() - look.left.keys()
     called: frozenset[str] = frozenset()
     if missed or may_checkpoint(model):
-        plan, called = in_training(look, plan)
+        with seeing_dropout_calls() as more_calls:
+            plan, called = in_training(look, plan)
+        dropout_calls |= more_calls
+    elif any(call.rate is None for call in dropout_calls.values()):  # an attention, which may drop in training mode
+        with seeing_dropout_calls() as more_calls:
+            in_training(look, plan)
+        dropout_calls |= more_calls
     counts = num_samples_of(path, batch), num_rows_of(path, batch)
-    return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called), *counts)
+    undriven = tuple(str(call) for call in dropout_calls.values() if call.rate)
+    return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called), *counts, undriven)
 
 
 def _roles_by_comparison(look: Look) -> tuple[tuple[Role, ...], bool]:

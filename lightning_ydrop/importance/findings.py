@@ -30,6 +30,7 @@ class Findings:
         in_training_alone: Layers that forward calls in training mode and not in evaluation mode.
         num_samples: How many samples of the first batch phase 1 measures.
         num_rows: How many rows it passes through the model for them.
+        functional: Calls of functional dropout that forward makes, each with its rate, file and line.
 
     """
 
@@ -41,6 +42,7 @@ class Findings:
     in_training_alone: frozenset[str] = frozenset()
     num_samples: int = 0
     num_rows: int = 0
+    functional: tuple[str, ...] = ()
 
 
 def without_samples(

@@ -48,7 +48,9 @@ class ConversionReport:
             else "Layers of p=0 drop nothing with Y-Drop either, unless it is given buckets=Buckets()."
             for p, (low, high) in self.rates.items()
         ]
-        lines.append("Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.")
+        lines.append(
+            "Calls of F.dropout in a forward are no modules: they stay. YDropCallback names them in the first batch."
+        )
         return "\n".join(lines)
 
 
@@ -103,7 +105,7 @@ def convert_dropout(
         1 dropout layer(s) converted, 0 left.
           2: Dropout(p=0.2) -> ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True), behind Linear
         Y-Drop turns p=0.2 into about 0.06 and 0.26 by importance.
-        Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay.
+        Calls of F.dropout in a forward are no modules: they stay. YDropCallback names them in the first batch.
 
     """
     check_module("convert_dropout", model)
@@ -280,9 +282,12 @@ class _Conversion:
 
     def _reason_of_another_kind(self, module: nn.Module) -> str | None:
         if isinstance(module, nn.MultiheadAttention) and drops(module):
-            return "dropout of attention weights is no module"
+            return f"dropout={module.dropout:g} of its attention weights is no module, and they have no units"
         if isinstance(module, nn.RNNBase) and drops(module):
-            return "dropout between its recurrent layers is no module"
+            return (
+                f"dropout={module.dropout:g} between its recurrent layers is no module; write several recurrent layers "
+                "with nn.Dropout between them"
+            )
         if self._to is Jumpout and isinstance(module, ConductanceDropout):
             return (
                 "it is a ConductanceDropout; restore_dropout, where that has been convert_dropout's work, comes first"

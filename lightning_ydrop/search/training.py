@@ -14,6 +14,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LambdaCallback, Timer
 
+from lightning_ydrop.callbacks.exact_resume import ExactResume
 from lightning_ydrop.callbacks.last_epoch import LastEpoch
 from lightning_ydrop.callbacks.patterns import PatternCallback, may_build_later
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
@@ -230,7 +231,7 @@ class Training:
         """
         rewards = _Rewards(self.settings, report)
         kept = {"default_root_dir": str(folder), "enable_checkpointing": True}
-        self._make(seed, patterns, [rewards, LastEpoch(str(folder))], **kept)
+        self._make(seed, patterns, [rewards, ExactResume(), LastEpoch(str(folder))], **kept)
         trainer = self.cli.trainer
         with quiet():
             trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=_last_of(folder))

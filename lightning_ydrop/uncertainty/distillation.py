@@ -1,7 +1,7 @@
 """A LightningModule that trains a student to predict in one pass what a teacher predicts on average over masks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,17 +10,18 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_ydrop.checks import check_class_dim, check_count, check_module, check_number
+from lightning_ydrop.checks import check_class_dim, check_count, check_flag, check_module, check_number
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.models.calls import Inputs, Target, arguments_of, signature_of
+from lightning_ydrop.models.functional_dropout import switching_dropout_calls
 from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
 from lightning_ydrop.uncertainty.averaging import mean_probabilities
 from lightning_ydrop.uncertainty.draws import MaskSharing
-from lightning_ydrop.uncertainty.masks import dropout_off
-from lightning_ydrop.uncertainty.monte_carlo import check_drops, warn_of_vanilla_rates
+from lightning_ydrop.uncertainty.masks import check_drops, dropout_off, dropping_in_calls
+from lightning_ydrop.uncertainty.monte_carlo import warn_of_vanilla_rates
 from lightning_ydrop.uncertainty.outputs import logits_of
 from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 
@@ -46,8 +47,8 @@ class DropoutDistillation(LightningModule):
     `test_agreement` are the share of predictions in which the student's likeliest class is the teacher's. Where batches
     have labels, `train_acc`, `val_acc` and `test_acc` are the student's accuracy. Labels are whole numbers (B, *), of
     which those that name no class do not count. Validation and testing use the same masks every time. After a fit the
-    student is in evaluation mode. A call of F.dropout in a forward method is not seen: a student that has one drops
-    while it is trained.
+    student is in evaluation mode. A call of F.dropout in a forward method is left as it is, unless `functional` is
+    set: the teacher does not drop there, and a student that has one drops while it is trained.
 
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
@@ -65,6 +66,8 @@ class DropoutDistillation(LightningModule):
             masks in one pass, if every layer draws for each sample. The first step of three masks or more finds out
             whether it does. If a GPU has no memory for that many rows, each step finds out again: pass a smaller
             number.
+        functional: Whether calls of F.dropout and its kin, and of F.scaled_dot_product_attention, are on in the teacher
+            and off in a student that is its copy: see `monte_carlo`.
 
     Raises:
         ConfigurationError: If nothing in the teacher drops, the checkpoint is not the teacher's, or an argument is out
@@ -89,6 +92,7 @@ class DropoutDistillation(LightningModule):
         adapter: Adapter = AutomaticAdapter(),
         class_dim: int = 1,
         max_rows: int | None = None,
+        functional: bool = False,
     ) -> None:
         super().__init__()
         check_module("DropoutDistillation", teacher)
@@ -112,7 +116,9 @@ class DropoutDistillation(LightningModule):
         else:
             hparams = _hparams_of(plain_teacher, "teacher") if isinstance(plain_teacher, LightningModule) else {}
             load_checkpoint(plain_teacher, checkpoint, hparams)
-        check_drops("DropoutDistillation", teacher)
+        self.functional = check_flag("DropoutDistillation", "functional", functional)
+        if not self.functional:
+            check_drops("DropoutDistillation", teacher)
         self._dropout_off = student is None
         self.student = _student_of(teacher) if student is None else student
         check_module("DropoutDistillation", self.student)
@@ -238,17 +244,22 @@ class DropoutDistillation(LightningModule):
     def _logged_loss(self, stage: str, batch: Any, prog_bar: bool = False) -> Tensor:
         inputs, target = self._read(batch)
         with logging_muted(self):
-            average = mean_probabilities(
-                self.teacher,
-                inputs,
-                self.num_masks,
-                temperature=self.temperature,
-                class_dim=self.class_dim,
-                max_rows=self.max_rows,
-                forward=own_method(self.teacher, "ydrop_forward"),
-                sharing=self._mask_sharing,
-            )
-            with dropout_off(self.student) if self._dropout_off else nullcontext():
+            with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
+                average = mean_probabilities(
+                    self.teacher,
+                    inputs,
+                    self.num_masks,
+                    temperature=self.temperature,
+                    class_dim=self.class_dim,
+                    max_rows=self.max_rows,
+                    forward=own_method(self.teacher, "ydrop_forward"),
+                    sharing=self._mask_sharing,
+                )
+            with ExitStack() as stack:
+                if self._dropout_off:
+                    stack.enter_context(dropout_off(self.student))
+                    if self.functional:
+                        stack.enter_context(switching_dropout_calls(False))
                 logits = logits_of(self._student_output(inputs), len(average), self.class_dim)
         if logits.shape != average.shape:
             raise ConfigurationError(

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lightning_ydrop.checks import check_module
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs
 from lightning_ydrop.uncertainty.averaging import subject_of
-from lightning_ydrop.uncertainty.masks import stochastic_modules
+from lightning_ydrop.uncertainty.masks import check_drops, stochastic_modules
 from lightning_ydrop.uncertainty.outputs import Noise
 from lightning_ydrop.uncertainty.results import MonteCarlo, MonteCarloMultilabel, MonteCarloRegression
 from lightning_ydrop.uncertainty.settings import checked_settings
@@ -34,6 +34,7 @@ def monte_carlo(
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
+    functional: bool = False,
 ) -> MonteCarlo: ...
 
 
@@ -50,6 +51,7 @@ def monte_carlo(
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
+    functional: bool = False,
 ) -> MonteCarloMultilabel: ...
 
 
@@ -68,6 +70,7 @@ def monte_carlo(
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
+    functional: bool = False,
 ) -> MonteCarloRegression: ...
 
 
@@ -85,13 +88,14 @@ def monte_carlo(
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
+    functional: bool = False,
 ) -> AnyResult:
     """Average a network's prediction over dropout masks (Monte Carlo dropout, Gal, Ghahramani, ICML 2016).
 
     The model is in evaluation mode, except for what drops: BatchNorm uses its running statistics and keeps them. A
     ConductanceDropout that has been driven drops at the running mean of its probabilities. A call of F.dropout in a
     forward method drops only where it follows a dropout layer, as attention does that reads the rate of the layer
-    beside it. The model is given back as it was.
+    beside it, or with `functional=True`. The model is given back as it was.
 
     The first mask passes through the model alone. Then as many masks pass at once as `max_rows` allows, and half as
     many whenever a GPU has no memory for them. Where all rows share something that is drawn, such as the mask of a
@@ -127,6 +131,9 @@ def monte_carlo(
             one with `shared_masks`. None: all.
         forward: Another method of the model, to be called instead of it.
         progress_bar: Whether a progress bar shows once it takes more than five seconds.
+        functional: Whether calls of F.dropout and its kin, and of F.scaled_dot_product_attention, drop too, though the
+            model is in evaluation mode. An attention that gets a rate of 0 there drops at the rate that its module
+            keeps. Calls that stand under `if self.training` are not reached. Compiled parts run without compilation.
 
     Returns:
         The average of the predictions and its uncertainty: a MonteCarlo, MonteCarloMultilabel or MonteCarloRegression.
@@ -156,30 +163,17 @@ def monte_carlo(
         class_dim=class_dim,
         max_rows=max_rows,
         progress_bar=progress_bar,
+        functional=functional,
     )
     check_generator("monte_carlo", generator)
-    check_drops("monte_carlo", model)
+    if not settings.functional:
+        check_drops("monte_carlo", model)
     warn_of_vanilla_rates("monte_carlo", model)
     if generator is None:
         warn_of_equal_ranks(
             "monte_carlo", "Pass generator=torch.Generator().manual_seed(...) with another seed on each."
         )
     return settings.task.result(settings.average(subject_of(model, inputs, forward), generator))
-
-
-def check_drops(owner: str, model: nn.Module) -> None:
-    """Refuse a model in which nothing drops: all its predictions would be the same.
-
-    Raises:
-        ConfigurationError: If nothing does.
-
-    """
-    if not stochastic_modules(model):
-        raise ConfigurationError(
-            f"{owner} was given {describe(model)}, which has no layer that drops.",
-            "It averages over masks of dropout: nn.Dropout and its kin, ConductanceDropout, Jumpout.",
-            "Pass the network that was trained with dropout, with its dropout layers. F.dropout is not seen.",
-        )
 
 
 def warn_of_vanilla_rates(owner: str, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """How masks are averaged, checked and grouped: `monte_carlo` and `MonteCarloCallback` take the same settings."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,23 @@ import torch
 from lightning_ydrop.checks import check_count, check_flag
 from lightning_ydrop.uncertainty.averaging import average_over_masks
 from lightning_ydrop.uncertainty.draws import MaskSharing
+from lightning_ydrop.uncertainty.masks import dropping_in_calls
 from lightning_ydrop.uncertainty.passes import Subject
 from lightning_ydrop.uncertainty.tasks import Average, Averaged, task_of
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments that the two have in common, as `monte_carlo` explains them."""
+    """The arguments that the two have in common, as `monte_carlo` explains them, and whose they are."""
 
+    owner: str
     task: Averaged
     num_samples: int
     return_samples: bool
     shared_masks: bool
     max_rows: int | None
     progress_bar: bool
+    functional: bool
 
     def average(
         self,
@@ -40,18 +44,19 @@ class Settings:
             note_output: Gets each output of the model.
 
         """
-        return average_over_masks(
-            subject,
-            self.task,
-            self.num_samples,
-            max_rows=self.max_rows,
-            sharing=sharing,
-            shared_masks=self.shared_masks,
-            generator=generator,
-            return_samples=self.return_samples,
-            progress_bar=self.progress_bar,
-            note_output=note_output,
-        )
+        with dropping_in_calls(self.owner, subject.model) if self.functional else nullcontext():
+            return average_over_masks(
+                subject,
+                self.task,
+                self.num_samples,
+                max_rows=self.max_rows,
+                sharing=sharing,
+                shared_masks=self.shared_masks,
+                generator=generator,
+                return_samples=self.return_samples,
+                progress_bar=self.progress_bar,
+                note_output=note_output,
+            )
 
 
 def checked_settings(
@@ -65,6 +70,7 @@ def checked_settings(
     class_dim: int,
     max_rows: int | None,
     progress_bar: bool,
+    functional: bool,
 ) -> Settings:
     """Check the arguments, of which NumPy's numbers become Python's.
 
@@ -73,10 +79,12 @@ def checked_settings(
 
     """
     return Settings(
+        owner,
         task_of(owner, task, class_dim, noise),
         check_count(owner, "num_samples", num_samples, minimum=1, example=100),
         check_flag(owner, "return_samples", return_samples),
         check_flag(owner, "shared_masks", shared_masks),
         None if max_rows is None else check_count(owner, "max_rows", max_rows, minimum=1, example=4096),
         check_flag(owner, "progress_bar", progress_bar),
+        check_flag(owner, "functional", functional),
     )

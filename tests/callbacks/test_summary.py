@@ -1,5 +1,6 @@
 """What the callback says in a fit: once what it read, and once that it takes over."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ydrop import (
@@ -221,3 +223,49 @@ def test_a_driven_layer_shows_its_rates() -> None:
     )
     layer.deactivate()
     assert "driven" not in repr(layer)
+
+
+class WithCalls(Net):
+    """Drops in its forward, in attention as it does in training mode alone, and inside an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn_drop = 0.3
+        self.lstm = nn.LSTM(6, 6, num_layers=2, dropout=0.2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.25, self.training)
+        x = x + self.lstm(x.unsqueeze(1))[0].squeeze(1)
+        token = x[:, None]
+        x = F.scaled_dot_product_attention(token, token, token, dropout_p=0.3 if self.training else 0.0)[:, 0]
+        return super().forward(x)
+
+
+def test_dropout_without_a_layer_is_named_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    lines, first = inspect.getsourcelines(WithCalls.forward)
+    calls = [first + index for index, line in enumerate(lines) if " F." in line]
+    said, _ = said_in_fit(caplog, PAIRS, annealing_epochs=1, net=WithCalls())
+    assert said.split("\n  ")[3:] == [
+        f"It does not drive calls of functions, which drop as before: F.dropout (rate 0.25, {__file__}:{calls[0]}), "
+        f"F.scaled_dot_product_attention (rate 0.3, {__file__}:{calls[1]}). For Y-Drop to drive one, "
+        "write self.drop = nn.Dropout(p) in __init__, and self.drop(x) in forward. Attention weights have no units.",
+        "It does not drive dropout inside lstm (LSTM, dropout=0.2). Place a dropout layer after one of these for "
+        "Y-Drop to drive its units.",
+    ]
+
+
+def test_an_attention_that_drops_in_training_alone_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    class Attention(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            token, rate = x[:, None], 0.4 if self.training else 0.0
+            return super().forward(F.scaled_dot_product_attention(token, token, token, dropout_p=rate)[:, 0])
+
+    class Plain(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            token = x[:, None]
+            return super().forward(F.scaled_dot_product_attention(token, token, token)[:, 0])
+
+    said, _ = said_in_fit(caplog, PAIRS, annealing_epochs=1, net=Attention())
+    assert "F.scaled_dot_product_attention (rate 0.4, " in said
+    said, _ = said_in_fit(caplog, PAIRS, annealing_epochs=1, net=Plain())
+    assert "F.scaled" not in said

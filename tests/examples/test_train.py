@@ -159,7 +159,9 @@ def test_a_run_that_was_interrupted_goes_on_as_the_uninterrupted_one(cli: Callab
             ]
         ).trainer
         best, last = (torch.load(file) for file in sorted((folder / "checkpoints").glob("*.ckpt")))
-        kept = [[each[key] for key in ("epoch", "state_dict", "optimizer_states", "left_out")] for each in (best, last)]
+        kept = [
+            [each[key] for key in ("epoch", "state_dict", "optimizer_states", "exact_resume")] for each in (best, last)
+        ]
         return [kept, *((Path(trainer.log_dir) / file).read_text() for file in ("reached.json", "conductance.csv"))]
 
     expected = last_of("uninterrupted")

@@ -564,8 +564,15 @@ def with_hook(register: str) -> nn.Module:
         (nn.AlphaDropout(), "AlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (nn.FeatureAlphaDropout(), "FeatureAlphaDropout is none of nn.Dropout, 1d, 2d and 3d"),
         (StochasticDepth(0.1, "row"), "StochasticDepth is none of nn.Dropout, 1d, 2d and 3d"),
-        (nn.MultiheadAttention(4, 2, dropout=0.1), "dropout of attention weights is no module"),
-        (nn.LSTM(4, 4, num_layers=2, dropout=0.2), "dropout between its recurrent layers is no module"),
+        (
+            nn.MultiheadAttention(4, 2, dropout=0.1),
+            "dropout=0.1 of its attention weights is no module, and they have no units",
+        ),
+        (
+            nn.LSTM(4, 4, num_layers=2, dropout=0.2),
+            "dropout=0.2 between its recurrent layers is no module; write several recurrent layers "
+            "with nn.Dropout between them",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -703,7 +710,7 @@ def test_a_model_that_is_a_compiled_dropout_is_left() -> None:
 def test_an_empty_report_says_so() -> None:
     expected = (
         "0 dropout layer(s) converted, 0 left: the model holds none to change.\n"
-        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+        "Calls of F.dropout in a forward are no modules: they stay. YDropCallback names them in the first batch."
     )
     model = nn.Sequential(nn.Linear(4, 4))
     assert str(convert_dropout(model)) == str(restore_dropout(model)) == expected
@@ -740,13 +747,13 @@ def test_a_report_says_it_all() -> None:
         "  6: left, with p=1 it drops everything, and nothing is left to rescale\n"
         "Y-Drop turns p=0.2 into about 0.06 and 0.26 by importance.\n"
         "Y-Drop turns p=0.3 into about 0.08 and 0.38 by importance.\n"
-        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+        "Calls of F.dropout in a forward are no modules: they stay. YDropCallback names them in the first batch."
     )
     assert str(restore_dropout(model)) == (
         "2 dropout layer(s) converted, 0 left.\n"
         "  1: ConductanceDropout(p=0.3, unit_dim=1, elementwise=False) -> Dropout2d(p=0.3, inplace=False)\n"
         "  4: ConductanceDropout(p=0.2, unit_dim=-1, elementwise=True) -> Dropout(p=0.2, inplace=False)\n"
-        "Calls of torch.nn.functional.dropout in a forward are no modules: they are not seen, and stay."
+        "Calls of F.dropout in a forward are no modules: they stay. YDropCallback names them in the first batch."
     )
 
 
