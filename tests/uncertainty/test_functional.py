@@ -3,12 +3,13 @@
 from typing import Any
 from unittest.mock import patch
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ydrop import ConfigurationError, DropoutDistillation, monte_carlo
+from lightning_ydrop import ConfigurationError, DropoutDistillation, MonteCarloCallback, monte_carlo
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -98,3 +99,26 @@ def test_a_teacher_s_calls_drop_and_its_student_s_do_not() -> None:
     # A student of another class drops as it likes.
     other = DropoutDistillation(layers, student=calls.train(), num_masks=3, functional=True)
     assert not torch.equal(loss_of(other), loss_of(functional))
+
+
+class CallsInATrainer(Calls, L.LightningModule):
+    """The one that calls F.dropout, as a LightningModule."""
+
+
+def test_a_trainer_predicts_with_calls_too() -> None:
+    model = CallsInATrainer()
+
+    def predict(**arguments: Any) -> Any:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            callbacks=[MonteCarloCallback(20, **arguments)],
+        )
+        (result,) = trainer.predict(model, torch.utils.data.DataLoader(X, batch_size=5)) or []  # type: ignore[arg-type]
+        return result
+
+    with pytest.raises(ConfigurationError, match="pass functional=True"):
+        predict()
+    assert predict(functional=True).mutual_information.min() > 0
