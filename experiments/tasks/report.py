@@ -147,7 +147,7 @@ def table_of_averages(cells: Sequence[Cell]) -> str:
     over_dropout = [(arm, "dropout") for arm in ("ydrop", "random", "inverted", "jumpout")]
     pairs = [*over_dropout, ("ydrop", "random"), ("dropout", "plain"), ("ydrop", "plain")]
     head = ["", "tasks", "points", "p", "tasks in which it is above 0", "p of the sign test", "validation loss, %"]
-    return markdown([head, *(on_average(cells, *pair) for pair in pairs)])
+    return markdown([head, *(on_average(cells, *pair) for pair in pairs if _by_task(cells, "gain", *pair))])
 
 
 def on_average(cells: Sequence[Cell], arm: str, over: str) -> list[str]:

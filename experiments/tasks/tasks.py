@@ -56,7 +56,7 @@ def _tasks() -> Iterator[Task]:
     yield Task("digits", "perceptrons", digits, None, 1078, (1.0,), seeds=20, tunes_rate=False, arms=of_the_paper)
     settings = ("data.val_fraction=0.1", "early_stopping.patience=25")
     sizes = (0.01, 0.05)
-    yield Task("mnist_fc_1", "perceptrons", mnist, "", 54000, sizes, settings, tunes_rate=False, arms=of_the_paper)
+    yield Task("mnist_fc_1", "perceptrons", mnist, "", 54000, sizes, settings, 10, tunes_rate=False, arms=of_the_paper)
     for name, full in (("cancer", 342), ("vote", 567), ("phishing", 750), ("segment", 1386), ("affairs", 3819)):
         yield Task(f"tabular_{name}", "tables", name, f"tabular/{name}.csv", full, (0.1, 0.3, 1.0))
     for name, full in (("power", 657), ("vowels", 384), ("arrows", 126)):
