@@ -84,7 +84,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize(("document", "at_least"), [(README, 10), (ROOT / "docs/explanation/evidence.md", 90)])
+@pytest.mark.parametrize(("document", "at_least"), [(README, 8), (ROOT / "docs/explanation/evidence.md", 90)])
 def test_accuracies_are_those_of_the_reports(document: Path, at_least: int) -> None:
     reports = "".join(report.read_text() for report in sorted((ROOT / "docs/results").rglob("*.md")))
     named = re.findall(r"[+-]?\d+\.\d\d ± \d+\.\d\d", document.read_text())
