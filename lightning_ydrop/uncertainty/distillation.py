@@ -270,18 +270,24 @@ class DropoutDistillation(LightningModule):
         positional, keywords = arguments_of(signature_of(network, forward), inputs)
         return forward(*positional, **keywords)
 
+    def _means_over_masks(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Give the teacher's mean probabilities and, for a head, the mean entropy of what single masks predict."""
+        subject = subject_of(self.teacher, inputs, own_method(self.teacher, "ydrop_forward"))
+        task = Probabilities(self.class_dim, self.temperature)
+        with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
+            return average_over_masks(
+                subject,
+                Classification(self.class_dim) if self.uncertainty_head else task,
+                self.num_masks,
+                max_rows=self.max_rows,
+                sharing=self._mask_sharing,
+            ).means
+
     def _logged_loss(self, stage: str, batch: Any, prog_bar: bool = False) -> Tensor:
         inputs, target = self._read(batch)
-        task = (
-            Classification(self.class_dim) if self.uncertainty_head else Probabilities(self.class_dim, self.temperature)
-        )
         with logging_muted(self):
-            with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
-                subject = subject_of(self.teacher, inputs, own_method(self.teacher, "ydrop_forward"))
-                taught_means = average_over_masks(
-                    subject, task, self.num_masks, max_rows=self.max_rows, sharing=self._mask_sharing
-                ).means
-            average = taught_means["probabilities"]
+            means = self._means_over_masks(inputs)
+            average = means["probabilities"]
             with ExitStack() as stack:
                 if self._dropout_off:
                     stack.enter_context(dropout_off(self.student))
@@ -302,7 +308,7 @@ class DropoutDistillation(LightningModule):
         logits = (logits / self.temperature).clamp(min=torch.finfo(logits.dtype).min)
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
         loss = nn.functional.cross_entropy(logits, average) * self.temperature**2
-        division = division_loss(extra[:, 0], logits, average, taught_means["entropy"]) if num_extra else None
+        division = division_loss(extra[:, 0], logits, average, means["entropy"]) if num_extra else None
         said, taught = logits.detach().argmax(self.class_dim), average.argmax(self.class_dim)
         count = len(average)
         self.log(
