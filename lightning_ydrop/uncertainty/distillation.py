@@ -309,7 +309,7 @@ class DropoutDistillation(LightningModule):
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
         loss = nn.functional.cross_entropy(logits, average) * self.temperature**2
         division = division_loss(extra[:, 0], logits, average, means["entropy"]) if num_extra else None
-        said, taught = logits.detach().argmax(self.class_dim), average.argmax(self.class_dim)
+        said, taught = logits.detach().argmax(1), average.argmax(1)
         count = len(average)
         self.log(
             f"{stage}_loss", loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=count, sync_dist=True
@@ -318,7 +318,7 @@ class DropoutDistillation(LightningModule):
         self.log(f"{stage}_agreement", agreement, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         if isinstance(target, Tensor) and _are_labels(target, said):
             accuracy = self._accuracies[stage]
-            names_class = (target >= 0) & (target < logits.shape[self.class_dim])
+            names_class = (target >= 0) & (target < logits.shape[1])
             accuracy.update((said == target).float(), names_class.float())
             self.log(f"{stage}_acc", accuracy, on_step=False, on_epoch=True, batch_size=count)
         if division is None:
