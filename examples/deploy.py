@@ -175,6 +175,7 @@ def quieten() -> None:
     """Silence what Lightning and the exporter say about themselves."""
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", ".*defined a `validation_step`")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # the teacher
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in ("lightning.pytorch", "lightning.fabric", "torch.onnx", "onnx_ir", "onnxscript"):
