@@ -1,4 +1,4 @@
-"""The comparison of deployed students with averages over masks: what it measures, and that its report is of its records."""
+"""Deployed students beside averages over masks: what is measured, and that the report is made of the records."""
 
 import json
 import re
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from experiments import deploy
-from lightning_ydrop.functional import predictive_entropy
 
 
 def test_what_is_measured_of_predictions() -> None:
