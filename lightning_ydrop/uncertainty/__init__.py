@@ -2,6 +2,7 @@
 
 from lightning_ydrop.uncertainty.distillation import DropoutDistillation
 from lightning_ydrop.uncertainty.divergence import MonteCarloDivergence
+from lightning_ydrop.uncertainty.head import StudentWithUncertainty
 from lightning_ydrop.uncertainty.monte_carlo import monte_carlo
 from lightning_ydrop.uncertainty.results import MonteCarlo, MonteCarloMultilabel, MonteCarloRegression
 
@@ -11,5 +12,6 @@ __all__ = [
     "MonteCarloDivergence",
     "MonteCarloMultilabel",
     "MonteCarloRegression",
+    "StudentWithUncertainty",
     "monte_carlo",
 ]

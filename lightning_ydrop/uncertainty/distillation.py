@@ -18,11 +18,13 @@ from lightning_ydrop.models.calls import Inputs, Target, arguments_of, signature
 from lightning_ydrop.models.functional_dropout import switching_dropout_calls
 from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
-from lightning_ydrop.uncertainty.averaging import mean_probabilities
+from lightning_ydrop.uncertainty.averaging import average_over_masks, subject_of
 from lightning_ydrop.uncertainty.draws import MaskSharing
+from lightning_ydrop.uncertainty.head import StudentWithUncertainty, division_loss, widen
 from lightning_ydrop.uncertainty.masks import check_drops, dropout_off, dropping_in_calls
 from lightning_ydrop.uncertainty.monte_carlo import warn_of_vanilla_rates
 from lightning_ydrop.uncertainty.outputs import logits_of
+from lightning_ydrop.uncertainty.tasks import Classification, Probabilities
 from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 
 # These restore a module by its own names before Lightning calls a hook, but a student's checkpoint has other names.
@@ -50,6 +52,11 @@ class DropoutDistillation(LightningModule):
     student is in evaluation mode. A call of F.dropout in a forward method is left as it is, unless `functional` is
     set: the teacher does not drop there, and a student that has one drops while it is trained.
 
+    With `uncertainty_head` the student also learns how its uncertainty is divided, and `student(x)` gives logits,
+    aleatoric and epistemic uncertainty: see `StudentWithUncertainty`. Its loss is added, and logged as
+    `train_division_loss`, `val_division_loss` and `test_division_loss`. Checkpoints are those of `student.network`,
+    which has one output more than the teacher: they load into its class if it is made with one class more.
+
     Args:
         teacher: A trained classifier with dropout, LightningModule or not, whose forward gives logits (B, C, *).
         checkpoint: A checkpoint with the teacher's weights and the probabilities that Y-Drop has left there.
@@ -68,10 +75,12 @@ class DropoutDistillation(LightningModule):
             number.
         functional: Whether calls of F.dropout and its kin, and of F.scaled_dot_product_attention, are on in the teacher
             and off in a student that is its copy: see `monte_carlo`.
+        uncertainty_head: Whether the student learns its uncertainty too. A copy of the teacher gets one output more in
+            its last layer. A `student` that you pass has one output more than the teacher. `temperature` is 1 then.
 
     Raises:
-        ConfigurationError: If nothing in the teacher drops, the checkpoint is not the teacher's, or an argument is out
-            of range.
+        ConfigurationError: If nothing in the teacher drops, the checkpoint is not the teacher's, an argument is out
+            of range, or the last layer of the copy can't be widened.
 
     Example:
         >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
@@ -93,6 +102,7 @@ class DropoutDistillation(LightningModule):
         class_dim: int = 1,
         max_rows: int | None = None,
         functional: bool = False,
+        uncertainty_head: bool = False,
     ) -> None:
         super().__init__()
         check_module("DropoutDistillation", teacher)
@@ -102,6 +112,13 @@ class DropoutDistillation(LightningModule):
         self.max_rows = max_rows
         if max_rows is not None:
             self.max_rows = check_count("DropoutDistillation", "max_rows", max_rows, minimum=1, example=4096)
+        self.uncertainty_head = check_flag("DropoutDistillation", "uncertainty_head", uncertainty_head)
+        if self.uncertainty_head and self.temperature != 1:
+            raise ConfigurationError(
+                f"DropoutDistillation(temperature={self.temperature}, uncertainty_head=True) was given.",
+                "At any other temperature than 1 a student learns softer predictions, whose uncertainty is another.",
+                "Leave temperature or uncertainty_head out.",
+            )
         if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
             raise ConfigurationError(
                 f"DropoutDistillation(optimizer={describe(optimizer)}) was given.",
@@ -120,9 +137,12 @@ class DropoutDistillation(LightningModule):
         if not self.functional:
             check_drops("DropoutDistillation", teacher)
         self._dropout_off = student is None
-        self.student = _student_of(teacher) if student is None else student
-        check_module("DropoutDistillation", self.student)
-        _configured(self.student)
+        network = _student_of(teacher) if student is None else student
+        check_module("DropoutDistillation", network)
+        _configured(network)
+        if self.uncertainty_head and student is None:
+            widen(network)
+        self.student = StudentWithUncertainty(network, self.class_dim) if self.uncertainty_head else network
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
             raise ConfigurationError(
                 f"DropoutDistillation(student={describe(student)}) was given, in which nothing is to be trained.",
@@ -188,7 +208,8 @@ class DropoutDistillation(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Give the student's output for the inputs in a batch."""
-        return self._student_output(self._read(batch)[0])
+        output = self._network_output(self._read(batch)[0])
+        return self.student.divided(output) if isinstance(self.student, StudentWithUncertainty) else output
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give the student's parameters to the optimiser."""
@@ -229,50 +250,66 @@ class DropoutDistillation(LightningModule):
 
     def _plain_student(self) -> tuple[nn.Module, str]:
         """Give the student without its wrapper of torch.compile, and the prefix of the names of its weights."""
-        student = uncompiled(self.student)
-        return student, "student." if student is self.student else "student._orig_mod."
+        network = self._network
+        student = uncompiled(network)
+        prefix = "student.network." if self.uncertainty_head else "student."
+        return student, prefix if student is network else f"{prefix}_orig_mod."
+
+    @property
+    def _network(self) -> nn.Module:
+        """The student that gives logits, and with `uncertainty_head` one output more."""
+        return self.student.network if isinstance(self.student, StudentWithUncertainty) else self.student
 
     def _read(self, batch: Any) -> tuple[Inputs, Target]:
         reader = self.teacher if own_method(self, "ydrop_inputs") is None else self
         return read_batch(reader, self.adapter, batch)
 
-    def _student_output(self, inputs: Inputs) -> Any:
-        forward = own_method(self.student, "ydrop_forward") or self.student
-        positional, keywords = arguments_of(signature_of(self.student, forward), inputs)
+    def _network_output(self, inputs: Inputs) -> Any:
+        network = self._network
+        forward = own_method(network, "ydrop_forward") or network
+        positional, keywords = arguments_of(signature_of(network, forward), inputs)
         return forward(*positional, **keywords)
+
+    def _means_over_masks(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Give the teacher's mean probabilities and, for a head, the mean entropy of what single masks predict."""
+        subject = subject_of(self.teacher, inputs, own_method(self.teacher, "ydrop_forward"))
+        task = Probabilities(self.class_dim, self.temperature)
+        with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
+            return average_over_masks(
+                subject,
+                Classification(self.class_dim) if self.uncertainty_head else task,
+                self.num_masks,
+                max_rows=self.max_rows,
+                sharing=self._mask_sharing,
+            ).means
 
     def _logged_loss(self, stage: str, batch: Any, prog_bar: bool = False) -> Tensor:
         inputs, target = self._read(batch)
         with logging_muted(self):
-            with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
-                average = mean_probabilities(
-                    self.teacher,
-                    inputs,
-                    self.num_masks,
-                    temperature=self.temperature,
-                    class_dim=self.class_dim,
-                    max_rows=self.max_rows,
-                    forward=own_method(self.teacher, "ydrop_forward"),
-                    sharing=self._mask_sharing,
-                )
+            means = self._means_over_masks(inputs)
+            average = means["probabilities"]
             with ExitStack() as stack:
                 if self._dropout_off:
                     stack.enter_context(dropout_off(self.student))
                     if self.functional:
                         stack.enter_context(switching_dropout_calls(False))
-                logits = logits_of(self._student_output(inputs), len(average), self.class_dim)
-        if logits.shape != average.shape:
+                logits = logits_of(self._network_output(inputs), len(average), self.class_dim)
+        num_extra = 1 if self.uncertainty_head else 0
+        if logits.shape != (len(average), average.shape[1] + num_extra, *average.shape[2:]):
             raise ConfigurationError(
                 f"The teacher's predictions have the shape {tuple(average.shape)}, the student's "
                 f"{tuple(logits.shape)}.",
-                "A student predicts the same classes as its teacher.",
-                "Give it as many outputs.",
+                "A student predicts the same classes as its teacher"
+                f"{', and has one output more with uncertainty_head=True' if num_extra else ''}.",
+                "Pass student=... with one output more." if num_extra else "Give it as many outputs.",
             )
+        logits, extra = logits[:, : average.shape[1]], logits[:, average.shape[1] :]
         # The logit of an impossible class is -inf. It must add nothing, but 0 times infinity is NaN.
         logits = (logits / self.temperature).clamp(min=torch.finfo(logits.dtype).min)
         # Gradients fall with the square of the temperature (Hinton, Vinyals, Dean, 2015).
         loss = nn.functional.cross_entropy(logits, average) * self.temperature**2
-        said, taught = logits.detach().argmax(self.class_dim), average.argmax(self.class_dim)
+        division = division_loss(extra[:, 0], logits, average, means["entropy"]) if num_extra else None
+        said, taught = logits.detach().argmax(1), average.argmax(1)
         count = len(average)
         self.log(
             f"{stage}_loss", loss, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=count, sync_dist=True
@@ -281,10 +318,13 @@ class DropoutDistillation(LightningModule):
         self.log(f"{stage}_agreement", agreement, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         if isinstance(target, Tensor) and _are_labels(target, said):
             accuracy = self._accuracies[stage]
-            names_class = (target >= 0) & (target < logits.shape[self.class_dim])
+            names_class = (target >= 0) & (target < logits.shape[1])
             accuracy.update((said == target).float(), names_class.float())
             self.log(f"{stage}_acc", accuracy, on_step=False, on_epoch=True, batch_size=count)
-        return loss
+        if division is None:
+            return loss
+        self.log(f"{stage}_division_loss", division, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        return loss + division
 
 
 def _are_labels(target: Tensor, said: Tensor) -> bool:
