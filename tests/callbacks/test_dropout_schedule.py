@@ -299,7 +299,7 @@ def test_a_fit_that_max_steps_ends_has_as_many_epochs_as_it_takes(max_epochs: in
     ],
 )
 def test_a_schedule_by_steps_does_not_guess_their_number(net: Any, data: Any, others: list[Callback]) -> None:
-    with pytest.raises(ConfigurationError, match="how many steps the fit has.*several optimisers"):
+    with pytest.raises(ConfigurationError, match=r"how many steps the fit has.*several optimisers"):
         trainer_of(DropoutSchedule(by="steps"), *others, max_epochs=2).fit(net(), data())
     probe = Probe()
     trainer_of(DropoutSchedule("late", by="steps", length=3), probe, *others, max_epochs=2).fit(net(), data())
