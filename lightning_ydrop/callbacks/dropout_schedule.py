@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_ydrop.callbacks.lightning_internals import steps_in_epoch
 from lightning_ydrop.callbacks.patterns import PatternCallback
 from lightning_ydrop.callbacks.rate_curve import Clock, Kind, RateCurve
 from lightning_ydrop.callbacks.ydrop import YDropCallback
@@ -238,15 +239,19 @@ class DropoutSchedule(Callback):
             ConfigurationError: If the length of the schedule is that of a fit without an end.
 
         """
+        epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
+        steps = math.inf if trainer.max_steps == -1 else float(trainer.max_steps)
+        in_epoch = steps_in_epoch(trainer)
         if self.curve.by == "steps":
-            total = float(trainer.estimated_stepping_batches)
+            total = min(steps, epochs * in_epoch)
         else:
-            total = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
+            total = epochs if math.isinf(steps) or math.isinf(in_epoch) else min(epochs, math.ceil(steps / in_epoch))
         if math.isinf(total) and self.curve.length is None:
             raise ConfigurationError(
                 f"{self!r} was given to a Trainer with max_epochs={trainer.max_epochs} and "
                 f"max_steps={trainer.max_steps}, which does not say how many {self.curve.by} the fit has.",
-                "Without `length` the schedule ends with the fit.",
+                "Without `length` the schedule ends with the fit. Steps are not known in advance where the training "
+                "loader has no length, several optimisers step in manual optimisation, or accumulation changes.",
                 "Pass length=..., or max_epochs to the Trainer.",
             )
         return total

@@ -16,6 +16,7 @@ from lightning_ydrop.callbacks.lightning_internals import (
     logged_so_far,
     metric_states,
     set_metric_states,
+    skips_validation,
     training_loaders,
 )
 from lightning_ydrop.callbacks.random_state import random_state, set_random_state
@@ -148,8 +149,7 @@ class ExactResume(Callback):
             "ranks": gather_over_ranks(own),
             "batches": batches,
             "mid_epoch": mid_epoch,
-            # Lightning counts a batch as completed after the hooks that save after it.
-            "unvalidated": progress.is_last_batch and progress.current.completed < batches,
+            "unvalidated": skips_validation(trainer),
             "stopped": trainer.should_stop,
         }
 
@@ -183,9 +183,9 @@ class ExactResume(Callback):
             )
         if loaded and loaded["unvalidated"]:
             rank_zero_warn(
-                "The checkpoint was saved after the last batch of an epoch and before the epoch's end. Lightning does "
-                "not validate that epoch again, so what follows is not exact. Resume from a checkpoint of the epoch's "
-                "end, or of another step.",
+                "The checkpoint was saved after a batch that validation or the epoch's end follows, and before that. "
+                "Lightning leaves this validation out when it resumes, so what follows is not exact. Resume from a "
+                "checkpoint that validation saved, or of another step.",
             )
 
     def _follow(self, trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from lightning_ydrop.callbacks.random_state import random_state, set_random_state
 from lightning_ydrop.torch_internals import set_class
@@ -73,10 +73,20 @@ class FollowedLoader:
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """The generators of the loader and its samplers, each once."""
-        holders = (self.loader, self.loader.sampler, self.loader.batch_sampler)
-        found = [getattr(each, "generator", None) for each in holders]
-        return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+        """The generators of the loader and of all samplers in it, each once, whatever attributes they are in."""
+        found: dict[int, torch.Generator] = {}
+        seen: set[int] = set()
+        left: list[Any] = [self.loader, self.loader.sampler, self.loader.batch_sampler]
+        while left:
+            holder = left.pop(0)
+            if id(holder) not in seen:
+                seen.add(id(holder))
+                for name, value in getattr(holder, "__dict__", {}).items():
+                    if isinstance(value, torch.Generator):
+                        found[id(value)] = value
+                    elif isinstance(value, Sampler) or "sampler" in name:
+                        left.append(value)
+        return list(found.values())
 
     @property
     def has_length(self) -> bool:

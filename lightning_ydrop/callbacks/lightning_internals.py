@@ -1,9 +1,11 @@
 """What resuming needs of Lightning's loops, and no public name offers. Tests fail when Lightning changes it."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -24,6 +26,39 @@ def begin_epoch_anew(trainer: Trainer) -> None:
 def accumulates(trainer: Trainer) -> bool:
     """Tell whether the optimiser has not stepped since the last batch, because gradients accumulate."""
     return bool(trainer.fit_loop._should_accumulate())
+
+
+def steps_in_epoch(trainer: Trainer) -> float:
+    """Count the optimiser steps of an epoch, infinitely many where nobody knows.
+
+    `Trainer.estimated_stepping_batches` is -1 without a length, half of the steps of two optimisers, and raises where
+    accumulation changes.
+    """
+    model: LightningModule = trainer.lightning_module
+    optimisers: list[Any] = trainer.optimizers
+    steps_by_itself = not model.automatic_optimization and len(optimisers) > 1
+    if steps_by_itself or any(isinstance(each, GradientAccumulationScheduler) for each in _callbacks(trainer)):
+        return math.inf
+    batches = float(trainer.num_training_batches)
+    return batches if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def skips_validation(trainer: Trainer) -> bool:
+    """Tell whether a fit that resumes from a checkpoint of this moment leaves out the validation that comes next.
+
+    Lightning does so where a hook saves after a batch, before the validation that follows this batch.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress.current
+    # A batch counts as completed after the hooks that save after it.
+    is_saved_by_hook = progress.completed < progress.processed  # type: ignore[attr-defined]
+    fetcher = trainer.fit_loop._data_fetcher
+    is_due = loop.batch_progress.is_last_batch or (fetcher is not None and loop._should_check_val_fx(fetcher))
+    return bool(is_saved_by_hook and is_due)
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Tensor]]:

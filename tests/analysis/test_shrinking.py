@@ -131,3 +131,80 @@ def test_bad_input_is_refused_and_the_model_stays_whole(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ConfigurationError, match=r"lightning-ydrop\[shrink\]"):
         shrink_units(model, {"4": torch.rand(10)}, 0.5, X)
+
+
+class Heads(nn.Module):
+    """Attention of two heads, of which the number of units tells how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return self.last(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Twice(nn.Module):
+    """Calls a layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.body(self.body(x).relu()).relu())
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.middle, self.again = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)
+        self.again.weight = self.body.weight
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.again(self.middle(self.body(x).relu())).relu())
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "message"),
+    [
+        (Heads, ["query"], r"gives something else than the whole one\..*attention heads"),
+        (Twice, ["body"], "There it fails"),
+        (Tied, ["body"], r"body\.weight and again\.weight are the same parameter"),
+    ],
+)
+def test_layers_that_must_keep_their_units_are_refused(model: Any, names: list[str], message: str) -> None:
+    torch.manual_seed(0)
+    whole = model()
+    scores = {name: torch.rand(len(whole.get_submodule(name).weight)) for name in names}
+    with pytest.raises(ConfigurationError, match=message):
+        shrink_units(whole, scores, 0.5, torch.randn(2, 5, 8))
+
+
+def test_layers_that_share_a_weight_go_on_sharing_it() -> None:
+    scores = torch.rand(16)
+    smaller: Any = shrink_units(Tied(), {"body": scores, "again": scores}, 0.5, torch.randn(2, 8))
+    assert smaller.body.weight is smaller.again.weight
+    assert smaller.body.weight.shape == (8, 8)
+
+
+def test_a_frozen_network_becomes_smaller_and_stays_frozen() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    model[4].requires_grad_(False)
+    smaller = shrink_units(model, {"4": torch.rand(10)}, 0.5, X)
+    assert smaller.get_submodule("4").out_features == 5
+    assert {name: each.requires_grad for name, each in smaller.named_parameters()} == {
+        name: each.requires_grad for name, each in model.named_parameters()
+    }
+
+
+def test_norms_over_units_have_other_statistics_and_no_units_are_lost_to_the_check() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    smaller = shrink_units(model, {"0": torch.rand(16)}, 0.5, torch.randn(2, 8))
+    assert smaller.get_submodule("1").normalized_shape == (8,)

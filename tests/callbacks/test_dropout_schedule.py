@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ydrop import (
     ConductanceDropout,
@@ -199,7 +199,7 @@ def test_rates_are_logged(tmp_path: Path) -> None:
         (DropoutSchedule(), lambda: Net(nn.Identity(), nn.Dropout(0.0)), [], {}, "changes no rate"),
         (DropoutSchedule(exclude="*"), Net, [], {}, "changes no rate"),
         (DropoutSchedule(by="steps"), Net, [], {"max_epochs": -1}, "how many steps the fit has"),
-        (DropoutSchedule(), Net, [], {"max_epochs": -1, "max_steps": 3}, "how many epochs the fit has"),
+        (DropoutSchedule(), Net, [], {"max_epochs": -1}, "how many epochs the fit has"),
         (DropoutSchedule(), Net, [YDropCallback(convert=True)], {}, r"DropoutSchedule\(exclude=\['body\.1', 'body"),
         (DropoutSchedule(), Net, [DropoutSchedule(include="body.4")], {}, r"DropoutSchedule\(exclude=\['body.4'\]\)"),
         (
@@ -255,6 +255,57 @@ def test_layers_that_y_drop_does_not_drive_can_be_scheduled_beside_it() -> None:
 def test_a_fit_that_ends_too_early_is_said(kind: Any) -> None:
     with pytest.warns(NoEffectWarning, match="before DropoutSchedule switches dropout, after 2 epochs"):
         trainer_of(DropoutSchedule(kind, length=2), max_epochs=2).fit(Net(), loader())
+
+
+def of_unknown_length() -> DataLoader[Any]:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TensorDataset(X, Y))
+
+    return DataLoader(Stream(), batch_size=8)
+
+
+class TwoOptimizers(Net):
+    """Steps twice for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.body[place].parameters(), lr=0.1) for place in (0, 3)]
+
+
+@pytest.mark.parametrize("max_epochs", [50, -1])
+def test_a_fit_that_max_steps_ends_has_as_many_epochs_as_it_takes(max_epochs: int) -> None:
+    probe = Probe()
+    settings: dict[str, Any] = {"max_epochs": max_epochs, "max_steps": 6, "accumulate_grad_batches": 2}
+    trainer_of(DropoutSchedule(), probe, **settings).fit(Net(), loader())
+    assert [first for first, _ in probe.rates] == [each for each in (0.0, 0.25, 0.5) for _ in range(BATCHES)]
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "others"),
+    [
+        (Net, of_unknown_length, []),
+        (TwoOptimizers, loader, []),
+        (Net, loader, [GradientAccumulationScheduler({0: 1, 1: 2})]),
+    ],
+)
+def test_a_schedule_by_steps_does_not_guess_their_number(net: Any, data: Any, others: list[Callback]) -> None:
+    with pytest.raises(ConfigurationError, match=r"how many steps the fit has.*several optimisers"):
+        trainer_of(DropoutSchedule(by="steps"), *others, max_epochs=2).fit(net(), data())
+    probe = Probe()
+    trainer_of(DropoutSchedule("late", by="steps", length=3), probe, *others, max_epochs=2).fit(net(), data())
+    first = [rate for rate, _ in probe.rates]
+    assert first == sorted(first)
+    assert {first[0], first[-1]} == {0.0, 0.5}
 
 
 class Eager:

@@ -17,7 +17,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ydrop import ConfigurationError, ExactResume, YDropCallback
@@ -123,6 +131,27 @@ def with_generator() -> DataLoader[Any]:
     return shuffled(generator=torch.Generator().manual_seed(5))
 
 
+class Ordered(Sampler[int]):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = torch.Generator().manual_seed(5)
+
+    def __len__(self) -> int:
+        return 36
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(36, generator=self.rng).tolist()
+
+
+def with_a_sampler() -> DataLoader[Any]:
+    return DataLoader(Augmented(), batch_size=8, sampler=Ordered())
+
+
+def with_a_sampler_of_batches() -> DataLoader[Any]:
+    return DataLoader(Augmented(), batch_sampler=BatchSampler(Ordered(), 8, drop_last=False))
+
+
 def weighted() -> DataLoader[Any]:
     return DataLoader(Augmented(), batch_size=8, sampler=WeightedRandomSampler([1.0 + i for i in range(36)], 36))
 
@@ -202,6 +231,8 @@ CASES: dict[str, tuple[Callable[[], Any], bool, list[str]]] = {
     "two workers": (partial(shuffled, 2), False, ["step-2", "epoch-0"]),
     "two workers, with Y-Drop": (partial(shuffled, 2), True, ["step-8", "epoch-1"]),
     "a generator of its own": (with_generator, False, ["step-2", "epoch-0", "step-8"]),
+    "a sampler with a generator": (with_a_sampler, False, ["step-2", "epoch-0", "step-8"]),
+    "within a sampler of batches": (with_a_sampler_of_batches, False, ["step-2", "epoch-0", "step-8"]),
     "weighted": (weighted, False, ["step-7"]),
     "with replacement": (with_replacement, False, ["step-7"]),
     "of unknown length": (streamed, False, ["step-2", "epoch-0", "step-8"]),
@@ -249,6 +280,12 @@ def test_validation_within_an_epoch_and_accumulated_gradients(tmp_path: Path) ->
     assert_same(ended["weights"], expected["weights"])
     with pytest.warns(UserWarning, match="between two optimiser steps, while gradients accumulate"):
         fit(tmp_path / "c", shuffled, Keep(tmp_path), seed=1, **settings)
+
+
+def test_a_validation_within_an_epoch_that_lightning_leaves_out_is_said(tmp_path: Path) -> None:
+    fit(tmp_path / "whole", shuffled, Keep(tmp_path), seed=1, val_check_interval=2)
+    with pytest.warns(UserWarning, match="a batch that validation or the epoch's end follows"):
+        fit(tmp_path / "b", shuffled, seed=2, ckpt_path=tmp_path / "step-2.ckpt", val_check_interval=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffling enabled")
@@ -311,7 +348,7 @@ def test_loaders_are_given_back(ends_by: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_restored_is_refused_or_said(tmp_path: Path) -> None:
     fit(tmp_path / "whole", shuffled, Keep(tmp_path), seed=1)
-    with pytest.warns(UserWarning, match="after the last batch of an epoch and before the epoch's end"):
+    with pytest.warns(UserWarning, match="a batch that validation or the epoch's end follows, and before that"):
         fit(tmp_path / "last", shuffled, seed=1, ckpt_path=tmp_path / "step-5.ckpt")
     batches = Batches()
     fit(tmp_path / "a", lambda: batches, seed=1, ckpt_path=tmp_path / "epoch-0.ckpt")
