@@ -147,10 +147,10 @@ def is_the_papers(run: Result) -> bool:
     return not any(each.startswith(("model.", "data.")) for each in (*run["varied"], *run["settings"]))
 
 
-def place(arm: str) -> int:
-    """Say where an arm stands among the others."""
+def place(arm: str) -> tuple[int, str]:
+    """Say where an arm stands among the others, those with other settings after itself."""
     name = arm.split()[0]
-    return ARMS.index(name) if name in ARMS else len(ARMS)
+    return ARMS.index(name) if name in ARMS else len(ARMS), arm
 
 
 def order(value: str) -> tuple[float | str, ...]:
