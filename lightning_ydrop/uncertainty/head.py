@@ -103,7 +103,8 @@ def widen(student: nn.Module) -> None:
     """
     layers = [module for module in student.modules() if isinstance(module, WIDENED)]
     layer = layers[-1] if layers else None
-    weight = layer._parameters.get("weight") if type(layer) in WIDENED else None  # a pruned layer has another
+    # A pruned layer has another weight.
+    weight = layer._parameters.get("weight") if layer is not None and type(layer) in WIDENED else None
     if layer is None or weight is None or not weight.requires_grad or getattr(layer, "groups", 1) != 1:
         raise ConfigurationError(
             f"DropoutDistillation(uncertainty_head=True) was given {describe(student)}, whose last layer is "

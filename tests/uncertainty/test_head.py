@@ -298,7 +298,7 @@ def test_widening_adds_an_output_of_zero_and_changes_no_other(bias: bool) -> Non
 
 def pruned() -> nn.Module:
     layer = nn.Linear(4, 3)
-    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(layer, "weight", 0.5)
     return layer
 
 
