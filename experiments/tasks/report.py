@@ -221,7 +221,7 @@ def draw(cells: Sequence[Cell], file: Path) -> None:
         axes.set_yticks([-place - 0.15 for place in range(len(cells))], [cell.label for cell in cells])
         axes.set_xscale("symlog", linthresh=2)
         axes.set_xticks([-10, -5, -2, -1, 0, 1, 2, 5, 10], ["-10", "-5", "-2", "-1", "0", "1", "2", "5", "10"])
-        axes.set(xlabel="gain over tuned dropout in points, with its 95% interval (beyond 2 on a log scale)")
+        axes.set(xlabel="points over tuned dropout (beyond 2 on a log scale)")
         axes.margins(y=0.02)
         legend_below(figure, axes)
 

@@ -57,12 +57,15 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--storage", help="as for run.py; studies.journal in --out by default")
     known = parser.parse_args(args)
     known.keep_checkpoints = False
+    sizes = {each for name in known.tasks for each in TASKS[name].fractions}
+    if unknown := set(known.fractions or ()) - sizes:
+        parser.error(f"these tasks have the --fractions {sorted(sizes)}, and not {sorted(unknown)}")
     plans = []
     for name in known.tasks:
         task = TASKS[name]
         fractions = tuple(each for each in task.fractions if not known.fractions or each in known.fractions)
         if not fractions:
-            parser.error(f"{name} has none of these --fractions, but {', '.join(map(str, task.fractions))}")
+            continue
         root = () if task.root is None else (f"data.root={known.data / task.root}",)
         plans.append(Plan(task, root, known.out, fractions))
     carry_out("rates", [run for plan in plans for run in plan.rates()], known)

@@ -92,6 +92,29 @@ def test_what_was_trained_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
         assert not any("here" in line or str(tmp_path) in line for line in lines)
 
 
+def test_some_sizes_can_be_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carried: list[Run] = []
+
+    def run_all(runs: list[Run], known: Any) -> None:
+        for run in runs:
+            leave(run, 1.0)
+        carried.extend(runs)
+
+    monkeypatch.setattr(program, "run_all", run_all)
+    monkeypatch.setattr(program, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(program, "TASKS", {"vote": TASK, "digits": TASKS["digits"]})
+    arguments = ["--tasks", "vote", "digits", "--out", str(tmp_path / "out"), "--fractions"]
+    program.main([*arguments, "0.1"])
+    assert {(run.row, value(run, "data.train_fraction")) for run in carried} == {
+        (TASK.row, "0.1"), (TASK.row, "0.5")  # the learning rate is tuned at the middle size
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        program.main([*arguments, "0.1", "0.07"])
+    assert "and not [0.07]" in capsys.readouterr().err
+
+
 def test_the_report_is_that_of_the_records(tmp_path: Path) -> None:
     report.main(["--out", str(tmp_path)])
     assert (tmp_path / "report.md").read_text() == (report.OUT / "report.md").read_text()
