@@ -1,5 +1,6 @@
 """A progress bar for what may take more than a few seconds."""
 
+import time
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -29,3 +30,33 @@ def progress_bar(items: Iterable[Any] | None, what: str, shown: bool, total: int
     return tqdm(
         items, desc=what, total=total, leave=False, delay=SECONDS_BEFORE_IT_SHOWS, disable=not (shown and is_first)
     )
+
+
+class RichBar:
+    """A bar beneath the others of a `rich.progress.Progress`, which shows and goes as `progress_bar` does.
+
+    Args:
+        beneath: The Progress.
+        what: What stands before the bar.
+        total: How many items there are.
+
+    """
+
+    def __init__(self, beneath: Any, what: str, total: int) -> None:
+        self._beneath, self._began = beneath, time.monotonic()
+        self._task = beneath.add_task(what, total=total, visible=False)
+
+    def update(self, count: int) -> None:
+        """Say that some items more are done."""
+        is_shown = time.monotonic() - self._began >= SECONDS_BEFORE_IT_SHOWS
+        self._beneath.update(self._task, advance=count, visible=is_shown)
+        if is_shown:
+            self._beneath.refresh()
+
+    def __enter__(self) -> "RichBar":
+        """Go on."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the bar away."""
+        self._beneath.remove_task(self._task)

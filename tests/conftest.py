@@ -31,3 +31,9 @@ def mnist_root(request: pytest.FixtureRequest) -> str:
         pytest.skip("needs --mnist-root=DIR")
     root = request.config.invocation_params.dir / root  # as typed, though each test runs in a folder of its own
     return str(Path(root).resolve())
+
+
+@pytest.fixture
+def rows_known_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages over masks make no passes to learn whether rows influence each other: for tests that count passes."""
+    monkeypatch.setattr("lightning_ydrop.uncertainty.mixing.rows_mix", lambda subject, dims: False)

@@ -9,7 +9,8 @@ of their own parameters, and those of the lowest validation loss are kept. Last,
 chosen, with other seeds. The two controls, Y-Drop's rates given to units at random and to the least important ones,
 have the settings of Y-Drop.
 
-Started again, it goes on with what is left. At the end of each stage records are written beside this program.
+Started again, it goes on with what is left, on another machine too: at the end of each stage records are written
+beside this program, and what they hold is not trained again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.paper.experiment import Run, at_least_one, portable
+from examples.paper.experiment import Run, at_least_one, portable, write_at_once
 from examples.paper.run import run_all
 from experiments.tasks.tasks import TASKS, Plan
 
@@ -28,11 +29,25 @@ def carry_out(stage: str, runs: Sequence[Run], known: argparse.Namespace) -> Non
     """Carry out the runs of a stage that are left, and keep a record of each."""
     if not runs:
         return
+    take_up(stage, runs)
     print(f"{stage}: ", end="", flush=True)
     failures = run_all(runs, known)
     record(stage, runs)
     if failures:
         raise SystemExit(failures)
+
+
+def take_up(stage: str, runs: Sequence[Run]) -> None:
+    """Give the runs of a stage that another machine has carried out the results of their records."""
+    file = RECORDS / f"{stage}.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for run in runs:
+        if run.result is None:
+            identity = run.identity
+            found = [each for each in known if identity.items() <= each.items()]
+            if found:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                write_at_once(run.folder / "result.json", found[0])
 
 
 def record(stage: str, runs: Sequence[Run]) -> None:

@@ -5,12 +5,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_ydrop.callbacks.patterns import may_build_later
@@ -18,6 +18,7 @@ from lightning_ydrop.checks import check_count
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
+from lightning_ydrop.progress import RichBar
 from lightning_ydrop.uncertainty.averaging import subject_of
 from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.masks import check_drops
@@ -26,7 +27,7 @@ from lightning_ydrop.uncertainty.outputs import Noise
 from lightning_ydrop.uncertainty.passes import Subject, batch_size_of
 from lightning_ydrop.uncertainty.settings import Settings, checked_settings
 from lightning_ydrop.uncertainty.streams import warn_of_equal_ranks
-from lightning_ydrop.uncertainty.tasks import AnyResult, TaskName
+from lightning_ydrop.uncertainty.tasks import AnyResult, Average, TaskName
 
 OWNER = "MonteCarloCallback"
 
@@ -56,10 +57,11 @@ class MonteCarloCallback(Callback):
         seed: Makes masks repeatable, and other ones in each process. The same data in the same batches then give the
             same results, and torch's random streams stay as they are. None: torch's random streams.
         class_dim: Dimension of the classes in the output, as for `monte_carlo`.
+        batch_dim: Dimension of the samples in inputs and output, as for `monte_carlo`: 1 for models of (T, B, F).
         max_rows: At most this many rows pass through the model at once, as for `monte_carlo`.
         adapter: It reads inputs from a batch of `predict`, unless the module has a method `ydrop_inputs`.
         progress_bar: Whether a bar shows the masks of a batch that takes more than five seconds. It appears beneath the
-            Trainer's own bar of batches, where that is Lightning's TQDMProgressBar.
+            Trainer's own bar of batches, if that is one of Lightning's.
         functional: Whether calls of F.dropout and its kin drop too, as for `monte_carlo`.
 
     Raises:
@@ -93,6 +95,7 @@ class MonteCarloCallback(Callback):
         shared_masks: bool = False,
         seed: int | None = None,
         class_dim: int = 1,
+        batch_dim: int = 0,
         max_rows: int | None = 4096,
         adapter: Adapter = AutomaticAdapter(),
         progress_bar: bool = True,
@@ -106,6 +109,7 @@ class MonteCarloCallback(Callback):
             return_samples=return_samples,
             shared_masks=shared_masks,
             class_dim=class_dim,
+            batch_dim=batch_dim,
             max_rows=max_rows,
             progress_bar=progress_bar,
             functional=functional,
@@ -130,9 +134,11 @@ class MonteCarloCallback(Callback):
             check_drops(OWNER, pl_module)
         self._give_back()
         bar = trainer.progress_bar_callback
-        is_bar_shown = self.settings.progress_bar and isinstance(bar, TQDMProgressBar) and bar.is_enabled
-        settings = replace(self.settings, progress_bar=is_bar_shown)
-        self._averager = _Averager(pl_module, settings, self.adapter, _generator(self.seed, trainer.global_rank))
+        is_bar_shown = isinstance(bar, (TQDMProgressBar, RichProgressBar)) and bar.is_enabled
+        settings = replace(self.settings, progress_bar=self.settings.progress_bar and is_bar_shown)
+        generator = _generator(self.seed, trainer.global_rank)
+        beneath = bar if isinstance(bar, RichProgressBar) else None
+        self._averager = _Averager(pl_module, settings, self.adapter, generator, beneath)
         if stage == TrainerFn.PREDICTING:
             self._averager.stand_in_for_predict_step()
         else:
@@ -175,14 +181,20 @@ class _Averager:
         settings: How to average.
         adapter: Reads inputs from batches.
         generator: Where masks come from.
+        beneath: The Trainer's bar, where it is not tqdm's.
 
     """
 
     def __init__(
-        self, pl_module: LightningModule, settings: Settings, adapter: Adapter, generator: torch.Generator | None
+        self,
+        pl_module: LightningModule,
+        settings: Settings,
+        adapter: Adapter,
+        generator: torch.Generator | None,
+        beneath: RichProgressBar | None,
     ) -> None:
         self._pl_module, self._settings, self._adapter = pl_module, settings, adapter
-        self._generator = generator
+        self._generator, self._beneath = generator, beneath
         self._sharing = MaskSharing()  # the model stays the same, so what one batch learns holds for the others
         self._former: dict[str, Any] = {}
         self._forward: Callable[..., Any] = pl_module.forward
@@ -210,8 +222,9 @@ class _Averager:
 
     def _predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> AnyResult:
         inputs, _ = read_batch(self._pl_module, self._adapter, batch)
-        subject = subject_of(self._pl_module, inputs, own_method(self._pl_module, "ydrop_forward"))
-        return self._settings.task.result(self._settings.average(subject, self._generator, self._sharing))
+        forward = own_method(self._pl_module, "ydrop_forward")
+        subject = subject_of(self._pl_module, inputs, forward, self._settings.batch_dim, may_be_empty=True)
+        return self._settings.task.result(self._average(self._settings, subject))
 
     def _test_step(self, test_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         name = "forward" if own_method(self._pl_module, "ydrop_forward") is None else "ydrop_forward"
@@ -238,19 +251,27 @@ class _Averager:
     def _average_forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._is_averaging:  # a forward that calls itself
             return self._forward(*args, **kwargs)
-        arguments = (args, kwargs)
-        subject = Subject(self._pl_module, self._forward, arguments, batch_size_of(arguments, arguments))
+        arguments, batch_dim = (args, kwargs), self._settings.batch_dim
+        size = batch_size_of(arguments, arguments, batch_dim, may_be_empty=True)
+        subject = Subject(self._pl_module, self._forward, arguments, size, batch_dim)
         settings = replace(self._settings, return_samples=False)
         self._is_averaging = self._has_averaged = True
         try:
-            average = settings.average(subject, self._generator, self._sharing, self._note_form)
-            return settings.task.output(settings.task.result(average), self._form)
+            average = self._average(settings, subject, self._note_form)
+            return settings.task.output(settings.task.result(average), *self._form)
         finally:
             self._is_averaging, self._form = False, None
 
-    def _note_form(self, output: Any) -> None:
+    def _average(
+        self, settings: Settings, subject: Subject, note_output: Callable[[Any, int], None] | None = None
+    ) -> Average:
+        beneath = None if self._beneath is None else self._beneath.progress  # there is none before the first batch
+        bar_of = None if beneath is None else partial(RichBar, beneath, "masks")
+        return settings.average(subject, self._generator, self._sharing, note_output, bar_of)
+
+    def _note_form(self, output: Any, num_rows: int) -> None:
         if self._form is None:
-            self._form = output
+            self._form = (output, num_rows)
 
     # What passes change is undone, except in objects of this package. So nothing here is kept in closures.
 

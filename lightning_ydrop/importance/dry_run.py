@@ -24,7 +24,7 @@ from lightning_ydrop.importance.surroundings import warn_of_units
 from lightning_ydrop.importance.tasks import check_task
 from lightning_ydrop.importance.trials import Look, in_training, look_at, output_of, request_of_one, smallest_batch
 from lightning_ydrop.layers import ConductanceDropout
-from lightning_ydrop.models.calls import Inputs, Target
+from lightning_ydrop.models.calls import Inputs, Target, differ
 from lightning_ydrop.models.checkpointing import may_checkpoint
 from lightning_ydrop.models.functional_dropout import seeing_dropout_calls
 from lightning_ydrop.models.observations import Observations
@@ -120,7 +120,7 @@ def _roles_by_comparison(look: Look) -> tuple[tuple[Role, ...], bool]:
         except Exception as error:
             raised = raised or error
             continue
-        if not _differs(alone, within):
+        if not differ(alone, within):
             return choice, False
         possible.append(choice)
     if raised is not None and not possible:
@@ -133,7 +133,7 @@ def _roles_by_comparison(look: Look) -> tuple[tuple[Role, ...], bool]:
 def _warn_of_mixing(look: Look, num_rows: int) -> None:
     batch_dim = look.request.batch_dim
     again = output_of(look, torch.arange(look.batch.size), draws=1)
-    if _differs(again, look.output):
+    if differ(again, look.output):
         return  # by chance, in evaluation too: a comparison says nothing
     other = 1 - batch_dim if batch_dim < 2 else 0
     warnings.warn(
@@ -145,20 +145,6 @@ def _warn_of_mixing(look: Look, num_rows: int) -> None:
         UserWarning,
         stacklevel=6,
     )
-
-
-def _differs(one: Tensor, other: Tensor) -> bool:
-    """Tell whether outputs differ by more than the order of additions explains."""
-    if one.shape != other.shape:
-        return True
-    precision = one.dtype
-    if torch.is_autocast_enabled(one.device.type):
-        precision = torch.get_autocast_dtype(one.device.type)
-    tolerance = max(0.01, 16 * torch.finfo(precision).eps)
-    one, other = one.double(), other.double()
-    both = one.isfinite() & other.isfinite()
-    scale = other.where(both, 0.0).abs().max()
-    return bool(((one - other).where(both, 0.0).abs() > tolerance * scale).any())
 
 
 def _normalises_by_batch(model: nn.Module) -> list[str]:

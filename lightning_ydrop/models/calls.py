@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -117,3 +118,17 @@ def dim_of_rows(tensor: Tensor, rows: int, batch_dim: int) -> int | None:
         if tensor.ndim > dim and tensor.shape[dim] == rows:
             return dim
     return None
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Tell whether outputs differ by more than the order of additions explains."""
+    if one.shape != other.shape:
+        return True
+    precision = one.dtype
+    if torch.is_autocast_enabled(one.device.type):
+        precision = torch.get_autocast_dtype(one.device.type)
+    tolerance = max(0.01, 16 * torch.finfo(precision).eps)
+    one, other = one.double(), other.double()
+    both = one.isfinite() & other.isfinite()
+    scale = other.where(both, 0.0).abs().max()
+    return bool(((one - other).where(both, 0.0).abs() > tolerance * scale).any())

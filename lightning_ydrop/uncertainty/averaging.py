@@ -11,6 +11,8 @@ from lightning_ydrop import progress
 from lightning_ydrop.models.calls import Inputs, arguments_of, signature_of
 from lightning_ydrop.models.sharing import without_lost_memory
 from lightning_ydrop.uncertainty.draws import MaskSharing
+from lightning_ydrop.uncertainty.mixing import check_single_samples, warn_of_mixing
+from lightning_ydrop.uncertainty.outputs import Dims
 from lightning_ydrop.uncertainty.passes import Subject, batch_size_of, run_masks
 from lightning_ydrop.uncertainty.streams import devices_of, draw_seed, seeded, seeds_obeyed
 from lightning_ydrop.uncertainty.tasks import Average, Probabilities, Task
@@ -49,12 +51,26 @@ def mean_probabilities(
 
     """
     subject = subject_of(model, inputs, forward)
-    task = Probabilities(class_dim, temperature)
+    task = Probabilities(Dims(class_dim), temperature)
     return average_over_masks(subject, task, num_masks, max_rows=max_rows, sharing=sharing).means["probabilities"]
 
 
-def subject_of(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> Subject:
+def subject_of(
+    model: nn.Module,
+    inputs: Inputs,
+    forward: Callable[..., Any] | None,
+    batch_dim: int = 0,
+    *,
+    may_be_empty: bool = False,
+) -> Subject:
     """Read the arguments of a call from inputs.
+
+    Args:
+        model: As for `monte_carlo`.
+        inputs: As for `monte_carlo`.
+        forward: As for `monte_carlo`.
+        batch_dim: As for `monte_carlo`.
+        may_be_empty: Whether a batch of no samples will do.
 
     Raises:
         ConfigurationError: If forward does not take them, or they hold no samples.
@@ -62,7 +78,9 @@ def subject_of(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | N
     """
     forward = forward or model
     arguments = arguments_of(signature_of(model, forward), inputs)
-    return Subject(model, forward, arguments, batch_size_of(inputs, arguments))
+    return Subject(
+        model, forward, arguments, batch_size_of(inputs, arguments, batch_dim, may_be_empty=may_be_empty), batch_dim
+    )
 
 
 def average_over_masks(
@@ -75,8 +93,8 @@ def average_over_masks(
     shared_masks: bool = False,
     generator: torch.Generator | None = None,
     return_samples: bool = False,
-    progress_bar: bool = False,
-    note_output: Callable[[Any], None] | None = None,
+    bar_of: Callable[[int], Any] | None = None,
+    note_output: Callable[[Any, int], None] | None = None,
 ) -> Average:
     """Average what a task reads from a model's outputs over masks: see `monte_carlo`.
 
@@ -89,21 +107,27 @@ def average_over_masks(
         shared_masks: As for `monte_carlo`.
         generator: As for `monte_carlo`.
         return_samples: Whether to keep what each mask gives.
-        progress_bar: As for `monte_carlo`.
-        note_output: Gets each output of the model.
+        bar_of: Makes a bar, as tqdm's, of that many passes of the batch, or with `shared_masks` of a sample. None: no
+            bar.
+        note_output: Gets each output of the model, and for how many rows it is.
 
     """
     sharing = sharing or MaskSharing()
-    at_once = num_masks if max_rows is None else max(1, max_rows // (1 if shared_masks else subject.batch_size))
+    if subject.batch_size == 0:  # shows nothing of the draws
+        shared_masks, sharing = False, MaskSharing(is_known=True, rows_mix=False)
+    at_once = num_masks if max_rows is None else max(1, max_rows // (1 if shared_masks else max(1, subject.batch_size)))
     accelerators = devices_of(subject.model, subject.tensors()) if shared_masks or generator is not None else []
-    bar = progress.progress_bar(None, "masks", progress_bar, num_masks * (subject.batch_size if shared_masks else 1))
+    num_passed = num_masks * (subject.batch_size if shared_masks else 1)
+    bar = progress.progress_bar(None, "", False) if bar_of is None else bar_of(num_passed)
 
     def note(output: Any, count: int) -> None:
         bar.update(count)
         if note_output is not None:
-            note_output(output)
+            note_output(output, count * (1 if shared_masks else subject.batch_size))
 
     def with_masks_of_its_own() -> Average:
+        if at_once > 1 and num_masks > 1:
+            warn_of_mixing(subject, task.dims, sharing)
         sums = Running(task, subject.batch_size, return_samples, note)
         run_masks(subject, num_masks, at_once, sharing, sums.add)
         return sums.average()
@@ -111,6 +135,7 @@ def average_over_masks(
     def with_seed(seed: int) -> Average:
         with seeds_obeyed(subject.model, accelerators):
             if shared_masks:
+                check_single_samples(subject, task.dims, sharing)
                 return _shared(subject, task, num_masks, at_once, sharing, return_samples, note, seed, accelerators)
             with seeded(seed, accelerators):
                 return with_masks_of_its_own()

@@ -23,7 +23,7 @@ from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.head import StudentWithUncertainty, division_loss, widen
 from lightning_ydrop.uncertainty.masks import check_drops, dropout_off, dropping_in_calls
 from lightning_ydrop.uncertainty.monte_carlo import warn_of_vanilla_rates
-from lightning_ydrop.uncertainty.outputs import logits_of
+from lightning_ydrop.uncertainty.outputs import Dims, logits_of
 from lightning_ydrop.uncertainty.tasks import Classification, Probabilities
 from lightning_ydrop.uncertainty.teachers import copy_of, load_checkpoint
 
@@ -273,11 +273,11 @@ class DropoutDistillation(LightningModule):
     def _means_over_masks(self, inputs: Inputs) -> Mapping[str, Tensor]:
         """Give the teacher's mean probabilities and, for a head, the mean entropy of what single masks predict."""
         subject = subject_of(self.teacher, inputs, own_method(self.teacher, "ydrop_forward"))
-        task = Probabilities(self.class_dim, self.temperature)
+        task = Probabilities(Dims(self.class_dim), self.temperature)
         with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
             return average_over_masks(
                 subject,
-                Classification(self.class_dim) if self.uncertainty_head else task,
+                Classification(Dims(self.class_dim)) if self.uncertainty_head else task,
                 self.num_masks,
                 max_rows=self.max_rows,
                 sharing=self._mask_sharing,
@@ -293,7 +293,7 @@ class DropoutDistillation(LightningModule):
                     stack.enter_context(dropout_off(self.student))
                     if self.functional:
                         stack.enter_context(switching_dropout_calls(False))
-                logits = logits_of(self._network_output(inputs), len(average), self.class_dim)
+                logits = logits_of(self._network_output(inputs), len(average), Dims(self.class_dim))
         num_extra = 1 if self.uncertainty_head else 0
         if logits.shape != (len(average), average.shape[1] + num_extra, *average.shape[2:]):
             raise ConfigurationError(

@@ -29,16 +29,18 @@ class Draw:
 
 @dataclass
 class MaskSharing:
-    """What is known of a model's draws: whether all rows of a batch share some of them.
+    """What is known of a model's passes: whether all rows of a batch share some draws, or influence each other.
 
     Attributes:
-        is_known: Whether two passes of the model have been compared.
+        is_known: Whether the draws of two passes have been compared.
         is_shared: Whether a draw was the same for all rows, as far as these passes tell.
+        rows_mix: Whether rows influence each other; None before two passes have been compared for that.
 
     """
 
     is_known: bool = False
     is_shared: bool = False
+    rows_mix: bool | None = None
 
     def compare(self, one_mask: Sequence[Draw], many_masks: Sequence[Draw], num_masks: int) -> None:
         """Learn from the draws of two passes: one with one mask for a batch, one with `num_masks` times the rows.

@@ -31,6 +31,7 @@ def monte_carlo(
     shared_masks: bool = False,
     generator: torch.Generator | None = None,
     class_dim: int = 1,
+    batch_dim: int = 0,
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
@@ -48,6 +49,7 @@ def monte_carlo(
     return_samples: bool = False,
     shared_masks: bool = False,
     generator: torch.Generator | None = None,
+    batch_dim: int = 0,
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
@@ -67,6 +69,7 @@ def monte_carlo(
     shared_masks: bool = False,
     generator: torch.Generator | None = None,
     class_dim: int = 1,
+    batch_dim: int = 0,
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
@@ -85,6 +88,7 @@ def monte_carlo(
     shared_masks: bool = False,
     generator: torch.Generator | None = None,
     class_dim: int = 1,
+    batch_dim: int = 0,
     max_rows: int | None = 4096,
     forward: Callable[..., Any] | None = None,
     progress_bar: bool = True,
@@ -127,6 +131,9 @@ def monte_carlo(
             stay as they are. It moves on by one number. None: torch's random streams.
         class_dim: Dimension of the classes in the output, -1 for logits (B, *, C); for regression, that of means and
             noise in a single tensor.
+        batch_dim: Dimension of the samples in inputs and output: 1 for models of (T, B, F), such as recurrent layers
+            without `batch_first`. In tensors that have not as many entries there, the first dimension is meant. Results
+            have the samples first.
         max_rows: At most this many rows pass through the model at once, but never fewer than the batch has, or than
             one with `shared_masks`. None: all.
         forward: Another method of the model, to be called instead of it.
@@ -161,6 +168,7 @@ def monte_carlo(
         return_samples=return_samples,
         shared_masks=shared_masks,
         class_dim=class_dim,
+        batch_dim=batch_dim,
         max_rows=max_rows,
         progress_bar=progress_bar,
         functional=functional,
@@ -173,7 +181,7 @@ def monte_carlo(
         warn_of_equal_ranks(
             "monte_carlo", "Pass generator=torch.Generator().manual_seed(...) with another seed on each."
         )
-    return settings.task.result(settings.average(subject_of(model, inputs, forward), generator))
+    return settings.task.result(settings.average(subject_of(model, inputs, forward, settings.batch_dim), generator))
 
 
 def warn_of_vanilla_rates(owner: str, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.kinds import draws_for_each_sample
-from lightning_ydrop.models.calls import Inputs
+from lightning_ydrop.models.calls import Inputs, dim_of_rows
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.state import leaving_no_trace
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
@@ -30,6 +30,7 @@ class Subject:
         forward: What is called: the model itself, or another method.
         arguments: Positional and keyword arguments of the call.
         batch_size: Number of samples, B. Tensors with as many rows have one for each sample.
+        batch_dim: Dimension of the rows. In tensors that have not as many there, it is the first one.
 
     """
 
@@ -37,6 +38,7 @@ class Subject:
     forward: Callable[..., Any]
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     batch_size: int
+    batch_dim: int = 0
 
     def tensors(self) -> list[Tensor]:
         """List the tensors among the arguments."""
@@ -46,8 +48,8 @@ class Subject:
         """Call the model with some rows of the batch, `count` times one after the other."""
 
         def repeat(tensor: Tensor) -> Tensor:
-            is_batched = tensor.ndim > 0 and len(tensor) == self.batch_size
-            return torch.cat([tensor[rows]] * count) if is_batched else tensor
+            dim = dim_of_rows(tensor, self.batch_size, self.batch_dim)
+            return tensor if dim is None else torch.cat([tensor[(slice(None),) * dim + (rows,)]] * count, dim)
 
         positional, keywords = self.arguments
         if count > 1 or len(range(self.batch_size)[rows]) < self.batch_size:
@@ -85,7 +87,7 @@ def run_masks(
     forward, model = subject.forward, subject.model
     beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
     with dropping(model, (*beside, *subject.arguments)) as modules:
-        if sharing.is_shared or not all(map(draws_for_each_sample, modules)):
+        if sharing.rows_mix or sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
         if num_masks == 2 and not sharing.is_known:
             at_once = 1  # after a first pass of one mask, there are no two left to compare it with
@@ -122,19 +124,23 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     return tensors
 
 
-def batch_size_of(inputs: Inputs, arguments: Sequence[Any]) -> int:
+def batch_size_of(inputs: Inputs, arguments: Sequence[Any], batch_dim: int = 0, *, may_be_empty: bool = False) -> int:
     """Tell how many samples a batch has.
 
     Args:
         inputs: The batch, for the message.
         arguments: What it is to be called with.
+        batch_dim: The dimension of the samples.
+        may_be_empty: Whether a batch of no samples will do.
 
     Raises:
-        ConfigurationError: If it has none.
+        ConfigurationError: If it holds no tensors, or no samples.
 
     """
-    sizes = [len(tensor) for tensor in tensors_in(arguments) if tensor.ndim > 0]
-    if not sizes or sizes[0] == 0:
+    sizes = [
+        tensor.shape[batch_dim if tensor.ndim > batch_dim else 0] for tensor in tensors_in(arguments) if tensor.ndim > 0
+    ]
+    if not sizes or (sizes[0] == 0 and not may_be_empty):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",
             "They hold at least one tensor, the first of them with a row for each sample, and at least one sample.",

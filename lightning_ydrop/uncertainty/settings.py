@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from lightning_ydrop import progress
 from lightning_ydrop.checks import check_count, check_flag
 from lightning_ydrop.uncertainty.averaging import average_over_masks
 from lightning_ydrop.uncertainty.draws import MaskSharing
@@ -21,6 +23,7 @@ class Settings:
 
     owner: str
     task: Averaged
+    batch_dim: int
     num_samples: int
     return_samples: bool
     shared_masks: bool
@@ -33,7 +36,8 @@ class Settings:
         subject: Subject,
         generator: torch.Generator | None,
         sharing: MaskSharing | None = None,
-        note_output: Callable[[Any], None] | None = None,
+        note_output: Callable[[Any, int], None] | None = None,
+        bar_of: Callable[[int], Any] | None = None,
     ) -> Average:
         """Average the outputs for a batch.
 
@@ -41,9 +45,11 @@ class Settings:
             subject: The model and the batch.
             generator: As for `monte_carlo`.
             sharing: What earlier batches have shown of the model's draws.
-            note_output: Gets each output of the model.
+            note_output: Gets each output of the model, and for how many rows it is.
+            bar_of: Makes a bar of another kind than tqdm's, if one is to show.
 
         """
+        bar_of = bar_of or partial(progress.progress_bar, None, "masks", True)
         with dropping_in_calls(self.owner, subject.model) if self.functional else nullcontext():
             return average_over_masks(
                 subject,
@@ -54,7 +60,7 @@ class Settings:
                 shared_masks=self.shared_masks,
                 generator=generator,
                 return_samples=self.return_samples,
-                progress_bar=self.progress_bar,
+                bar_of=bar_of if self.progress_bar else None,
                 note_output=note_output,
             )
 
@@ -68,6 +74,7 @@ def checked_settings(
     return_samples: bool,
     shared_masks: bool,
     class_dim: int,
+    batch_dim: int,
     max_rows: int | None,
     progress_bar: bool,
     functional: bool,
@@ -78,9 +85,11 @@ def checked_settings(
         ConfigurationError: If one is out of range, or belongs to another task.
 
     """
+    batch_dim = check_count(owner, "batch_dim", batch_dim, minimum=0, example=1)
     return Settings(
         owner,
-        task_of(owner, task, class_dim, noise),
+        task_of(owner, task, class_dim, batch_dim, noise),
+        batch_dim,
         check_count(owner, "num_samples", num_samples, minimum=1, example=100),
         check_flag(owner, "return_samples", return_samples),
         check_flag(owner, "shared_masks", shared_masks),

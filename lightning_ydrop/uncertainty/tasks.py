@@ -11,8 +11,7 @@ from torch import Tensor
 from lightning_ydrop.checks import check_choice, check_class_dim
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.functional.uncertainty import bernoulli_entropy, predictive_entropy
-from lightning_ydrop.models.calls import read_rows
-from lightning_ydrop.uncertainty.outputs import Noise, logits_of, mean_and_noise, precise
+from lightning_ydrop.uncertainty.outputs import ALIKE, OF_CLASSES, Dims, Noise, logits_of, mean_and_noise, precise
 from lightning_ydrop.uncertainty.results import MonteCarlo, MonteCarloMultilabel, MonteCarloRegression
 
 TaskName = Literal["classification", "regression", "multilabel"]
@@ -40,6 +39,7 @@ class Average:
 class Task(ABC):
     """What is read from an output, mask by mask, and what the average of it says."""
 
+    dims: Dims
     sampled: tuple[str, ...] = ()
     varying: tuple[str, ...] = ()
 
@@ -56,12 +56,13 @@ class Averaged(Task):
         """Say what the average tells."""
 
     @abstractmethod
-    def output(self, result: Any, form: Any) -> Any:
-        """Give the average as an output of the model would look: losses and metrics take it for one.
+    def output(self, result: Any, form: Any, num_rows: int) -> Any:
+        """Give the average as an output of the model would look, of its dtype too: losses and metrics take it for one.
 
         Args:
             result: What `result` gave.
             form: Any output of the model.
+            num_rows: For how many rows it is.
 
         Raises:
             ConfigurationError: If such an output can't be made, because it holds more than predictions.
@@ -73,24 +74,24 @@ class Averaged(Task):
 class Probabilities(Task):
     """The probabilities of classes alone, at a temperature."""
 
-    class_dim: int = 1
+    dims: Dims = OF_CLASSES
     temperature: float = 1.0
 
     def read(self, output: Any, num_rows: int) -> dict[str, Tensor]:
         """Take the softmax of the logits."""
-        return {"probabilities": (logits_of(output, num_rows, self.class_dim) / self.temperature).softmax(1)}
+        return {"probabilities": (logits_of(output, num_rows, self.dims) / self.temperature).softmax(1)}
 
 
 @dataclass(frozen=True)
 class Classification(Averaged):
     """One class of several."""
 
-    class_dim: int = 1
+    dims: Dims = OF_CLASSES
     sampled = ("probabilities",)
 
     def read(self, output: Any, num_rows: int) -> dict[str, Tensor]:
         """Take the probabilities, and their entropy."""
-        probabilities = logits_of(output, num_rows, self.class_dim).softmax(1)
+        probabilities = logits_of(output, num_rows, self.dims).softmax(1)
         return {"probabilities": probabilities, "entropy": predictive_entropy(probabilities)}
 
     def result(self, average: Average) -> MonteCarlo:
@@ -102,22 +103,24 @@ class Classification(Averaged):
             average.means["entropy"],
         )
 
-    def output(self, result: MonteCarlo, form: Any) -> Tensor:
+    def output(self, result: MonteCarlo, form: Any, num_rows: int) -> Tensor:
         """Give the logits of the average: their softmax is the average itself."""
-        _check_tensor(form)
+        form = _checked_tensor(form)
         tiny = torch.finfo(result.probabilities.dtype).tiny
-        return result.probabilities.clamp(min=tiny).log().movedim(1, self.class_dim)
+        logits = result.probabilities.clamp(min=tiny).log()
+        return self.dims.back(logits.movedim(1, self.dims.of_classes(form, num_rows)), form, num_rows)
 
 
 @dataclass(frozen=True)
 class Multilabel(Averaged):
     """Labels that each apply or not: a logit for each."""
 
+    dims: Dims = ALIKE
     sampled = ("probabilities",)
 
     def read(self, output: Any, num_rows: int) -> dict[str, Tensor]:
         """Take the probabilities, and their entropy."""
-        probabilities = precise(read_rows(output, num_rows)).sigmoid()
+        probabilities = precise(self.dims.rows_first(output, num_rows)).sigmoid()
         return {"probabilities": probabilities, "entropy": bernoulli_entropy(probabilities)}
 
     def result(self, average: Average) -> MonteCarloMultilabel:
@@ -129,10 +132,11 @@ class Multilabel(Averaged):
             average.means["entropy"],
         )
 
-    def output(self, result: MonteCarloMultilabel, form: Any) -> Tensor:
+    def output(self, result: MonteCarloMultilabel, form: Any, num_rows: int) -> Tensor:
         """Give the logits of the average: their sigmoid is the average itself."""
-        _check_tensor(form)
-        return torch.logit(result.probabilities, eps=torch.finfo(result.probabilities.dtype).eps)
+        form = _checked_tensor(form)
+        logits = torch.logit(result.probabilities, eps=torch.finfo(result.probabilities.dtype).eps)
+        return self.dims.back(logits, form, num_rows)
 
 
 @dataclass(frozen=True)
@@ -140,15 +144,15 @@ class Regression(Averaged):
     """Numbers, perhaps with the variance of each."""
 
     noise: Noise | None = None
-    class_dim: int = 1
+    dims: Dims = ALIKE
     sampled = ("mean", "variance")
     varying = ("mean",)
 
     def read(self, output: Any, num_rows: int) -> dict[str, Tensor]:
         """Take the mean, and the variance where the model predicts one."""
         if self.noise is None:
-            return {"mean": precise(read_rows(output, num_rows))}
-        mean, variance = mean_and_noise(output, num_rows, self.noise, self.class_dim)
+            return {"mean": precise(self.dims.rows_first(output, num_rows))}
+        mean, variance = mean_and_noise(output, num_rows, self.noise, self.dims)
         return {"mean": mean, "variance": variance}
 
     def result(self, average: Average) -> MonteCarloRegression:
@@ -162,18 +166,19 @@ class Regression(Averaged):
             average.samples.get("variance"),
         )
 
-    def output(self, result: MonteCarloRegression, form: Any) -> Any:
+    def output(self, result: MonteCarloRegression, form: Any, num_rows: int) -> Any:
         """Give the mean and, where the model predicts a variance, the total variance in its place."""
         if self.noise is None:
-            _check_tensor(form)
-            return result.mean
-        noise = result.variance.log() if self.noise == "log_variance" else result.variance
+            return self.dims.back(result.mean, _checked_tensor(form), num_rows)
+        first = form if isinstance(form, Tensor) else form["mean"] if isinstance(form, Mapping) else form[0]
+        variance = result.variance.log() if self.noise == "log_variance" else result.variance
+        mean, noise = (self.dims.back(each, first, num_rows) for each in (result.mean, variance))
         if isinstance(form, Mapping):
-            return {"mean": result.mean, self.noise: noise}
-        return torch.cat([result.mean, noise], self.class_dim) if isinstance(form, Tensor) else (result.mean, noise)
+            return {"mean": mean, self.noise: noise}
+        return torch.cat([mean, noise], self.dims.classes or 0) if isinstance(form, Tensor) else (mean, noise)
 
 
-def task_of(owner: str, name: str, class_dim: int, noise: str | None) -> Averaged:
+def task_of(owner: str, name: str, class_dim: int, batch_dim: int, noise: str | None) -> Averaged:
     """Make the task of a name, and refuse settings that belong to another.
 
     Raises:
@@ -196,12 +201,15 @@ def task_of(owner: str, name: str, class_dim: int, noise: str | None) -> Average
             "This task treats all entries of the output alike, so it has no dimension of classes.",
             "Leave class_dim out.",
         )
+    alike = Dims(None, batch_dim)
     if name == "classification":
-        return Classification(class_dim)
-    return Multilabel() if name == "multilabel" else Regression(noise, class_dim)  # type: ignore[arg-type]
+        return Classification(Dims(class_dim, batch_dim))
+    if name == "multilabel":
+        return Multilabel(alike)
+    return Regression(None, alike) if noise is None else Regression(noise, Dims(class_dim, batch_dim))  # type: ignore[arg-type]
 
 
-def _check_tensor(form: Any) -> None:
+def _checked_tensor(form: Any) -> Tensor:
     """Refuse outputs of which an average can't be made, since they hold more than predictions.
 
     Raises:
@@ -215,3 +223,4 @@ def _check_tensor(form: Any) -> None:
             "a mapping.",
             "Give the LightningModule a method `ydrop_forward` that returns the predictions, and call it in test_step.",
         )
+    return form

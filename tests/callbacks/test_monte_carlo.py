@@ -4,6 +4,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -157,6 +158,7 @@ def test_each_batch_has_masks_of_its_own() -> None:
     assert not torch.equal(first.mean, second.mean)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_what_a_batch_has_shown_of_the_draws_saves_a_pass_in_the_next() -> None:
     net, passes = Net(), []
     net.net[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -484,14 +486,15 @@ def test_masks_show_beneath_the_trainers_own_bar(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BEFORE_IT_SHOWS", 0)
     shown = []
-    for has_bar, wanted in ((True, True), (True, False), (False, True)):
-        bars = [TQDMProgressBar()] if has_bar else []
-        trainer_of(MonteCarloCallback(5, progress_bar=wanted), *bars, enable_progress_bar=has_bar).predict(
-            Net(), loader()
-        )
-        said = capsys.readouterr()
-        shown.append("masks" in said.err)
-    assert shown == [True, False, False]
+    for bar, wanted in ((True, True), (True, False), (False, True)):
+        for kind in (TQDMProgressBar, partial(RichProgressBar, console_kwargs={"force_terminal": True})):
+            bars = [kind()] if bar else []
+            callback = MonteCarloCallback(5, max_rows=1, progress_bar=wanted)
+            trainer_of(callback, *bars, enable_progress_bar=bar).predict(Net(), loader())
+            said = capsys.readouterr()
+            shown.append("masks" in said.err + said.out)
+            assert ("5/5" in said.out) == (shown[-1] and kind is not TQDMProgressBar)  # tqdm draws too seldom
+    assert shown == [True, True, False, False, False, False]
 
 
 class Data(LightningDataModule):

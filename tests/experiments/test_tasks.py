@@ -92,6 +92,33 @@ def test_what_was_trained_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
         assert not any("here" in line or str(tmp_path) in line for line in lines)
 
 
+def test_another_machine_goes_on_from_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Run] = []
+
+    def run_all(runs: list[Run], known: Any) -> None:
+        left = [run for run in runs if run.result is None]
+        for run in left:
+            leave(run, 1.0)
+        trained.extend(left)
+
+    monkeypatch.setattr(program, "run_all", run_all)
+    monkeypatch.setattr(program, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(program, "TASKS", {"vote": TASK})
+    program.main(["--tasks", "vote", "--out", str(tmp_path / "lost"), "--data", "there"])
+    assert len(trained) == 12 + 108 + 36
+    record = tmp_path / "records/trials.jsonl"
+    lines = record.read_text().splitlines()
+    lines[5] = lines[5].replace('"files": "', '"files": "another')
+    record.write_text("".join(f"{line}\n" for line in lines))
+    trained.clear()
+    program.main(["--tasks", "vote", "--out", str(tmp_path / "new"), "--data", "here"])
+    (run,) = trained
+    assert (run.arm, value(run, "data.train_fraction")) == (
+        json.loads(lines[5])["arm"],
+        json.loads(lines[5])["varied"]["data.train_fraction"],
+    )
+
+
 def test_some_sizes_can_be_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -356,6 +356,7 @@ def test_a_teacher_that_is_made_late_or_reads_its_checkpoint_does_so(tmp_path: P
     assert isinstance(DropoutDistillation(Small(), student=Late()).student.head, nn.Sequential)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize(
     "layer",
     [nn.Dropout(0.3), nn.Dropout1d(0.3), nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.3), Jumpout(0.3)],
@@ -510,6 +511,7 @@ class Transposed(nn.Module):
         return x.transpose(1, 2)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_whether_masks_are_shared_is_found_out_in_the_first_step(teacher: Small) -> None:
     class DropConnect(nn.Module):
         def __init__(self) -> None:
@@ -555,6 +557,7 @@ def test_settings_of_numpy_are_kept_as_plain_ones(teacher: Small) -> None:
     loss_of(distillation, torch.randn(5, 4)).backward()
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_no_more_rows_than_allowed_pass_the_teacher_at_once(teacher: Small) -> None:
     distillation = DropoutDistillation(teacher, num_masks=5, max_rows=13)
     rows: list[int] = []

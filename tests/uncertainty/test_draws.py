@@ -132,6 +132,7 @@ SHARED: dict[str, Callable[[], Net]] = {
 }
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("is_inference", [False, True])
 @pytest.mark.parametrize("kind", SHARED)
 def test_one_mask_passes_at_a_time_where_rows_share_a_draw(kind: str, is_inference: bool) -> None:
@@ -192,6 +193,7 @@ OF_EACH_ROW: dict[str, Callable[[], Net]] = {
 }
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("is_inference", [False, True])
 @pytest.mark.parametrize("kind", OF_EACH_ROW)
 def test_many_masks_pass_at_once_where_each_row_has_draws_of_its_own(kind: str, is_inference: bool) -> None:
@@ -201,12 +203,14 @@ def test_many_masks_pass_at_once_where_each_row_has_draws_of_its_own(kind: str, 
     assert net.passes == [BATCH_SIZE, ROWS, ROWS]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_where_calls_do_not_pair_up_one_mask_passes_at_a_time() -> None:
     net = Net(by_sample, drop=nn.Dropout())
     monte_carlo(net, torch.randn(BATCH_SIZE, 16, 3), NUM_MASKS)
     assert net.passes == [BATCH_SIZE, ROWS, *[BATCH_SIZE] * (NUM_MASKS - 1)]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize(("num_masks", "passes"), [(1, [4]), (2, [4, 4]), (3, [4, 8])])
 def test_few_masks_take_no_pass_that_is_not_averaged(num_masks: int, passes: list[int]) -> None:
     net = OF_EACH_ROW["rows"]()
@@ -214,6 +218,7 @@ def test_few_masks_take_no_pass_that_is_not_averaged(num_masks: int, passes: lis
     assert net.passes == passes
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("num_masks", [2, 3, 5])
 def test_what_was_learned_is_not_learned_again(num_masks: int) -> None:
     for kinds, is_shared in ((OF_EACH_ROW, False), (SHARED, True)):
@@ -223,6 +228,7 @@ def test_what_was_learned_is_not_learned_again(num_masks: int) -> None:
         assert net.passes == ([BATCH_SIZE] * num_masks if is_shared else [num_masks * BATCH_SIZE])
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_a_function_that_compiles_itself_is_no_obstacle() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:

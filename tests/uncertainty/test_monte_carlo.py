@@ -62,6 +62,7 @@ def test_it_is_the_average_over_all_masks() -> None:
     assert (model.eval()(x).softmax(1) - exact(model, x, 0.3)).abs().max() > 3 * bound
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_a_sample_has_masks_of_its_own_in_a_pass_of_many() -> None:
     model, passes = network(16), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -91,6 +92,7 @@ def test_what_a_forward_counts_is_kept() -> None:
     assert model.rows == 2
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_in_the_callers_autocast_the_weights_still_train() -> None:
     model, x, cached = network(), torch.ones(2, 3), []
     model.register_forward_pre_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
@@ -102,6 +104,7 @@ def test_in_the_callers_autocast_the_weights_still_train() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     model, passes = network(), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -110,6 +113,7 @@ def test_rows_are_split_where_memory_does_not_allow_them() -> None:
     assert passes == [4, 12, 12, 4, 4]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_half_as_many_masks_pass_at_once_where_a_gpu_has_no_memory() -> None:
     model, passes, room = network(), [], 20
 
@@ -141,6 +145,7 @@ class WeightDrop(nn.Linear):
         return nn.functional.linear(x, nn.functional.dropout(self.weight, 0.5, self.training))
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("layer", [Jumpout(), StochasticDepth(0.5, "batch"), WeightDrop()])
 def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module) -> None:
     model, passes = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), layer, nn.Linear(8, 2)), []
@@ -149,6 +154,7 @@ def test_what_draws_once_for_a_batch_takes_a_pass_for_each_mask(layer: nn.Module
     assert passes == [4, 4, 4]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize(
     ("pattern", "shape"),
     [
@@ -195,6 +201,7 @@ class Dropping(nn.Module):
         return logits
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("shape", [(), (1, 3), (2, 3)])
 def test_where_a_layer_drops_what_no_sample_has_to_itself_each_mask_takes_a_pass(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -208,6 +215,7 @@ def test_where_a_layer_drops_what_no_sample_has_to_itself_each_mask_takes_a_pass
     assert (found - slow).abs().max() < 2 * math.sqrt(math.log(2 * 8 / ALARM) / (2 * 400))
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_several_rows_of_a_sample_or_the_batch_in_second_place_are_rows_of_their_own() -> None:
     class TimeFirst(nn.Module):
         def __init__(self) -> None:
@@ -241,6 +249,7 @@ def compiled_function(model: nn.Sequential, backend: Any) -> None:
 COMPILED = [compiled_inside, compiled_in_place, compiled_function]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 @pytest.mark.parametrize("compile_part", COMPILED)
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_compiled_parts_are_compared_too_and_compiled_without_hooks(
@@ -268,6 +277,7 @@ def test_compiled_parts_are_compared_too_and_compiled_without_hooks(
     assert hooks == [0]  # compiled once, by the passes after the two that are compared
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_what_draws_for_each_sample_takes_one_pass_after_the_first_mask() -> None:
     model, passes = nn.Sequential(nn.Linear(3, 8), nn.AlphaDropout(), StochasticDepth(0.5, "row"), nn.Linear(8, 2)), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -275,6 +285,7 @@ def test_what_draws_for_each_sample_takes_one_pass_after_the_first_mask() -> Non
     assert passes == [4, 8]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_only_what_drops_is_in_training_mode_and_the_model_is_given_back() -> None:
     driven = ConductanceDropout()
     driven.update(torch.linspace(0, 0.9, 8), elasticity=0.5, initial_drop_prob=0.2)
@@ -340,6 +351,7 @@ class OwnAttention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=p).mean(1)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_attention_drops_that_reads_the_rate_of_a_layer_beside_it() -> None:
     model, x = nn.Sequential(OwnAttention(0.5), nn.Linear(4, 2)), torch.randn(3, 6, 4)
     found = monte_carlo(model, x, 2).probabilities
@@ -355,6 +367,7 @@ def test_attention_drops_that_reads_the_rate_of_a_layer_beside_it() -> None:
     assert flags == [False, False]
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_all_masks_pass_at_once_without_a_limit() -> None:
     model, passes = network(), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -377,6 +390,7 @@ def test_it_warns_where_probabilities_of_ydrop_may_have_been_left_behind(driven:
     assert monte_carlo(model, torch.ones(1, 3), 2).probabilities.sum() == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_inputs_may_be_nested_and_another_method_called() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -187,6 +187,7 @@ def test_with_shared_masks_each_mask_is_one_network() -> None:
     assert float(first.std(0).min()) > 0.01
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_shared_masks_pass_sample_by_sample_with_many_masks_at_once() -> None:
     model, passes = perceptron(), []
     model[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -210,6 +211,7 @@ def test_what_all_samples_share_goes_with_each_of_them() -> None:
     assert found.probabilities.shape == (4, 2)
 
 
+@pytest.mark.usefixtures("rows_known_apart")
 def test_half_as_many_masks_pass_where_a_gpu_has_no_memory_and_they_stay_the_same_for_all() -> None:
     model, passes = perceptron(), []
 
