@@ -152,14 +152,20 @@ def active_dropout(
     elementwise: bool,
     scale_exponent: float,
     max_rate: float = MAX_JUMPOUT_RATE,
+    shared_masks: bool = False,
 ) -> Tensor:
-    """Do what `jumpout` does, without checking the settings. `max_rate` caps the rate of active units."""
+    """Do what `jumpout` does, without checking the settings.
+
+    `max_rate` caps the rate of active units. With `shared_masks` all samples have one mask.
+    """
     drawn = (p_min + sigma * torch.randn([], dtype=torch.float32, device=x.device).abs()).clamp(max=p_max)
     # Count at least one active element, to avoid 0 / 0.
     active = torch.count_nonzero(x > 0).clamp(min=1)
     rate = (drawn * x.numel() / active).clamp(max=max_rate)
     elementwise = elementwise or x.ndim <= 2
     size = x.shape if elementwise else [length if dim < 2 else 1 for dim, length in enumerate(x.shape)]
+    if shared_masks:
+        size = [1 if dim == 0 else length for dim, length in enumerate(size)]
     keep = torch.rand(size, dtype=torch.float32, device=x.device) >= rate
     scale = ((1 - rate) ** -scale_exponent).to(x.dtype)
     return x * keep * scale if elementwise else x * (keep * scale)

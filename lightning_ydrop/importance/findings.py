@@ -108,7 +108,8 @@ def warn_of_shared_masks(
     for name in called:
         layer = layers[name]
         dim = 0 if name in rows_first else layer.batch_dim or batch_dim
-        if dim != layer.batch_dim and not layer.elementwise and not layer.replaced:
+        own = layer.elementwise or layer.shared_masks or layer.replaced
+        if dim != layer.batch_dim and not own:
             warnings.warn(
                 f"The layer {name!r} (batch_dim={layer.batch_dim}) would draw one mask for all samples, which are "
                 f"dimension {dim} of what it puts out. "

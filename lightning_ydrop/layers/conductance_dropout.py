@@ -44,6 +44,7 @@ class ConductanceDropout(nn.Module):
         elementwise: Draw for each element, with the probability of its unit. Otherwise draw for each sample and unit.
         batch_dim: Dimension of the samples: 0 for (B, *), 1 for (T, B, U). It matters for inputs of three or more
             dimensions, if not `elementwise`.
+        shared_masks: Draw once for all samples of a batch, instead of for each.
 
     Attributes:
         drop_prob: Probability that a unit is dropped, float32, shape (U,). During a linear transition it is the
@@ -65,9 +66,17 @@ class ConductanceDropout(nn.Module):
     # TorchScript would compile these properties, and cannot.
     __jit_unused_properties__ = ("p", "replaced")
 
-    def __init__(self, p: float = 0.5, unit_dim: int = 1, elementwise: bool = False, batch_dim: int = 0) -> None:
+    def __init__(
+        self,
+        p: float = 0.5,
+        unit_dim: int = 1,
+        elementwise: bool = False,
+        batch_dim: int = 0,
+        shared_masks: bool = False,
+    ) -> None:
         super().__init__()
         check_flag("ConductanceDropout", "elementwise", elementwise)
+        self.shared_masks = check_flag("ConductanceDropout", "shared_masks", shared_masks)
         self.unit_dim, self.batch_dim = _checked_dims(unit_dim, batch_dim)
         self.elementwise = bool(elementwise)
         self.replaced = ()
@@ -119,6 +128,13 @@ class ConductanceDropout(nn.Module):
                 return leaf_call(self, x)
         if not self.training:
             return x
+        if self.shared_masks and x.ndim > 1:
+            shape = list(x.shape)
+            shape[self.batch_dim] = 1
+            return x * self._drop(x.new_ones(shape))
+        return self._drop(x)
+
+    def _drop(self, x: Tensor) -> Tensor:
         if self._is_driven() and not self.is_unbatched(x):
             return unit_dropout(
                 x, self._applied_drop_prob, self._applied_mean, self.unit_dim, self.elementwise, self.batch_dim
@@ -244,13 +260,14 @@ class ConductanceDropout(nn.Module):
         self.active = False
 
     def extra_repr(self) -> str:
-        """Show the arguments, as torch's layers do, and of a driven layer the rates. `batch_dim` appears unless 0."""
-        batch_dim = f", batch_dim={self.batch_dim}" if self.batch_dim != 0 else ""
+        """Show the arguments, the last two if they are not the default, and the rates of a driven layer."""
+        others = f", batch_dim={self.batch_dim}" if self.batch_dim != 0 else ""
+        others += ", shared_masks=True" if self.shared_masks else ""
         rates = ""
         if self.active:
             low, high = (float(rate) for rate in self.drop_prob.aminmax())
             rates = f", driven: {len(self.drop_prob)} units dropped at {low:.2f} to {high:.2f}"
-        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}{batch_dim}{rates}"
+        return f"p={self.p}, unit_dim={self.unit_dim}, elementwise={self.elementwise}{others}{rates}"
 
     def _is_driven(self) -> bool:
         if torch.compiler.is_compiling():

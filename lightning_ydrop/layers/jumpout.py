@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from lightning_ydrop.checks import check_flag
 from lightning_ydrop.functional.masking import Granularity, active_dropout, check_jumpout
 from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
 
@@ -24,6 +25,7 @@ class Jumpout(nn.Module):
         p_max: Largest share, in [0, 1), at least `p_min`.
         granularity: Draw for each "element", or for each sample and "channel", which is dimension 1.
         scale_exponent: 1 keeps the mean of the activations, 0.5 their second moment. The paper's 0.75 is in between.
+        shared_masks: Draw once for all samples of a batch, instead of for each.
 
     Raises:
         ConfigurationError: If a value is out of range.
@@ -40,8 +42,10 @@ class Jumpout(nn.Module):
         p_max: float = 0.5,
         granularity: Granularity = "element",
         scale_exponent: float = 0.75,
+        shared_masks: bool = False,
     ) -> None:
         super().__init__()
+        self.shared_masks = check_flag("Jumpout", "shared_masks", shared_masks)
         check_jumpout("Jumpout", p_min, sigma, p_max, granularity, scale_exponent)
         self.p_min = float(p_min)
         self.sigma = float(sigma)
@@ -62,11 +66,13 @@ class Jumpout(nn.Module):
         if not is_scripting():  # the attributes may have been set since
             check_jumpout("Jumpout", self.p_min, self.sigma, self.p_max, self.granularity, self.scale_exponent)
         elementwise = self.granularity == "element"
-        return active_dropout(x, self.p_min, self.sigma, self.p_max, elementwise, self.scale_exponent)
+        return active_dropout(
+            x, self.p_min, self.sigma, self.p_max, elementwise, self.scale_exponent, shared_masks=self.shared_masks
+        )
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch's layers do."""
         return (
             f"p_min={self.p_min}, sigma={self.sigma}, p_max={self.p_max}, granularity={self.granularity!r}, "
-            f"scale_exponent={self.scale_exponent}"
+            f"scale_exponent={self.scale_exponent}{', shared_masks=True' if self.shared_masks else ''}"
         )

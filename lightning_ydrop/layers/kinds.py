@@ -48,7 +48,7 @@ def drops(module: nn.Module) -> bool:
 
 def draws_for_each_sample(module: nn.Module) -> bool:
     """Tell whether a module that drops is known to draw separately for each sample of a batch."""
-    known = isinstance(module, (*FOR_EACH_SAMPLE, *WITH_A_DROPOUT))
+    known = isinstance(module, (*FOR_EACH_SAMPLE, *WITH_A_DROPOUT)) and not getattr(module, "shared_masks", False)
     return known or getattr(module, "mode", None) == "row"  # torchvision's StochasticDepth
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lightning_ydrop.checks import check_fraction
+from lightning_ydrop.checks import check_flag, check_fraction
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.runs import WHOLE, token_dropout
 from lightning_ydrop.functional.stencils import COVERING, make_stencil, stencil_dropout
@@ -42,6 +42,8 @@ class PatternDropout(nn.Module):
 
     Args:
         pattern: The pattern.
+        shared_masks: Place and draw it once for all samples of a batch, instead of for each. There is no padding mask
+            then.
 
     Raises:
         ConfigurationError: If it is no pattern.
@@ -56,8 +58,9 @@ class PatternDropout(nn.Module):
     # TorchScript would compile these properties, and cannot.
     __jit_unused_properties__ = ("pattern", "progress")
 
-    def __init__(self, pattern: Pattern) -> None:
+    def __init__(self, pattern: Pattern, shared_masks: bool = False) -> None:
         super().__init__()
+        self.shared_masks = check_flag("PatternDropout", "shared_masks", shared_masks)
         _register_operator()
         if not isinstance(pattern, (ConvPattern, TokenPattern)):
             raise ConfigurationError(
@@ -136,9 +139,14 @@ class PatternDropout(nn.Module):
                 return leaf_call(self, x) if padding_mask is None else leaf_call(self, x, padding_mask)
         if not self.training or self._is_empty:
             return x
-        rate = self._applied_progress * self._rate
         if not is_scripting():
             self._check_input(x, padding_mask)
+        if self.shared_masks:
+            return x * self._drop(x.new_ones(x[:1].shape), None)
+        return self._drop(x, padding_mask)
+
+    def _drop(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        rate = self._applied_progress * self._rate
         if self._of_tokens:
             return token_dropout(x, self._run, self._gap, rate, self._share_t, self._share_c, padding_mask)
         size, stride, repeat, rotate, shear_x, shear_y = self._geometry
@@ -152,7 +160,7 @@ class PatternDropout(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the pattern."""
-        return repr(self.pattern)
+        return f"{self.pattern}{', shared_masks=True' if self.shared_masks else ''}"
 
     @torch.jit.unused
     def _check_input(self, x: Tensor, padding_mask: Tensor | None) -> None:
@@ -180,6 +188,12 @@ class PatternDropout(nn.Module):
                 "Leave this place without a pattern."
                 if self._place
                 else "Place the layer where the batch is the first dimension, or use a ConvPattern for maps.",
+            )
+        if padding_mask is not None and self.shared_masks:
+            raise ConfigurationError(
+                "A PatternDropout(shared_masks=True) was called with a padding mask.",
+                "Samples with padding of their own have masks of their own.",
+                "Leave shared_masks or the padding mask out.",
             )
         if padding_mask is not None:
             fitting = (x.shape[0], x.shape[3 if x.ndim == 4 else 1])
