@@ -193,7 +193,7 @@ def _by_task(cells: Sequence[Cell], what: str, arm: str, over: str) -> list[floa
     for cell in cells:
         mean = getattr(cell, what)(arm, over).mean
         if not math.isnan(mean):
-            by_task[cell.task.row].append(mean)
+            by_task[cell.task.of or cell.task.row].append(mean)
     return [statistics.fmean(values) for values in by_task.values()]
 
 
@@ -232,7 +232,7 @@ def sections(cells: Sequence[Cell], p_values: Mapping[str, float]) -> Iterator[s
         yield f"## {kind[0].upper()}{kind[1:]}"
         ours = [cell for cell in cells if cell.task.kind == kind]
         yield table(ours, p_values)
-        if len({cell.task.row for cell in ours}) > 1:
+        if len({cell.task.of or cell.task.row for cell in ours}) > 1:
             yield "On average over these tasks:"
             yield table_of_averages(ours)
 
@@ -246,7 +246,7 @@ def text(cells: Sequence[Cell]) -> str:
         HEAD.format(num_runs=f"{num_runs:,}", trials=TRIALS, num_cells=len(cells)),
         "![Gain over tuned dropout for every task and size](gains.png)",
         "## On average",
-        "Of each task the mean over its sizes; over tasks the mean, with its 95% interval.",
+        "Of each task the mean over its sizes and networks; over tasks the mean, with its 95% interval.",
         table_of_averages(cells),
         "## By task",
         "For each seed the mean over sizes; then the mean over seeds, with its 95% interval.",

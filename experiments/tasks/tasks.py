@@ -30,6 +30,7 @@ class Task:
         seeds: Trainings of each arm.
         tunes_rate: Whether the learning rate is tuned.
         arms: What is compared.
+        of: The task that it is with another network: averages over tasks take the two for one. Itself by default.
 
     """
 
@@ -43,6 +44,7 @@ class Task:
     seeds: int = 5
     tunes_rate: bool = True
     arms: tuple[str, ...] = ARMS
+    of: str = ""
 
     def samples(self, fraction: float) -> int:
         """Count what is trained on."""
@@ -55,8 +57,17 @@ def _tasks() -> Iterator[Task]:
     digits, mnist = "digits", "MNIST, two layers of 1024"
     yield Task("digits", "perceptrons", digits, None, 1078, (1.0,), seeds=20, tunes_rate=False, arms=of_the_paper)
     settings = ("data.val_fraction=0.1", "early_stopping.patience=25")
-    sizes = (0.01, 0.05)
+    sizes = (0.01, 0.02, 0.05)
     yield Task("mnist_fc_1", "perceptrons", mnist, "", 54000, sizes, settings, 10, tunes_rate=False, arms=of_the_paper)
+    for row, words in (
+        ("256", "two layers of 256"),
+        ("512", "two layers of 512"),
+        ("one_layer", "one layer of 1024"),
+        ("three_layers", "three layers of 1024"),
+    ):
+        name, of = f"MNIST, {words}", "mnist_fc_1"
+        shared = ("perceptrons", name, "", 54000, (0.05,), settings)
+        yield Task(f"mnist_{row}", *shared, tunes_rate=False, arms=of_the_paper, of=of)
     for name, full in (("cancer", 342), ("vote", 567), ("phishing", 750), ("segment", 1386), ("affairs", 3819)):
         yield Task(f"tabular_{name}", "tables", name, f"tabular/{name}.csv", full, (0.1, 0.3, 1.0))
     for name, full in (("power", 657), ("vowels", 384), ("arrows", 126)):
