@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.data import Tabular, TextClassification, TimeSeries
+from examples.data import ImageFolderData, MNISTDigits, Tabular, TextClassification, TimeSeries
 from examples.networks import (
     AdamClassifier,
     Classifier,
@@ -24,6 +24,7 @@ from examples.networks import (
 from examples.paper.experiment import CONFIGS, FILES
 from lightning_ydrop import ConductanceDropout, Jumpout
 from tests.examples.programs import EXAMPLES
+from tests.examples.test_data import TEST, TRAIN, drawn, write_mnist
 from tests.examples.test_files import write_pictures, write_table, write_text
 
 SENTENCE, SERIES, PICTURE = (7, 20), (3, 16), (3, 32, 32)
@@ -106,8 +107,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_table(folder / "table.csv", ["a", "b", "y"], [[number, number**2, number % 2] for number in range(60)])
     np.savez(folder / "series.npz", x=np.random.default_rng(0).normal(size=(60, 2, 30)), y=np.arange(60) % 3)
     write_pictures(folder / "pictures/train", 30, size=(32, 32))
+    train, test = (drawn((1, 28, 28), count, 10, seed) for seed, count in enumerate((TRAIN, TEST)))
+    write_mnist(folder / "mnist", train, test)
     roots = {"TextClassification": "text.tsv", "Tabular": "table.csv", "TimeSeries": "series.npz"}
-    return {name: str(folder / file) for name, file in (roots | {"ImageFolderData": "pictures"}).items()}
+    return {name: str(folder / file) for name, file in (roots | {"ImageFolderData": "pictures", "MNISTDigits": "mnist"}).items()}
 
 
 TASKS = sorted(path for path in FILES.values() if path.parent.name == "tasks")
@@ -154,7 +157,7 @@ def test_every_row_is_trained_on_files_of_its_kind(row: Any, data: dict[str, str
             "--trainer.enable_progress_bar=false",
         ]
     )
-    assert isinstance(made.datamodule, (TextClassification, Tabular, TimeSeries)) or "pictures" in root
+    assert isinstance(made.datamodule, (TextClassification, Tabular, TimeSeries, ImageFolderData, MNISTDigits))
     assert made.trainer.global_step == 1
     callbacks: Any = made.trainer.callbacks
     callback = next(each for each in callbacks if type(each).__name__ == "YDropCallback")
