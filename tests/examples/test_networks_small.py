@@ -110,7 +110,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     train, test = (drawn((1, 28, 28), count, 10, seed) for seed, count in enumerate((TRAIN, TEST)))
     write_mnist(folder / "mnist", train, test)
     roots = {"TextClassification": "text.tsv", "Tabular": "table.csv", "TimeSeries": "series.npz"}
-    return {name: str(folder / file) for name, file in (roots | {"ImageFolderData": "pictures", "MNISTDigits": "mnist"}).items()}
+    roots |= {"ImageFolderData": "pictures", "MNISTDigits": "mnist"}
+    return {name: str(folder / file) for name, file in roots.items()}
 
 
 TASKS = sorted(path for path in FILES.values() if path.parent.name == "tasks")
