@@ -241,6 +241,14 @@ def test_memory_is_counted_in_every_stage_of_a_step(results: Path, small: str) -
     assert paper["Y-Drop MiB"] >= paper["phase 1 MiB"] > paper["a step finds MiB"]
 
 
+@pytest.mark.parametrize("network", ["FC_1", "Transformer, checkpoints", "Transformer, checkpoints in training"])
+def test_phase_1_takes_no_more_memory_than_training(network: str) -> None:
+    case, device = memory.CASES[network], torch.device("cpu")
+    plain, driven = memory.peaks_of(case, None, 32, device), memory.peaks_of(case, {}, 32, device)
+    # Beside what our layers hold: a few numbers for each unit.
+    assert driven["phase 1"] - driven["before"] < max(plain.values()) - plain["before"]
+
+
 @pytest.mark.slow
 def test_processes_exchange_their_scores(results: Path) -> None:
     ranks.main(rounds=3, processes=(2,), networks=("FC_1",))
