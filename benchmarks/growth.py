@@ -160,7 +160,7 @@ def draw(rows: Sequence[Row], plot: Path) -> None:
         "layers": f"hidden layers of {ALONG['layers'].width} units",
         "width": f"units in each of {ALONG['width'].layers} layers",
         "batch": "samples in the batch",
-        "rows": f"rows of phase 1: samples x {N_STEPS} steps",
+        "rows": f"rows of phase 1, {N_STEPS} for each sample drawn",
     }
     plot.parent.mkdir(exist_ok=True)
     highest = max(max(row["ratio"], row["floor"]) for row in rows)
@@ -170,7 +170,7 @@ def draw(rows: Sequence[Row], plot: Path) -> None:
             _draw_axis(panel, [row for row in rows if row["axis"] == axis])
             panel.set(xlabel=label, ylim=(0.9, 1.1 * highest))
         figure.supylabel("time of a step, nn.Dropout = 1")
-        legend_below(figure, panels[0, 0])
+        legend_below(figure, panels[0, 0], in_a_row=2)
 
 
 def _draw_axis(panel: Axes, rows: Sequence[Row]) -> None:
