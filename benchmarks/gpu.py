@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import memory, step
 from benchmarks.measuring import interleaved, quartiles, ratios
 from benchmarks.networks import MakeDropout
-from benchmarks.report import write_report
+from benchmarks.report import last_record, write_report
 from lightning_ydrop import YDrop
 
 NAMES = ("FC_1", "FC_2", "FC_3", "FC_4", "S_1", "M_1", "ResNet-18", "Transformer")
@@ -72,6 +72,7 @@ def main(
     settings = dict(locals())
     warnings.simplefilter("ignore")
     where = torch.device(device)
+    before = last_record("gpu", where)  # or the first row would replace what the others are compared with
     rows: list[dict[str, Any]] = []
     for network in dict.fromkeys((*networks, *compiled)):
         for mode in (*modes, *(("compiled",) if network in compiled else ())):
@@ -83,7 +84,8 @@ def main(
             rows.append({"network": network, "mode": mode, **row})
             columns = list(dict.fromkeys(column for row in rows for column in row))
             # Each time, so that what is cut off has left what there was time for.
-            write_report("gpu", where, settings, [{column: row.get(column, "") for column in columns} for row in rows])
+            filled = [{column: row.get(column, "") for column in columns} for row in rows]
+            write_report("gpu", where, settings, filled, before)
 
 
 def measure(network: str, mode: str, where: torch.device, batch_size: int) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import step
-from benchmarks.networks import RECOMMENDED, Transformer, resnet, small_cnn
+from benchmarks.networks import (
+    RECOMMENDED,
+    CheckpointedInTraining,
+    CheckpointedTransformer,
+    Transformer,
+    resnet,
+    small_cnn,
+)
 from benchmarks.report import write_report
 from lightning_ydrop import YDrop
 
@@ -27,6 +34,12 @@ CASES = {
     "S_1": step.CASES["S_1"],
     "ResNet-18": step.Case(resnet, (3, 64, 64)),
     "Transformer": step.Case(lambda dropout: Transformer(28, 64, 2, 10, dropout), (28, 28), unit_dim=-1),
+    "Transformer, checkpoints": step.Case(
+        lambda dropout: CheckpointedTransformer(28, 64, 4, 10, dropout), (28, 28), unit_dim=-1
+    ),
+    "Transformer, checkpoints in training": step.Case(
+        lambda dropout: CheckpointedInTraining(28, 64, 4, 10, dropout), (28, 28), unit_dim=-1
+    ),
     "CNN": step.Case(small_cnn, (1, 28, 28)),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"paper": {}, "recommended": RECOMMENDED}

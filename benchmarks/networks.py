@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 MakeDropout = Callable[[], nn.Module]
@@ -78,6 +79,26 @@ class Transformer(nn.Module):
         x = self.embedding(x.flatten(2)) + self.position[: x.shape[1]]
         logits: Tensor = self.head(self.blocks(x).mean(1))
         return logits
+
+
+class CheckpointedTransformer(Transformer):
+    """It keeps only the input of each block, and runs the blocks again in the backward pass: always, or in training."""
+
+    always = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the logits (B, C) of sequences (B, T, features), T at most 64."""
+        x = self.embedding(x.flatten(2)) + self.position[: x.shape[1]]
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.training or self.always else block(x)
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+class CheckpointedInTraining(CheckpointedTransformer):
+    """It does so in training mode alone, as those of Hugging Face do."""
+
+    always = False
 
 
 class Block(nn.Module):

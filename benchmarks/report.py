@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,14 +23,23 @@ CHANGE = 0.1
 Row = Mapping[str, Any]
 
 
-def write_report(question: str, device: torch.device, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Print a table, and write it with settings, hardware and versions to results/.
+def write_report(
+    question: str,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    before: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a table and what has changed, and write the table with settings, hardware and versions to results/.
+
+    A record of another kind of machine is not lost: it moves to results/other_machines/.
 
     Args:
         question: Name of the benchmark, which the file is called after, with the device.
         device: Where it was measured.
         settings: What it was called with.
         rows: The table, each row by column.
+        before: The record to compare with. None takes the last one of this kind of machine.
 
     """
     report = {
@@ -40,14 +51,45 @@ def write_report(question: str, device: torch.device, settings: Mapping[str, Any
         "versions": {name: version(name) for name in ("torch", "lightning", "captum", "lightning-ydrop")},
         "rows": [dict(row) for row in rows],
     }
-    RESULTS.mkdir(exist_ok=True)
+    before = before or last_record(question, device)
     file = RESULTS / f"{question}-{device.type}.json"
-    before = json.loads(file.read_text()) if file.exists() else None
+    file.parent.mkdir(exist_ok=True)
+    if file.exists() and (other := json.loads(file.read_text())["hardware"]) != report["hardware"]:
+        place = _place_of(question, device, other)
+        place.parent.mkdir(exist_ok=True)
+        file.rename(place)
+    _place_of(question, device, hardware(device)).unlink(missing_ok=True)
     file.write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))
-    print(f"\n{report['hardware']}\nwritten to {file}")
-    if before is not None and before["hardware"] == report["hardware"]:
-        print("\n".join(changes(before["rows"], rows)))
+    print(f"\nwritten to {file}")
+    print("\n".join(comparison(before, report)))
+
+
+def last_record(question: str, device: torch.device) -> dict[str, Any] | None:
+    """Find the last record of this kind of machine, if there is one."""
+    here = hardware(device)
+    for file in (RESULTS / f"{question}-{device.type}.json", _place_of(question, device, here)):
+        if file.exists():
+            record: dict[str, Any] = json.loads(file.read_text())
+            if record["hardware"] == here:
+                return record
+    return None
+
+
+def _place_of(question: str, device: torch.device, machine: Mapping[str, Any]) -> Path:
+    """Say where the record of a kind of machine is, while that of another is the newest."""
+    name = re.sub(r"[^a-z0-9]+", "-", _name_of(machine).lower()).strip("-")
+    return RESULTS / "other_machines" / f"{question}-{device.type}-{name}.json"
+
+
+def _name_of(machine: Mapping[str, Any]) -> str:
+    parts = [
+        machine["cpu"],
+        f"{machine['cores']} cores",
+        f"{machine['threads']} threads",
+        *filter(None, [machine.get("gpu")]),
+    ]
+    return ", ".join(parts)
 
 
 def read_report(question: str, device: str = "cpu") -> dict[str, Any]:
@@ -56,8 +98,33 @@ def read_report(question: str, device: str = "cpu") -> dict[str, Any]:
     return report
 
 
-def changes(before: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-    """Say which figures have become larger or smaller by more than CHANGE since the last record.
+def comparison(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> list[str]:
+    """Say on which kind of machine a report was made, and which figures differ from the last record of that kind.
+
+    Args:
+        before: The last record, or None where there is none.
+        report: The report.
+
+    """
+    machine = _name_of(report["hardware"])
+    if before is None:
+        return [
+            f"There is no earlier record of this kind of machine ({machine}).",
+            "To see what a change makes slower, run this command before and after it.",
+        ]
+    lines = [f"Compared with the last record of this kind of machine ({machine}), of {before['date']}:"]
+    then, now = before["settings"], json.loads(json.dumps(report["settings"]))
+    lines += [f"  setting {name}: was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
+    larger, smaller = changes(before["rows"], report["rows"])
+    for text, found in (("Larger, so slower where it is a time:", larger), ("Smaller:", smaller)):
+        lines += [text, *(f"  {each}" for each in found)] if found else []
+    if not larger and not smaller:
+        lines.append(f"No figure differs by more than {CHANGE:.0%}.")
+    return lines
+
+
+def changes(before: Sequence[Row], rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Say which figures have become larger, and which smaller, by more than CHANGE. The largest changes come first.
 
     Args:
         before: The last record's rows.
@@ -66,15 +133,17 @@ def changes(before: Sequence[Row], rows: Sequence[Row]) -> list[str]:
 
     """
     known = {_identity(row): row for row in before}
-    found = []
+    found: list[tuple[float, str]] = []
     for row in rows:
         former = known.get(_identity(row), {})
         for column, value in row.items():
             old = former.get(column)
             if isinstance(value, float) and isinstance(old, float) and abs(value - old) > CHANGE * abs(old):
                 name = ", ".join(map(str, _identity(row)))
-                found.append(f"{name}: {column} was {old:.3g} in the last record and is {value:.3g}")
-    return found or [f"no figure differs by more than {CHANGE:.0%} from the last record"]
+                change = (value - old) / abs(old) if old else math.copysign(math.inf, value)
+                found.append((change, f"{name}: {column} was {old:.3g}, is {value:.3g} ({change:+.0%})"))
+    found.sort(key=lambda each: -abs(each[0]))
+    return [text for change, text in found if change > 0], [text for change, text in found if change < 0]
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

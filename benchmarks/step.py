@@ -160,11 +160,18 @@ def _models_of_one_set_of_weights(case: Case, device: torch.device) -> dict[str,
     return models
 
 
-def floor(case: Case, x: Tensor, y: Tensor) -> float:
-    """Count operations of matrix products and convolutions: a step with the paper's phase 1, to one without.
+def floor(case: Case, x: Tensor, y: Tensor, rows: int | None = None) -> float:
+    """Count operations of matrix products and convolutions: a step with phase 1, to one without.
 
-    Phase 1 at its leanest is one forward pass of n_steps * num_samples + 1 rows, and the backward pass of as many down
-    to the first dropout layer, without the gradients of weights.
+    Phase 1 at its leanest is one forward pass of its rows, and the backward pass of as many down to the first dropout
+    layer, without the gradients of weights.
+
+    Args:
+        case: The network.
+        x: The batch.
+        y: Its labels.
+        rows: Of phase 1. None takes the paper's, n_steps * num_samples + 1.
+
     """
     model = case.model("paper").to(x.device)
     with FlopCounterMode(display=False) as step:
@@ -174,9 +181,10 @@ def floor(case: Case, x: Tensor, y: Tensor) -> float:
         if isinstance(module, ConductanceDropout):
             module.register_forward_hook(lambda module, args, output: recorded.append(output))
     model.eval()
-    rows = N_STEPS * num_samples_of(BATCH_SIZE) + 1
+    rows = N_STEPS * num_samples_of(len(x)) + 1 if rows is None else rows
+    points = x[torch.arange(rows, device=x.device) % len(x)]
     with FlopCounterMode(display=False) as phase1:
-        torch.autograd.grad(model(x[:rows]).sum(), recorded)
+        torch.autograd.grad(model(points).sum(), recorded)
     return 1 + float(phase1.get_total_flops() / step.get_total_flops())
 
 

@@ -186,8 +186,8 @@ def global_hooks_off() -> Iterator[None]:
 def tensor_hooks_off() -> Iterator[list[str]]:
     """Let a forward pass register no hooks on tensors and retain no gradients: a backward pass of ours is none of its.
 
-    Hooks that torch itself registers, as FSDP2 does to gather parameters, are left alone, and so are captum's and those
-    of other threads.
+    Hooks that torch itself registers, as FSDP2 does to gather parameters, are left alone, and so are captum's, our own
+    and those of other threads.
 
     Yields:
         Where the calls came from, filled while the model runs.
@@ -198,7 +198,7 @@ def tensor_hooks_off() -> Iterator[list[str]]:
     def instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
         def ignore(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
             caller = _caller()
-            if threading.get_ident() != thread or caller.partition(".")[0] in ("torch", "captum"):
+            if threading.get_ident() != thread or caller.partition(".")[0] in ("torch", "captum", "lightning_ydrop"):
                 return original(tensor, *args, **kwargs)
             callers.append(caller)
             # The caller may remove it.

@@ -5,7 +5,7 @@ wrong numbers, memory or time.
 """
 
 import sys
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 import lightning_ydrop
 from lightning_ydrop.models import snapshot, tensors
@@ -27,6 +28,8 @@ from lightning_ydrop.torch_internals import PLAIN_TENSORS
 
 PACKAGE = str(Path(lightning_ydrop.__file__).parent)
 MASKS = (torch.bool, torch.uint8)
+# Hooks of tensors, by the node and the output that a gradient arrives at.
+HOOKS: dict[tuple[Any, int], "OrderedDict[int, Callable[[Tensor], object]]"] = {}
 
 # What CUDA refuses under torch.use_deterministic_algorithms(True), by the name that torch's documentation gives it. The
 # documentation of older releases names some more, which stand at the end.
@@ -169,6 +172,8 @@ def fake_cuda() -> Iterator[None]:
         stack.enter_context(patch("torch.random.fork_rng", lambda **_: nullcontext()))
         # Its engine asks the driver for the device's streams.
         stack.enter_context(patch("torch.autograd.grad", gradients))
+        HOOKS.clear()
+        stack.enter_context(patch.object(Tensor, "register_hook", _register_hook))
         # The type of a fake tensor is another one, and it would not be guarded at all.
         stack.enter_context(patch.object(snapshot, "PLAIN_TENSORS", (*PLAIN_TENSORS, FakeTensor)))
         # A fake tensor has no memory that could be shared.
@@ -177,12 +182,22 @@ def fake_cuda() -> Iterator[None]:
         yield
 
 
+def _register_hook(tensor: Tensor, hook: Callable[[Tensor], object]) -> RemovableHandle:
+    """Register a hook that `gradients` calls."""
+    edge = get_gradient_edge(tensor)
+    hooks = HOOKS.setdefault((edge.node, edge.output_nr), OrderedDict())
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
+
+
 def gradients(
     outputs: Tensor,
     inputs: Sequence[Tensor],
     grad_outputs: Tensor,
     retain_graph: bool = False,
     materialize_grads: bool = False,
+    allow_unused: bool = True,
 ) -> tuple[Tensor | None, ...]:
     """Differentiate as `torch.autograd.grad` does, but call the nodes of the graph from here.
 
@@ -192,6 +207,7 @@ def gradients(
         grad_outputs: The gradient of the outputs.
         retain_graph: Whether it may be called again. Here it always may.
         materialize_grads: Whether zeros stand for gradients that do not exist. Otherwise None does.
+        allow_unused: Whether there may be such. Here there always may.
 
     """
     root = get_gradient_edge(outputs)
@@ -210,6 +226,10 @@ def gradients(
     ready: list[Any] = [root.node]  # all that uses these nodes has been called
     while ready:
         node = ready.pop()
+        for place, gradient in arrived[node].items():
+            for hook in HOOKS.get((node, place), {}).values():
+                with torch.no_grad():
+                    hook(gradient)
         passed: Any = [None] * len(node.next_functions)
         if arrived[node] and node.next_functions:
             passed = node(*(arrived[node].get(place) for place in range(len(node._input_metadata))))

@@ -16,6 +16,7 @@ from benchmarks import (
     distillation,
     fidelity,
     gpu,
+    growth,
     host,
     layers,
     mask,
@@ -122,25 +123,58 @@ def test_steps_are_compared(loop: str, results: Path, small: str) -> None:
     assert min(row["none"], row["recommended"], row["dropout ms"]) > 0
 
 
-def test_what_has_changed_since_the_last_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        {"network": "a", "rounds": 3, "ratio": 1.0, "ms": 5.0},
-        {"network": "b", "rounds": 3, "ratio": 2.0, "ms": 1.0},
+ROWS = [
+    {"network": "a", "rounds": 3, "ratio": 1.0, "ms": 5.0},
+    {"network": "b", "rounds": 3, "ratio": 2.0, "ms": 1.0},
+]
+
+
+def said_of(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], **settings: object) -> str:
+    report.write_report("anything", torch.device("cpu"), settings, rows)
+    return capsys.readouterr().out
+
+
+def test_what_got_slower_since_the_last_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no earlier record of this kind of machine" in said_of(ROWS, capsys)
+    changed = [
+        ROWS[1] | {"ratio": 3.0, "ms": 0.5},
+        ROWS[0] | {"ratio": 1.2, "ms": 5.1},
+        {"network": "c", "rounds": 3, "ratio": 9.0, "ms": 1.0},
     ]
-    device = torch.device("cpu")
-    report.write_report("anything", device, {}, rows)
-    assert "last record" not in capsys.readouterr().out
-    slower = [rows[1], rows[0] | {"ratio": 1.2, "ms": 5.1}, {"network": "c", "rounds": 3, "ratio": 9.0, "ms": 1.0}]
-    report.write_report("anything", device, {}, slower)
-    said = capsys.readouterr().out
-    assert "a, 3: ratio was 1 in the last record and is 1.2" in said
-    assert said.count("last record") == 1
-    report.write_report("anything", device, {}, slower)
-    assert "no figure differs by more than 10%" in capsys.readouterr().out
-    file = results / "anything-cpu.json"
-    file.write_text(file.read_text().replace('"threads": ', '"threads": 9'))  # another machine
-    report.write_report("anything", device, {}, rows)
-    assert "last record" not in capsys.readouterr().out
+    said = said_of(changed, capsys).partition("Compared with the last record")[2]
+    slower, faster = said.split("Smaller:")
+    assert f"{torch.get_num_threads()} threads), of 20" in slower
+    assert slower.index("b, 3: ratio was 2, is 3 (+50%)") < slower.index("a, 3: ratio was 1, is 1.2 (+20%)")
+    assert "slower where it is a time" in slower
+    assert faster.strip() == "b, 3: ms was 1, is 0.5 (-50%)"
+    assert "No figure differs by more than 10%" in said_of(changed, capsys)
+    assert "setting rounds: was None, is 9" in said_of(changed, capsys, rounds=9)
+
+
+def test_each_kind_of_machine_has_its_last_record(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_of(ROWS, capsys)
+    monkeypatch.setattr(report, "_cpu", lambda: "Another (R) CPU")
+    assert "no earlier record of this kind of machine (Another (R) CPU, " in said_of([ROWS[0] | {"ratio": 7.0}], capsys)
+    (other,) = (results / "other_machines").iterdir()
+    assert rows_of(other) == ROWS
+    monkeypatch.undo()
+    monkeypatch.setattr(report, "RESULTS", results)
+    assert "No figure differs" in said_of(ROWS, capsys)
+    (other,) = (results / "other_machines").iterdir()
+    assert other.name.startswith("anything-cpu-another-r-cpu-")
+    assert rows_of(results / "anything-cpu.json") == ROWS
+
+
+def test_a_benchmark_that_writes_row_by_row_compares_with_what_was_there_before(
+    results: Path, small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    took = iter([1.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(gpu, "measure", lambda *args: {"paper": next(took)})
+    for _ in range(2):
+        gpu.main(networks=[small], modes=["bf16", "16"], compiled=[], device="cpu")
+    assert "small, 16: paper was 1, is 2 (+100%)" in capsys.readouterr().out
 
 
 def test_every_measure_is_timed(results: Path, small: str) -> None:
@@ -210,6 +244,30 @@ def test_the_trade_is_drawn_from_what_fidelity_found(results: Path, small: str, 
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
 
+def test_growth_is_measured_along_each_axis_and_drawn_from_the_record(results: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "growth.png"
+    growth.main(layers=(1, 2), widths=(8, 16), batches=(16, 32), samples=(1, 16), seconds_for_each=0.01, plot=plot)
+    rows = {(row["axis"], row["value"]): row for row in rows_of(results / "growth-cpu.json")}
+    assert [*rows] == [
+        *(("layers", number) for number in (1, 2)),
+        *(("width", number) for number in (8, 16)),
+        *(("batch", number) for number in (16, 32)),
+        *(("rows", number) for number in (5, 80)),
+    ]
+    # 6 and 81 rows forward, and backward as far as the first of two layers; training takes 64 rows.
+    first, second, last = 784 * 1024, 1024 * 1024, 1024 * 10
+    training = 64 * (2 * first + 3 * second + 3 * last)
+    for value in (5, 80):
+        phase1 = (value + 1) * (first + 2 * second + 2 * last)
+        assert rows["rows", value]["floor"] == pytest.approx(1 + phase1 / training)
+    assert all(row["ratio"] > 0 and row["rounds"] >= 4 for row in rows.values())
+    assert rows["rows", 80]["ratio"] > rows["rows", 5]["ratio"]
+    drawn = plot.stat().st_size
+    plot.unlink()
+    growth.main(plot=plot, redraw=True)
+    assert plot.stat().st_size == drawn > 10_000
+
+
 def test_layers_are_counted_in_both_placements(results: Path) -> None:
     layers.main(rounds=2, counts=(1, 2), depth=4, width=8)
     rows = rows_of(results / "layers-cpu.json")
@@ -239,6 +297,14 @@ def test_memory_is_counted_in_every_stage_of_a_step(results: Path, small: str) -
     parameters = 12 * 16 + 16 + 16 * 10 + 10
     assert paper["a step finds MiB"] * 2**20 == pytest.approx(4 * (3 * parameters + 64 * 12) + 8 * 64, rel=0.25)
     assert paper["Y-Drop MiB"] >= paper["phase 1 MiB"] > paper["a step finds MiB"]
+
+
+@pytest.mark.parametrize("network", ["FC_1", "Transformer, checkpoints", "Transformer, checkpoints in training"])
+def test_phase_1_takes_no_more_memory_than_training(network: str) -> None:
+    case, device = memory.CASES[network], torch.device("cpu")
+    plain, driven = memory.peaks_of(case, None, 32, device), memory.peaks_of(case, {}, 32, device)
+    # Beside what our layers hold: a few numbers for each unit.
+    assert driven["phase 1"] - driven["before"] < max(plain.values()) - plain["before"]
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_ydrop.functional.attribution import Quadrature, at_least_float32, path_conductance, sum_to_units
+from lightning_ydrop.functional.attribution import at_least_float32, path_conductance, sum_to_units
 from lightning_ydrop.functional.path import path_points
 from lightning_ydrop.importance.classes import Classes
 from lightning_ydrop.importance.passes import (
+    Recorded,
     Recorder,
     carried_along,
-    gradients,
+    hand_over_gradients,
     measured_in_parts,
     target_along,
     with_own_starts,
@@ -66,16 +67,15 @@ def _one_pass(
         path_points(start, item, request.n_steps) for start, item in zip(request.starts, request.inputs, strict=True)
     )
     values, change = recorder.passed(partial(_values, request, points, classes, with_change))
-    kept = recorder.recorded(request, len(points[0]))
-    activations = kept.rows_first(kept.activations)
+    rows = len(points[0])
+    del points  # the backward pass does not go down to them
+    kept = recorder.recorded(request, rows)
     for_each_class = []
     for number, value in enumerate(values, start=1):
-        slopes = kept.rows_first(gradients(value, kept.activations, keep_graph=number < len(values)))
         scores: dict[str | None, Tensor] = {}
-        measured = _path_conductances(activations, slopes, request.num_samples, request.quadrature)
-        for name, layout, each in zip(kept.names, kept.layouts, measured, strict=True):
-            units = sum_to_units(each, layout.units_behind_rows)
-            scores[name] = scores[name] + units if name in scores else units
+        measured = _measured(request, value, kept, keep_graph=number < len(values))
+        for place, name in enumerate(kept.names):
+            scores[name] = scores[name] + measured[place] if name in scores else measured[place]
         for_each_class.append(scores)
     if classes is None:
         (scores,) = for_each_class
@@ -106,24 +106,33 @@ def _values(
     return values, changes[0] if classes is None else torch.stack(changes, 1)
 
 
-def _path_conductances(
-    activations: list[Tensor], gradients: list[Tensor], num_samples: int, quadrature: Quadrature
-) -> list[Tensor]:
-    """Give the conductance (B, *) of each activation. Small ones (rows, U) are put side by side and treated as one.
+def _measured(request: Request, value: Tensor, kept: Recorded, *, keep_graph: bool) -> dict[int, Tensor]:
+    """Give the conductance (B, U) of each activation, by its place. The last backward pass lets go of the activations.
 
-    Copying these takes less time than starting the operations for each of them.
+    Small ones (rows, U) are put side by side and treated as one. Copying these takes less time than starting the
+    operations for each of them.
     """
     measured: dict[int, Tensor] = {}
-    side_by_side: dict[torch.device, list[int]] = {}
-    for place, activation in enumerate(activations):
+    small: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
+    activations = dict(enumerate(kept.activations))
+    if not keep_graph:
+        kept.activations.clear()
+
+    def take(place: int, slope: Tensor) -> None:
+        layout, activation = kept.layouts[place], activations.pop(place).detach()
         if activation.ndim == 2 and activation.numel() <= SMALL:
-            side_by_side.setdefault(activation.device, []).append(place)
-        else:
-            measured[place] = path_conductance(activation.detach(), gradients[place], num_samples, quadrature)
-    for places in side_by_side.values():
-        paths = torch.cat([activations[place].detach() for place in places], 1)
-        slopes = torch.cat([gradients[place] for place in places], 1)
-        together = path_conductance(paths, slopes, num_samples, quadrature)
-        widths = [activations[place].shape[1] for place in places]
-        measured.update(zip(places, torch.split(together, widths, 1), strict=True))
-    return [measured[place] for place in range(len(activations))]
+            paths = layout.rows_first(activation), layout.rows_first(slope)
+            small.setdefault(activation.device, {})[place] = paths
+            return
+        each = path_conductance(
+            layout.rows_first(activation), layout.rows_first(slope), request.num_samples, request.quadrature
+        )
+        measured[place] = sum_to_units(each, layout.units_behind_rows)
+
+    hand_over_gradients(value, activations, take, keep_graph=keep_graph)
+    for side_by_side in small.values():
+        paths, slopes = (torch.cat(each, 1) for each in zip(*side_by_side.values(), strict=True))
+        together = path_conductance(paths, slopes, request.num_samples, request.quadrature)
+        widths = [path.shape[1] for path, _ in side_by_side.values()]
+        measured.update(zip(side_by_side, torch.split(together, widths, 1), strict=True))
+    return measured

@@ -2,12 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.importance.baseline import Tensors
@@ -58,9 +61,7 @@ class Recorder:
         return result
 
     def recorded(self, request: Request, rows: int) -> Recorded:
-        """List what was recorded in the last pass.
-
-        List it before a backward pass, in which activation checkpoints call their layers once more.
+        """List what was recorded in the last pass, before a backward pass. The list alone keeps it alive from now on.
 
         Raises:
             ConfigurationError: If an activation has no dimension of units.
@@ -76,6 +77,7 @@ class Recorder:
                 kept.names.append(name)
                 kept.activations.append(activation)
                 kept.layouts.append(layout)
+        self.tape.close()
         return kept
 
 
@@ -166,13 +168,86 @@ def gradients(value: Tensor, activations: list[Tensor], *, keep_graph: bool = Fa
     """
     if not activations or not value.requires_grad:
         return [torch.zeros_like(activation) for activation in activations]
-    try:
+    with _explaining_checkpoints():
         # Not value.sum(): in half precision the sum of many rows could overflow.
         return list(
             torch.autograd.grad(
                 value, activations, torch.ones_like(value), retain_graph=keep_graph, materialize_grads=True
             )
         )
+
+
+def hand_over_gradients(
+    value: Tensor, activations: Mapping[Key, Tensor], take: Callable[[Key, Tensor], None], *, keep_graph: bool = False
+) -> None:
+    """Differentiate F, summed over rows, and hand over each gradient as soon as the backward pass has it.
+
+    If `take` lets go of it, and of the activation, then there are never all of them in memory.
+
+    Args:
+        value: F of each row, (rows,).
+        activations: What layers put out.
+        take: Called with the key of each activation and the gradient, zeros where F does not depend on it.
+        keep_graph: Whether another backward pass is to follow.
+
+    Raises:
+        ConfigurationError: If the model checkpoints activations in a way that does not allow it.
+
+    """
+    left = set(activations)
+
+    def hand_over(key: Key, gradient: Tensor) -> None:
+        left.remove(key)
+        take(key, gradient)
+
+    if value.requires_grad:
+        handles = [
+            each.register_hook(partial(hand_over, key))  # type: ignore[no-untyped-call]
+            for key, each in activations.items()
+        ]
+        try:
+            with _explaining_checkpoints():
+                torch.autograd.grad(
+                    value,
+                    _ends(list(activations.values())),
+                    torch.ones_like(value),
+                    retain_graph=keep_graph,
+                    allow_unused=True,
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+    for key in [key for key in activations if key in left]:
+        take(key, torch.zeros_like(activations[key]))
+
+
+def _ends(activations: Sequence[Tensor]) -> list[Tensor]:
+    """Choose activations that a backward pass has to reach, so that it comes by all others."""
+    ends = [each for each in activations if each.is_leaf]
+    reached = {get_gradient_edge(each).node for each in ends}
+    for activation in activations:
+        if activation.grad_fn is not None:
+            if not _leads_to(activation.grad_fn, reached):
+                ends.append(activation)
+            reached.add(activation.grad_fn)
+    return ends
+
+
+def _leads_to(node: Node, reached: Set[Node]) -> bool:
+    seen, waiting = {node}, [node]
+    while waiting:
+        nodes = [each for each, _ in waiting.pop().next_functions if each is not None and each not in seen]
+        if not reached.isdisjoint(nodes):
+            return True
+        seen.update(nodes)
+        waiting += nodes
+    return False
+
+
+@contextmanager
+def _explaining_checkpoints() -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if "checkpoint" not in str(error).lower():
             raise

@@ -20,9 +20,12 @@ class Tape(dict[str, list[Tensor]]):
         super().__init__()
         # By name, each tensor that shares memory with an output, and its version when it was recorded.
         self._shared: list[tuple[str, Tensor, int]] = []
+        self._is_closed = False
 
     def record(self, name: str, activation: Tensor, shared: Sequence[Tensor] = ()) -> None:
         """Add an output of a layer, and watch the tensors that share its memory."""
+        if self._is_closed:
+            return
         self.setdefault(name, []).append(activation)
         self._shared += [(name, tensor, tensor._version) for tensor in shared]
 
@@ -35,6 +38,12 @@ class Tape(dict[str, list[Tensor]]):
         """Make ready for another forward pass."""
         super().clear()
         self._shared.clear()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let go of everything, and record nothing in the backward pass: activation checkpoints call layers again."""
+        self.clear()
+        self._is_closed = True
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.models.calls import Inputs, Target, read_rows
 from lightning_ydrop.models.checkpointing import checkpoint_outputs
 from lightning_ydrop.models.observations import Observations
+from lightning_ydrop.models.relus import keep_inputs
 
 Forward = Callable[[Tensors, Tensors], Any]
 
@@ -108,6 +109,7 @@ class Request:
             learning=self.learning,
             evaluate=evaluate,
         ):
+            keep_inputs(self.plan.relus)
             checkpoint_outputs(self.plan.checkpointed)
             yield
 

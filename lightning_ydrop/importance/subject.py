@@ -66,6 +66,7 @@ class Plan:
         overwritten: Layers, by name, whose outputs in-place operations write over.
         constant_parameters: Whether no gradient is recorded for parameters. Some forwards need one.
         checkpointed: Modules to be run in activation checkpoints, which the model sets in training mode alone.
+        relus: Those that take what a layer put out, and nothing else.
         memory: Rows that may pass at once, as a fraction of those of the batch: less than 1 where training saves
             memory in a way that phase 1 can't, such as activation checkpointing in training mode alone.
         smallest_batch: Batches with fewer samples are passed over.
@@ -81,6 +82,7 @@ class Plan:
     overwritten: frozenset[str] = frozenset()
     constant_parameters: bool = True
     checkpointed: tuple[nn.Module, ...] = ()
+    relus: tuple[nn.Module, ...] = ()
     memory: float = 1.0
     smallest_batch: int = 1
     rows_first: frozenset[str] = frozenset()

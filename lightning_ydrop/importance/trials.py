@@ -29,6 +29,7 @@ from lightning_ydrop.models.checkpointing import (
     may_checkpoint,
     seeing_checkpoints,
 )
+from lightning_ydrop.models.relus import seeing_relus
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         surroundings.watched(),
         seeing_checkpoints(subject.model) as checkpointed,
         recording(subject.layers, frozenset()) as tape,
+        seeing_relus(subject.model, tape) as relus,
         noting_what_ran(subject.model, path.interpolate_at, tape) as not_after,
         torch.set_grad_enabled(records),
     ):
@@ -172,7 +174,7 @@ def _look_with(subject: Subject, path: PathSettings, batch: Batch, plan: Plan, r
         layer.prepare(num_units[name], calls[0].device)
     output = output.detach()
     plan = replace(plan, overwritten=frozenset(tape.overwritten), output=torch.empty_like(output, device="meta"))
-    plan = replace(plan, counts_unusable=counts)
+    plan = replace(plan, counts_unusable=counts, relus=tuple(relus))
     return Look(
         *(request, batch, plan, output, num_units, left, surroundings, recorded, list(checkpointed), records),
         not_after=frozenset(not_after),
@@ -260,7 +262,7 @@ def in_training(look: Look, plan: Plan) -> tuple[Plan, frozenset[str]]:
     plan, kept = replace(plan, checkpointed=more), saved.size
     if checkpointed.has_parts:  # each keeps its inputs, where training keeps those of the whole alone
         kept = _saved_in_evaluation(replace(look, request=replace(request, plan=plan)))
-    memory = affordable_rows(saved.size, plain, kept, look.recorded, len(more))
+    memory = affordable_rows(saved.size, plain, kept, look.recorded, len(more), len(look.checkpointed))
     return replace(plan, memory=memory), frozenset(tape)
 
 

@@ -107,22 +107,29 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def affordable_rows(in_training: int, plain: int, kept: int, recorded: int, num_checkpointed: int) -> float:
+def affordable_rows(
+    in_training: int, plain: int, kept: int, recorded: int, num_checkpointed: int, num_always: int = 0
+) -> float:
     """Say how many rows phase 1 can take at once in the memory of training, as a fraction of the rows of training.
 
     Args:
         in_training: Bytes that a forward pass in training mode keeps.
         plain: Bytes that a pass in evaluation mode keeps, with the checkpoints that it sets itself.
         kept: Bytes that it keeps with those that phase 1 sets besides.
-        recorded: Bytes of the layers' outputs, which phase 1 keeps, and their gradients as well.
+        recorded: Bytes of the layers' outputs, which phase 1 keeps until the backward pass gets to them.
         num_checkpointed: The number of modules that phase 1 checkpoints as training does.
+        num_always: The number of modules that the model checkpoints in evaluation mode too.
 
     """
-    if num_checkpointed == 0:
-        return min(1.0, in_training / max(1, plain + 2 * recorded)) if in_training < plain else 1.0
     # The backward pass runs these modules one at a time. Each then keeps what it would keep without a checkpoint.
-    at_a_time = plain // num_checkpointed
-    return min(1.0, (in_training + at_a_time) / max(1, max(kept, in_training) + at_a_time + 2 * recorded))
+    if num_checkpointed:
+        at_a_time, kept = plain // num_checkpointed, max(kept, in_training)
+    elif num_always:
+        # Never seen without a checkpoint. After a layer there are at least its output, a mask and what comes next.
+        at_a_time, kept = 3 * recorded // num_always, plain
+    else:
+        return min(1.0, in_training / max(1, plain + 2 * recorded)) if in_training < plain else 1.0
+    return min(1.0, (in_training + at_a_time) / max(1, kept + at_a_time + recorded))
 
 
 def _checkpoint_around() -> FrameType | None:

@@ -315,3 +315,16 @@ def test_layers_that_are_written_over_are_named_until_their_outputs_are_copied(n
             assert torch.equal(tape["two"][0], before) is not bool(expected)
             tape.clear()
     assert not any(layer._forward_hooks for layer in layers.values())
+
+
+def test_a_closed_tape_records_nothing_until_it_is_cleared() -> None:
+    layer = nn.Linear(2, 3)
+    with recording({"layer": layer}) as tape:
+        layer(torch.ones(1, 2))
+        assert len(tape["layer"]) == 1
+        tape.close()
+        assert layer(torch.ones(1, 2)).requires_grad
+        assert tape == {}
+        tape.clear()
+        layer(torch.ones(1, 2))
+        assert len(tape["layer"]) == 1

@@ -305,8 +305,10 @@ def test_saved_memory_is_counted_once_and_without_parameters() -> None:
         ((50, 100, 100, 0, 0), 0.5),
         ((50, 80, 80, 10, 0), 0.5),
         ((50, 100, 50, 0, 10), 1.0),
-        ((50, 100, 50, 30, 10), 0.5),
+        ((50, 100, 50, 30, 10), 2 / 3),
         ((50, 100, 110, 0, 10), 0.5),  # checkpoints of parts keep more than those of training
+        ((50, 40, 50, 20, 0, 4), 65 / 75),  # in evaluation mode too
+        ((50, 40, 50, 5, 0, 4), 1.0),
     ],
 )
 def test_rows_are_as_many_as_the_memory_of_training_takes(arguments: Any, expected: float) -> None:

@@ -1,0 +1,56 @@
+"""ReLUs right after a recorded layer: the layer's output is kept anyway, and their gradient can do with it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_ydrop.models.modules import all_modules
+from lightning_ydrop.torch_internals import memory_of
+
+
+@contextmanager
+def seeing_relus(model: nn.Module, recorded: Mapping[str, Sequence[Tensor]]) -> Iterator[list[nn.Module]]:
+    """Note which ReLUs take what a layer put out, and nothing else.
+
+    Args:
+        model: The model.
+        recorded: What the layers have put out so far, by name.
+
+    Yields:
+        These modules, complete at the end.
+
+    """
+    after: list[nn.Module] = []
+    elsewhere: list[nn.Module] = []
+
+    def look(module: nn.Module, args: Any) -> None:
+        given = memory_of(args[0]) if len(args) == 1 and type(args[0]) is Tensor else None
+        is_recorded = any(memory_of(each) == given for calls in recorded.values() for each in calls)
+        (after if is_recorded else elsewhere).append(module)
+
+    relus = [each for each in all_modules(model) if type(each) is nn.ReLU and not each.inplace]
+    handles = [each.register_forward_pre_hook(look) for each in relus if "forward" not in each.__dict__]
+    try:
+        yield after
+    finally:
+        for handle in handles:
+            handle.remove()
+        after[:] = [each for each in dict.fromkeys(after) if each not in elsewhere]
+
+
+def keep_inputs(relus: Iterable[nn.Module]) -> None:
+    """Let ReLUs keep their inputs for the backward pass, not their outputs. Values and gradients stay the same.
+
+    It sets the attribute `forward` of each module. Whoever has borrowed the modules removes it again.
+    """
+    for relu in relus:
+        relu.__dict__["forward"] = _relu
+
+
+def _relu(input: Tensor) -> Tensor:
+    # Classes of tensors that know a ReLU may not know a threshold.
+    return torch.threshold(input, 0, 0) if type(input) is Tensor else F.relu(input)
