@@ -72,7 +72,8 @@ def _one_pass(
     for number, value in enumerate(values, start=1):
         slopes = kept.rows_first(gradients(value, kept.activations, keep_graph=number < len(values)))
         scores: dict[str | None, Tensor] = {}
-        measured = _path_conductances(activations, slopes, request.num_samples, request.quadrature)
+        with torch.no_grad():
+            measured = _path_conductances(activations, slopes, request.num_samples, request.quadrature)
         for name, layout, each in zip(kept.names, kept.layouts, measured, strict=True):
             units = sum_to_units(each, layout.units_behind_rows)
             scores[name] = scores[name] + units if name in scores else units
@@ -119,9 +120,9 @@ def _path_conductances(
         if activation.ndim == 2 and activation.numel() <= SMALL:
             side_by_side.setdefault(activation.device, []).append(place)
         else:
-            measured[place] = path_conductance(activation.detach(), gradients[place], num_samples, quadrature)
+            measured[place] = path_conductance(activation, gradients[place], num_samples, quadrature)
     for places in side_by_side.values():
-        paths = torch.cat([activations[place].detach() for place in places], 1)
+        paths = torch.cat([activations[place] for place in places], 1)
         slopes = torch.cat([gradients[place] for place in places], 1)
         together = path_conductance(paths, slopes, num_samples, quadrature)
         widths = [activations[place].shape[1] for place in places]
