@@ -12,7 +12,7 @@ from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
 from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
-from lightning_ydrop.torch_internals import copy_each
+from lightning_ydrop.torch_internals import base_of, copy_each
 
 # Layers of torch that drop whole channels, and how many dimensions they expect after (B, C).
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
@@ -333,11 +333,11 @@ def _shared_rates(layers: Sequence[ConductanceDropout]) -> Tensor | None:
     None where they do not: a layer that was copied, moved or restored since has tensors of its own.
     """
     held = [layer.drop_prob for layer in layers] + [layer.mean_drop_prob for layer in layers]
-    shared, num_units = held[0]._base, len(held[0])
+    shared, num_units = base_of(held[0]), len(held[0])
     if shared is None or shared.shape != (2, len(layers), num_units):
         return None
     are_rows = all(
-        tensor._base is shared and tensor.storage_offset() == row * num_units for row, tensor in enumerate(held)
+        base_of(tensor) is shared and tensor.storage_offset() == row * num_units for row, tensor in enumerate(held)
     )
     return shared if are_rows else None
 
@@ -351,8 +351,9 @@ def _share_rates(layers: Sequence[ConductanceDropout], initial_drop_prob: Sequen
         shared = layers[0]._applied_drop_prob.new_empty(2, len(layers), len(layers[0]._applied_drop_prob))
         for place, (layer, initial) in enumerate(zip(layers, initial_drop_prob, strict=True)):
             drop_prob, mean_drop_prob = shared[0, place], shared[1, place]
-            drop_prob.copy_(layer.drop_prob) if len(layer.drop_prob) else drop_prob.fill_(initial)
-            mean_drop_prob.copy_(layer.mean_drop_prob) if len(layer.mean_drop_prob) else mean_drop_prob.fill_(initial)
+            is_new = len(layer.drop_prob) == 0
+            drop_prob.copy_(torch.full_like(drop_prob, initial) if is_new else layer.drop_prob)
+            mean_drop_prob.copy_(drop_prob if is_new else layer.mean_drop_prob)
             layer.drop_prob, layer.mean_drop_prob = drop_prob, mean_drop_prob
     return shared
 
