@@ -31,6 +31,11 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(targets), list(sources))
 
 
+def base_of(tensor: Tensor) -> Tensor | None:
+    """Give the tensor that another is a view of. A copy of a view is a view of none, and so is what was loaded."""
+    return tensor._base
+
+
 def copy_on_write(tensor: Tensor) -> Tensor | None:
     """Give a copy that shares the memory until either of the two is written to, or None where torch can't do that.
 

@@ -1,9 +1,10 @@
-"""A model whose passes are counted outside of it: what a forward counts in the model itself, phase 1 undoes."""
+"""Counting passes and operators: passes outside of the model, since what a forward counts in it, phase 1 undoes."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Passing(torch.autograd.Function):
@@ -61,3 +62,20 @@ def recorder() -> Any:
 
     tell.seen = []  # type: ignore[attr-defined]
     return tell
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that torch starts, views among them.
+
+    Attributes:
+        names: Of the operators, without namespace and overload.
+
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name.rpartition("::")[2])
+        return func(*args, **(kwargs or {}))

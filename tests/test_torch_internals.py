@@ -1,3 +1,4 @@
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from lightning_ydrop.torch_internals import (
     NO_HOOKS,
     attributes_of_script,
+    base_of,
     caches_off,
     copy_each,
     copy_on_write,
@@ -56,6 +58,18 @@ def test_tensors_are_copied_in_one_operation() -> None:
     targets, sources = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 2.0)]
     copy_each(targets, sources)
     assert [each.tolist() for each in targets] == [[1, 1], [2, 2, 2]]
+
+
+def test_a_row_knows_its_tensor_and_a_copy_of_it_none() -> None:
+    tensor = torch.zeros(2, 3, 4)
+    assert base_of(tensor[1, 2]) is tensor
+    for made in (
+        torch.zeros(4),
+        tensor[1, 2].clone(),
+        copy.deepcopy(tensor)[1, 2].clone(),
+        copy.deepcopy(tensor[1, 2]),
+    ):
+        assert base_of(made) is None
 
 
 def test_a_copy_on_write_shares_until_one_is_written_to() -> None:

@@ -164,8 +164,10 @@ def _increments(path: Tensor, start_rows: int, num_samples: int) -> Tensor:
         return path[num_samples:] - path[:-num_samples]
     # Both differences go into one tensor. To repeat the start for each sample first would read memory once more.
     increments = torch.empty_like(path[1:])
-    torch.sub(path[1 : 1 + num_samples], path[:1], out=increments[:num_samples])
-    torch.sub(path[1 + num_samples :], path[1:-num_samples], out=increments[num_samples:])
+    start, first, later = torch.split(path, [1, num_samples, len(path) - 1 - num_samples])
+    to_first, to_later = torch.split(increments, [num_samples, len(later)])
+    torch.sub(first, start, out=to_first)
+    torch.sub(later, path[1:-num_samples], out=to_later)
     return increments
 
 

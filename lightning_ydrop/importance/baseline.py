@@ -77,12 +77,12 @@ def start_points(interpolated: Tensors, baseline: Baseline, batch_dim: int = 0) 
         )
     starts = [_start(item, start, batch_dim) for item, start in zip(interpolated, listed, strict=True)]
     rows = max(len(start) for start in starts)
-    return tuple(start.expand(rows, *start.shape[1:]) for start in starts)
+    return tuple(start if len(start) == rows else start.expand(rows, *start.shape[1:]) for start in starts)
 
 
 def _start(interpolated: Tensor, baseline: Any, batch_dim: int) -> Tensor:
     if not isinstance(baseline, Tensor):
-        return torch.full_like(interpolated[:1], baseline)
+        return interpolated.new_full((1, *interpolated.shape[1:]), baseline)
     if baseline.ndim == interpolated.ndim - 1:
         start = baseline.unsqueeze(0)
     else:

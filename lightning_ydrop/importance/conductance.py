@@ -106,6 +106,7 @@ def _values(
     return values, changes[0] if classes is None else torch.stack(changes, 1)
 
 
+@torch.no_grad()
 def _measured(request: Request, value: Tensor, kept: Recorded, *, keep_graph: bool) -> dict[int, Tensor]:
     """Give the conductance (B, U) of each activation, by its place. The last backward pass lets go of the activations.
 
@@ -119,7 +120,7 @@ def _measured(request: Request, value: Tensor, kept: Recorded, *, keep_graph: bo
         kept.activations.clear()
 
     def take(place: int, slope: Tensor) -> None:
-        layout, activation = kept.layouts[place], activations.pop(place).detach()
+        layout, activation = kept.layouts[place], activations.pop(place)
         if activation.ndim == 2 and activation.numel() <= SMALL:
             paths = layout.rows_first(activation), layout.rows_first(slope)
             small.setdefault(activation.device, {})[place] = paths

@@ -25,9 +25,7 @@ class Count:
         self._waiting: list[Tensor] = []
 
     def add(self, values: Tensor) -> None:
-        """Count values, of any shape, when it is time: floating ones, such as soft labels, count for nothing."""
-        if values.is_floating_point():
-            return
+        """Count values, of any shape, when it is time."""
         self._waiting.append(values)
         if len(self._waiting) >= MOST_TENSORS or values.numel() > MOST_ELEMENTS:
             self._count()
@@ -52,6 +50,6 @@ class Count:
                 self._total += count
 
 
-def count_false(flags: Tensor) -> Tensor:
-    """Count what is False."""
-    return (~flags).sum()
+def count_nonfinite(values: Tensor) -> Tensor:
+    """Count what is infinite or NaN."""
+    return (~values.isfinite()).sum()

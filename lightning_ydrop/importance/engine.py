@@ -16,7 +16,7 @@ from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import Buckets, bucket_probabilities, draw_rates
 from lightning_ydrop.importance.arrangement import is_empty
 from lightning_ydrop.importance.baseline import Baseline
-from lightning_ydrop.importance.counts import Count, count_false
+from lightning_ydrop.importance.counts import Count, count_nonfinite
 from lightning_ydrop.importance.driving import check_driver, check_state, restore, states_of, take_over
 from lightning_ydrop.importance.dry_run import dry_run
 from lightning_ydrop.importance.findings import Findings, check_scored, warn_of_layers_left, without_samples
@@ -159,7 +159,7 @@ class YDrop:
         for layer in self.layers.values():
             layer.reset()
         self.scores: dict[str, Tensor] = {}
-        self._nonfinite = Count(count_false)
+        self._nonfinite = Count(count_nonfinite)
         self._unusable = Count(self.count_unusable)
         self._steps_taken = 0
         self._progress = 1.0
@@ -318,29 +318,29 @@ class YDrop:
         if findings is None or is_empty(inputs, findings.path.batch_dim):
             return {}
         self.findings, request, scores = scored(findings, self.settings.measure, inputs, target, self._generator)
-        if findings.plan.counts_unusable and request is not None and request.target is not None:
-            self._unusable.add(request.target)
+        target = None if request is None else request.target
+        if findings.plan.counts_unusable and target is not None and not target.is_floating_point():
+            self._unusable.add(target)
         return scores
 
     def _update(self, names: list[str], scores: Tensor, low: Mapping[str, float], high: Mapping[str, float]) -> None:
         """Rank the units of layers of one width by their scores (L, U), and give them this step's rates."""
         # Not isfinite().all(1), which is five operations.
         largest = torch.linalg.vector_norm(scores, math.inf, dim=1, keepdim=True)
-        finite = largest < math.inf
-        self._nonfinite.add(finite)
+        self._nonfinite.add(largest)
+        ranks_units = largest / largest == 1  # neither 0 nor infinite nor NaN
         self.scores.update(zip(names, scores.unbind(), strict=True))
+        moves = (1.0, self.settings.elasticity_of_an_update)  # of the probabilities and of the running means
+        rows = [[[rate[name]] for name in names] for rate in (low, high)] + [[[each]] * len(names) for each in moves]
         # On the CPU, whatever the default device is: made elsewhere, it would be copied there while the host waits.
-        rates = torch.tensor(
-            [[[rate[name]] for name in names] for rate in (low, high)], dtype=torch.float32, device="cpu"
-        )
-        low_here, high_here = rates.to(scores.device, non_blocking=True)
+        numbers = torch.tensor(rows, dtype=torch.float32, device="cpu").to(scores.device, non_blocking=True)
+        low_here, high_here, *_ = numbers
         update_layers(
             [self.layers[name] for name in names],
             bucket_probabilities(scores, low_here, high_here, self.settings.buckets_of(0.5).strong_fraction),
-            elasticity=self.settings.elasticity_of_an_update,
+            weights=numbers[2:] * ranks_units,
             initial_drop_prob=[self.settings.initial_drop_prob_of(self.layers[name].p) for name in names],
             progress=self._progress,
-            accept=finite & (largest > 0),  # zeros rank nothing
         )
 
     def _generator(self, purpose: str) -> torch.Generator:

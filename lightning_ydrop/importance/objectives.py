@@ -162,8 +162,9 @@ class TargetLogit(Objective):
             labels = target.long().clamp(-1, num_classes).remainder(num_classes + 1)
             if 0 <= self.ignore_index < num_classes:
                 labels = labels.masked_fill(labels == self.ignore_index, num_classes)
-            # This loss is the logit with its sign turned, and 0 for what does not count.
-            return -F.nll_loss(output, labels, ignore_index=num_classes, reduction="none")
+            # This loss is the logit times minus the weight of its class, and 0 for what does not count.
+            weight = output.new_full((num_classes,), -1.0)
+            return F.nll_loss(output, labels, weight, ignore_index=num_classes, reduction="none")
         # For positions CUDA has no such loss under deterministic algorithms. `gather` by itself would accept labels
         # for a part of them.
         check_label_shape(output, target, self.class_dim)

@@ -91,7 +91,9 @@ def averages(
         if name in scores:
             alike.setdefault((scores[name].shape, scores[name].device), []).append(name)
     for names in alike.values():
-        yield names, torch.stack([scores[name].detach() for name in names]).mean(1, dtype=torch.float32)
+        with torch.no_grad():
+            means = torch.stack([scores[name] for name in names]).mean(1, dtype=torch.float32)
+        yield names, means
 
 
 def _averages_of_all_ranks(

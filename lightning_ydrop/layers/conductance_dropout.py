@@ -12,7 +12,7 @@ from lightning_ydrop.checks import check_flag, check_rate, check_unit_dim
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.masking import channel_dropout, is_unbatched, unit_dropout, vanilla_dropout
 from lightning_ydrop.layers.tracing import can_be_leaf, is_scripting, leaf_call
-from lightning_ydrop.torch_internals import copy_each
+from lightning_ydrop.torch_internals import base_of, copy_each
 
 # Layers of torch that drop whole channels, and how many dimensions they expect after (B, C).
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
@@ -206,13 +206,15 @@ class ConductanceDropout(nn.Module):
             ConfigurationError: If the layer had a different number of units before.
 
         """
+        # Made on the CPU, whatever the default device is: the copy there would make the host wait.
+        weights = torch.tensor([[[1.0]], [[elasticity]]], dtype=torch.float32, device="cpu")
+        weights = weights.to(drop_prob.device, non_blocking=True)
         update_layers(
             [self],
             drop_prob.unsqueeze(0),
-            elasticity=elasticity,
+            weights=weights if accept is None else weights * accept,
             initial_drop_prob=[initial_drop_prob],
             progress=progress,
-            accept=accept,
         )
 
     def activate(self, progress: float = 1.0) -> None:
@@ -294,10 +296,9 @@ def update_layers(
     layers: Sequence[ConductanceDropout],
     drop_prob: Tensor,
     *,
-    elasticity: float,
+    weights: Tensor,
     initial_drop_prob: Sequence[float],
     progress: float = 1.0,
-    accept: Tensor | None = None,
 ) -> None:
     """Update L layers of the same width on one device at once, each as `ConductanceDropout.update` would.
 
@@ -306,32 +307,21 @@ def update_layers(
     Args:
         layers: The layers.
         drop_prob: `g`, shape (L, U).
-        elasticity: As for one layer.
+        weights: How far the probabilities and the running means move towards `drop_prob`: float32, shape (2, L, 1) or,
+            for all layers alike, (2, 1, 1). 1 and the elasticity, or 0 for layers that keep what they have.
         initial_drop_prob: As for one layer, for each of them.
         progress: As for one layer.
-        accept: Booleans of shape (L, 1), or a single one for all layers.
 
     Raises:
         ConfigurationError: If a layer had a different number of units before.
 
     """
-    for layer, initial in zip(layers, initial_drop_prob, strict=True):
-        layer.prepare(drop_prob.shape[1], drop_prob.device)
-        if len(layer.drop_prob) == 0:
-            with torch.inference_mode(False):
-                layer.drop_prob = torch.full_like(layer._applied_drop_prob, initial)
-                layer.mean_drop_prob = layer.drop_prob.clone()
-    kept = [tensor for layer in layers for tensor in (layer.drop_prob, layer.mean_drop_prob)]
-    former = torch.stack(kept).view(len(layers), 2, -1)
-    # How far each moves towards the new probabilities: fully, by the elasticity, or not at all.
-    # Made on the CPU, whatever the default device is: the copy there would make the host wait.
-    weights = torch.tensor([[1.0], [elasticity]], dtype=torch.float32, device="cpu")
-    weights = weights.to(drop_prob.device, non_blocking=True)
-    if accept is not None:
-        weights = weights * accept.view(-1, 1, 1)
-    updated = former.lerp(drop_prob.unsqueeze(1), weights)
-    # In place, because compiled code keeps reading the same tensors.
-    copy_each(kept, updated.flatten(0, 1).unbind())
+    rates = _shared_rates(layers)
+    if rates is None or rates.shape[2] != drop_prob.shape[1]:
+        for layer in layers:
+            layer.prepare(drop_prob.shape[1], drop_prob.device)
+        rates = _share_rates(layers, initial_drop_prob)
+    rates.lerp_(drop_prob, weights)
     activate_layers(layers, progress)
 
 
@@ -352,6 +342,37 @@ def activate_layers(layers: Sequence[ConductanceDropout], progress: float) -> No
     for layer in layers:
         if not layer.active:  # setting an attribute of a module is slow
             layer.active = True
+
+
+def _shared_rates(layers: Sequence[ConductanceDropout]) -> Tensor | None:
+    """Find the tensor (2, L, U) that layers share since an update together: see `_share_rates`.
+
+    None where they do not: a layer that was copied, moved or restored since has tensors of its own.
+    """
+    held = [layer.drop_prob for layer in layers] + [layer.mean_drop_prob for layer in layers]
+    shared, num_units = base_of(held[0]), len(held[0])
+    if shared is None or shared.shape != (2, len(layers), num_units):
+        return None
+    are_rows = all(
+        base_of(tensor) is shared and tensor.storage_offset() == row * num_units for row, tensor in enumerate(held)
+    )
+    return shared if are_rows else None
+
+
+def _share_rates(layers: Sequence[ConductanceDropout], initial_drop_prob: Sequence[float]) -> Tensor:
+    """Move what layers hold into one tensor (2, L, U), of which each holds two rows, so that one operation updates all.
+
+    Nothing else has to know of it: a row is a tensor like any other.
+    """
+    with torch.inference_mode(False):
+        shared = layers[0]._applied_drop_prob.new_empty(2, len(layers), len(layers[0]._applied_drop_prob))
+        for place, (layer, initial) in enumerate(zip(layers, initial_drop_prob, strict=True)):
+            drop_prob, mean_drop_prob = shared[0, place], shared[1, place]
+            is_new = len(layer.drop_prob) == 0
+            drop_prob.copy_(torch.full_like(drop_prob, initial) if is_new else layer.drop_prob)
+            mean_drop_prob.copy_(drop_prob if is_new else layer.mean_drop_prob)
+            layer.drop_prob, layer.mean_drop_prob = drop_prob, mean_drop_prob
+    return shared
 
 
 def _checked_dims(unit_dim: int, batch_dim: int) -> tuple[int, int]:

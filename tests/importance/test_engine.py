@@ -29,7 +29,7 @@ from lightning_ydrop import (
 )
 from lightning_ydrop.functional.attribution import Quadrature
 from lightning_ydrop.functional.rates import draw_rates
-from tests.counting import Counting
+from tests.counting import Counting, Operators
 from tests.networks import network_and_batch, perceptron
 from tests.oracles import running_mean
 from tests.sameness import assert_same
@@ -744,6 +744,23 @@ class Unread(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"), func
         return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(depth: int) -> int:
+    hidden = [module for _ in range(depth) for module in (nn.Linear(12, 12), ConductanceDropout(), nn.ReLU())]
+    engine = YDrop(nn.Sequential(*hidden, nn.Linear(12, 5)))
+    engine.step(*batch_of())
+    x, y = batch_of()
+    with Operators() as operators:
+        engine.step(x, y)
+    return len(operators.names)
+
+
+def test_a_step_starts_few_operators() -> None:
+    # A forward and a backward pass by themselves are 24 for two layers, and 8 for each further one.
+    two = operators_of_a_step(2)
+    assert two <= 74
+    assert operators_of_a_step(4) - two <= 2 * 10
 
 
 @pytest.mark.parametrize(

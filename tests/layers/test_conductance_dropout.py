@@ -1,7 +1,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from lightning_ydrop import ConductanceDropout, ConfigurationError, convert_dropout
 from lightning_ydrop.layers.conductance_dropout import update_layers
+from tests.counting import Operators
 from tests.oracles import running_mean
 
 
@@ -264,12 +265,12 @@ def test_it_can_be_reset_and_restored() -> None:
 def test_layers_updated_together_are_updated_each_by_itself(progress: float) -> None:
     rates, starts = [0.3, 0.4, 0.5], [0.2, 0.35, 0.4]
     together, alone = [ConductanceDropout(p) for p in rates], [ConductanceDropout(p) for p in rates]
-    settings: dict[str, Any] = {"elasticity": 0.3, "progress": progress}
     for _ in range(3):
         drop_prob, accept = torch.rand(3, 8), torch.tensor([[True], [False], [True]])
-        update_layers(together, drop_prob, **settings, initial_drop_prob=starts, accept=accept)
+        weights = torch.tensor([[[1.0]], [[0.3]]]) * accept
+        update_layers(together, drop_prob, weights=weights, initial_drop_prob=starts, progress=progress)
         for layer, row, accepted, start in zip(alone, drop_prob, accept, starts, strict=True):
-            layer.update(row, **settings, initial_drop_prob=start, accept=accepted)
+            layer.update(row, elasticity=0.3, initial_drop_prob=start, progress=progress, accept=accepted)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.drop_prob, other.drop_prob)
         assert torch.equal(one.mean_drop_prob, other.mean_drop_prob)
@@ -280,6 +281,53 @@ def test_layers_updated_together_are_updated_each_by_itself(progress: float) -> 
         assert torch.equal(one(x), expected)
         assert one.active
     assert len({layer.mean_drop_prob[0].item() for layer in together}) == 3
+
+
+def moved_to_meta_and_back(layer: ConductanceDropout) -> ConductanceDropout:
+    held = layer.drop_prob.clone(), layer.mean_drop_prob.clone()
+    layer.to("meta").to_empty(device="cpu")
+    layer.restore(*held)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), moved_to_meta_and_back],
+    ids=["copied", "pickled", "moved"],
+)
+def test_layers_that_share_a_tensor_can_part(changed: Callable[[ConductanceDropout], ConductanceDropout]) -> None:
+    layers, alone = ([ConductanceDropout(), ConductanceDropout()] for _ in range(2))
+    weights = torch.tensor([[[1.0]], [[0.3]]])
+
+    def update(chosen: list[int]) -> None:
+        drop_prob = torch.rand(len(chosen), 8)
+        starts = [0.35] * len(chosen)
+        update_layers([layers[each] for each in chosen], drop_prob, weights=weights, initial_drop_prob=starts)
+        for each, row in zip(chosen, drop_prob, strict=True):
+            alone[each].update(row, elasticity=0.3, initial_drop_prob=0.35)
+
+    update([0, 1])
+    other = copy.deepcopy(layers[0])
+    before = other.drop_prob.clone(), other.mean_drop_prob.clone()
+    layers[0] = changed(layers[0])
+    for chosen in ([0, 1], [1, 0], [1], [0, 1], [0], [0, 1], [0, 1]):
+        update(chosen)
+        for layer, expected in zip(layers, alone, strict=True):
+            assert torch.equal(layer.drop_prob, expected.drop_prob)
+            assert torch.equal(layer.mean_drop_prob, expected.mean_drop_prob)
+    assert torch.equal(other.drop_prob, before[0])
+    assert torch.equal(other.mean_drop_prob, before[1])
+
+
+def test_layers_updated_together_stay_in_one_tensor() -> None:
+    layers = [ConductanceDropout(), ConductanceDropout(), ConductanceDropout()]
+    weights, starts = torch.tensor([[[1.0]], [[0.3]]]), [0.35] * 3
+    update_layers(layers, torch.rand(3, 8), weights=weights, initial_drop_prob=starts)
+    rates = torch.rand(3, 8)
+    with Operators() as operators:
+        update_layers(layers, rates, weights=weights, initial_drop_prob=starts)
+    assert operators.names == ["lerp_", "_foreach_copy_"]
+    assert len({layer.drop_prob.untyped_storage().data_ptr() for layer in layers}) == 1
 
 
 def compiled_with(layer: nn.Module) -> tuple[Any, CompileCounter]:
