@@ -53,7 +53,7 @@ from tests.networks import Residual, perceptron
 pytestmark = pytest.mark.skipif(torch.__version__ < "2.8", reason="older releases ask for a driver, and may abort")
 
 # The functions of the package that may look at values, in a dry run or once in each call of `layer_conductance`.
-LOOKING = {"check_baseline", "check", "_differs", "warn_of_equal_scores", "_warn_of_baseline"}
+LOOKING = {"check_baseline", "check", "differ", "warn_of_equal_scores", "_warn_of_baseline"}
 
 
 class Tokens(nn.Module):
