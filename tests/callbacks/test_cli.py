@@ -301,14 +301,19 @@ class TimeFirst(Model):
         return nn.functional.cross_entropy(self(x), y)
 
 
-def test_the_dimension_of_the_batch_is_read_from_yaml(run: Run, tmp_path: Path) -> None:
+def test_the_dimension_of_the_batch_and_compilation_are_read_from_yaml(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
     file = tmp_path / "config.yaml"
-    settings = {"annealing_epochs": 0, "batch_dim": 1}
+    settings = {"annealing_epochs": 0, "batch_dim": 1, "compile_phase1": True}
     callback = {"class_path": "lightning_ydrop.YDropCallback", "init_args": settings}
     file.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
     cli = run(f"--config={file}", *QUIET, model=TimeFirst)  # warnings are errors
     engine = callback_of(cli).engine
     assert engine is not None
     assert engine.settings.path.batch_dim == 1
+    assert engine.findings is not None
+    assert engine.findings.plan.compiled is not None
     assert engine.scores["drop"].shape == (6,)
     assert engine.scores["drop"].any()
