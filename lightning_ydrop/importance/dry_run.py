@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe, listed
 from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
-from lightning_ydrop.importance.compiled import Compiled, compiled, refusal
+from lightning_ydrop.importance.compilable import refusal
+from lightning_ydrop.importance.compiled import Compiled, compiled
 from lightning_ydrop.importance.conductance import conductance
 from lightning_ydrop.importance.equal_scores import warn_of_equal_scores
 from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks, warn_of_zero_rates

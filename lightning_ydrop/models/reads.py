@@ -16,6 +16,9 @@ OF_TRAINING = frozenset({"_trainer", "_fabric", "trainer", "fabric"})
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 Reads = dict[nn.Module, set[str]]
+# For a module and an attribute, to what depth its value is described, and the description.
+Values = dict[tuple[nn.Module, str], tuple[int, object]]
+DEPTH = 2
 
 
 @contextmanager
@@ -53,28 +56,32 @@ def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
                 del cls.__getattribute__
 
 
-def values_read(reads: Mapping[nn.Module, Iterable[str]]) -> dict[tuple[nn.Module, str], object]:
+def values_read(reads: Reads) -> Values:
     """Describe the attributes that were read, as far as modules hold them themselves, for a later comparison.
 
-    Parameters, buffers and submodules are left out.
+    Parameters, buffers and submodules are left out. An object that many modules hold, such as their configuration, is
+    described once.
     """
-    return {
-        (module, name): described(module.__dict__[name])
-        for module, names in reads.items()
-        for name in sorted(names)
-        if name in module.__dict__ and name not in OF_EVERY_MODULE
-    }
+    values: Values = {}
+    seen: set[int] = set()
+    for module, names in reads.items():
+        for name in sorted(names & module.__dict__.keys() - OF_EVERY_MODULE):
+            value = module.__dict__[name]
+            depth = 0 if id(value) in seen else DEPTH
+            seen.add(id(value))
+            values[module, name] = depth, described(value, depth)
+    return values
 
 
-def changed_since(values: Mapping[tuple[nn.Module, str], object]) -> str | None:
+def changed_since(values: Values) -> str | None:
     """Name the first attribute that is not what it was, as code would: `Class.name`."""
-    for (module, name), value in values.items():
-        if described(module.__dict__.get(name)) != value:
+    for (module, name), (depth, value) in values.items():
+        if described(module.__dict__.get(name), depth) != value:
             return f"{type(module).__name__}.{name}"
     return None
 
 
-def described(value: object, depth: int = 2) -> object:
+def described(value: object, depth: int = DEPTH) -> object:
     """Give what can be compared: numbers and text by value, collections by items, objects by identity and attributes.
 
     Of tensors only the identity counts. Their values are not looked at.

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.models.reads import changed_since, described, seeing_reads, values_read
+from lightning_ydrop.models.reads import Values, changed_since, described, seeing_reads, values_read
 
 
 class Settings:
@@ -33,7 +33,7 @@ class Own(Net):
         return super().__getattribute__(name)
 
 
-def read(net: nn.Module) -> dict[tuple[nn.Module, str], object]:
+def read(net: nn.Module) -> Values:
     with seeing_reads(net.modules()) as reads:
         net(torch.ones(1, 2))
     return values_read(reads)
