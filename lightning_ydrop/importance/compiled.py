@@ -43,7 +43,7 @@ CALLS_TO_WARM_UP = 3
 Held = tuple[int, str, str]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Compiled:
     """Conductance of requests that are like one that was seen before.
 
