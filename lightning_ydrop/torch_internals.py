@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
 from torch.nn.modules import module as module_of_torch
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
@@ -275,3 +278,31 @@ def defaults_kept() -> Iterator[None]:
 def _default_device() -> Any:
     """Give torch's context of the default device: None where nobody has set one, which `get_default_device` hides."""
     return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+
+def recorded_graph(function: Callable[..., Any], *arguments: Any) -> GraphModule:
+    """Run a function, and record the operations as a graph: those of a backward pass too, which torch.compile can't.
+
+    The graph takes the tensors in the arguments one after the other. Tensors that the function reads otherwise, but
+    that are among the arguments, count as these.
+    """
+    config: Any = torch._dynamo.config
+    # Parts of a model that the user has compiled are recorded as what they are made of.
+    with config.patch(error_on_nested_fx_trace=False):
+        graph = make_fx(function)(*arguments)
+    # Without the arguments' nesting.
+    graph.graph.set_codegen(CodeGen())
+    graph.recompile()
+    return graph
+
+
+def compiled_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Compile a graph for tensors of one layout, on a GPU as a CUDA graph.
+
+    `torch.compile` would guard each tensor, and compile once more where one is frozen.
+    """
+    # The name is documented, and imports a compiler, which takes a second.
+    from torch._inductor import compile as compile_graph
+
+    run: Callable[..., Sequence[Tensor]] = compile_graph(graph, list(tensors), options={"triton.cudagraphs": True})
+    return run

@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks import (
     budget,
+    compiled,
     distillation,
     fidelity,
     gpu,
@@ -287,6 +288,15 @@ def test_the_work_of_the_host_is_what_the_passes_do_not_do(results: Path) -> Non
     # Two more operators forward and back for a linear layer, and as many for its activation.
     assert two["operators, bare"] > one["operators, bare"]
     assert two["operators"] > one["operators"] > one["operators, bare"]
+
+
+def test_a_compiled_phase_1_is_timed_against_the_eager_one(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
+    compiled.main(networks=["1x8", "2x16"], rounds=5)
+    one, two = rows_of(results / "compiled-cpu.json")
+    assert (one["network"], two["network"]) == ("1x8", "2x16")
+    assert 0 < one["phase 1 ms, compiled"] < one["phase 1 ms, eager"]
+    assert min(one["dropout ms"], one["dry run s, compiled"]) > 0
 
 
 def test_memory_is_counted_in_every_stage_of_a_step(results: Path, small: str) -> None:

@@ -65,6 +65,28 @@ class Recurrent(nn.Module):
         return self.out(self.drop(self.body(x)[0]))[-1]
 
 
+def test_a_compiled_phase_1_is_a_cuda_graph_that_gives_the_eager_scores() -> None:
+    torch.manual_seed(0)
+    model = perceptron().cuda()
+    x, y = torch.randn(32, 12, device="cuda"), torch.arange(32, device="cuda") % 5
+    engines = YDrop(model, compile_phase1=True), YDrop(model)
+    for step in range(4):
+        for engine in engines:
+            engine.take_over()
+            with full_precision():
+                if step and engine is engines[0]:
+                    with nobody_waits():
+                        engine.step(x, y)
+                else:
+                    engine.step(x, y)
+        for name, scores in engines[1].scores.items():
+            torch.testing.assert_close(engines[0].scores[name], scores, rtol=1e-3, atol=1e-5)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        x = x.roll(1, 0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_scores_are_those_of_the_cpu_and_nobody_waits(name: str) -> None:
     case = CASES[name]

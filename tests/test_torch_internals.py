@@ -14,6 +14,7 @@ from lightning_ydrop.torch_internals import (
     attributes_of_script,
     base_of,
     caches_off,
+    compiled_graph,
     copy_each,
     copy_on_write,
     defaults_kept,
@@ -22,6 +23,7 @@ from lightning_ydrop.torch_internals import (
     is_compiled,
     is_untouched,
     memory_of,
+    recorded_graph,
     same_memory,
     set_attribute_of_script,
     set_attributes,
@@ -344,3 +346,26 @@ def test_defaults_come_back() -> None:
     finally:
         torch.set_default_device(None)
         del torch._GLOBAL_DEVICE_CONTEXT.device_context  # as if it had never been set
+
+
+def test_a_recorded_graph_takes_the_tensors_that_the_function_reads_and_differentiates() -> None:
+    weight, x = nn.Parameter(torch.tensor([2.0, 3.0])), torch.ones(2)
+
+    def slope(_: Any, x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        return list(torch.autograd.grad((weight * x**2).sum(), x))
+
+    graph = recorded_graph(slope, [weight], x)
+    (result,) = graph(torch.tensor([1.0, 10.0]), torch.tensor([1.0, 2.0]))
+    assert result.tolist() == [2.0, 40.0]
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_takes_parameters_that_change_and_are_frozen() -> None:
+    weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+    graph = recorded_graph(lambda weight, x: [weight * x], weight, torch.ones(2))
+    with torch.no_grad():
+        run = compiled_graph(graph, [weight, torch.ones(2)])
+        weight.add_(1)
+        weight.requires_grad = False
+        assert run(weight, torch.ones(2))[0].tolist() == [3.0, 4.0]

@@ -92,6 +92,8 @@ class YDropCallback(Callback):
         batch_dim: The dimension of the samples in inputs, targets, outputs and layers: 1 for models of (T, B, F), such
             as `nn.LSTM` and `nn.Transformer` by default. A tensor with its samples first, such as lengths, may keep
             them there.
+        compile_phase1: Whether the first batch compiles phase 1, for batches of the same shape, on a GPU as a CUDA
+            graph: less work for the host, and the same scores up to rounding. Other batches run it eagerly.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -123,13 +125,16 @@ class YDropCallback(Callback):
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         batch_dim: int = 0,
+        compile_phase1: bool = False,
     ) -> None:
         # Now, though no model is there yet: a bad YAML file should fail when it is parsed.
         owner, chosen, is_named = "YDropCallback", objective_of("YDropCallback", objective), objective is not None
         path = PathSettings(
             owner, n_steps, num_samples, baseline, quadrature, chosen, interpolate_at, batch_dim, is_named
         )
-        self.settings = EngineSettings(path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches)
+        self.settings = EngineSettings(
+            path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches, compile_phase1
+        )
         self._schedule = Schedule(annealing_epochs, annealing_steps, transition)
         check_adapter("YDropCallback", adapter)
         check_flag("YDropCallback", "convert", convert)

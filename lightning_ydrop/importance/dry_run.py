@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe, listed
 from lightning_ydrop.importance.arrangement import Batch, Role
 from lightning_ydrop.importance.baseline import baseline_on
+from lightning_ydrop.importance.compilable import refusal
+from lightning_ydrop.importance.compiled import Compiled, compiled
+from lightning_ydrop.importance.conductance import conductance
 from lightning_ydrop.importance.equal_scores import warn_of_equal_scores
 from lightning_ydrop.importance.findings import Findings, warn_of_shared_masks, warn_of_zero_rates
 from lightning_ydrop.importance.measures import scores_by
@@ -92,6 +95,8 @@ def dry_run(
         with seeing_dropout_calls() as more_calls:
             in_training(look, plan)
         dropout_calls |= more_calls
+    if settings.compile_phase1:
+        plan = replace(plan, compiled=_compiled(settings, subject, path, plan, inputs, target, generator_for))
     counts = num_samples_of(path, batch), num_rows_of(path, batch)
     undriven = tuple(str(call) for call in dropout_calls.values() if call.rate)
     return Findings(subject, path, plan, batch.device, look.left, frozenset(missed & called), *counts, undriven)
@@ -187,6 +192,29 @@ def _phase_1(
         return plan, scores
     assert first_error is not None
     raise first_error
+
+
+def _compiled(
+    settings: EngineSettings,
+    subject: Subject,
+    path: PathSettings,
+    plan: Plan,
+    inputs: Inputs,
+    target: Target,
+    generator_for: GeneratorFor,
+) -> Compiled:
+    """Compile phase 1, and compare it with the eager one on other samples."""
+    first = request_from(subject, path, plan, inputs, target, generator_for)
+    other = request_from(subject, path, plan, inputs, target, lambda purpose: generator_for(f"other {purpose}"))
+    assert first is not None  # no batch is too small by now
+    assert other is not None
+    run = compiled(owner := settings.path.owner, first)
+    expected, scores = conductance(other), run(other)
+    if scores is None:
+        raise refusal(owner, first, f"its {run.changed(other)} is another one in each pass")
+    if wrong := [name for name in expected if name not in scores or differ(scores[name], expected[name])]:
+        raise refusal(owner, first, f"on other samples the scores of {listed(map(repr, wrong))} would be wrong")
+    return run
 
 
 def _count_scored(

@@ -77,6 +77,7 @@ class YDrop:
             running mean moves as far as in n updates.
         batch_dim: The dimension of the samples in inputs, target, output and layers: 1 for models of (T, B, F), such as
             `nn.LSTM` and `nn.Transformer` by default. A tensor of them that has its samples first may have them there.
+        compile_phase1: Whether the dry run compiles phase 1, for batches of its shape: see `YDropCallback`.
 
     Attributes:
         layers: The layers driven, by name.
@@ -115,14 +116,13 @@ class YDrop:
         seed: int = 0,
         every_n_batches: int = 1,
         batch_dim: int = 0,
+        compile_phase1: bool = False,
     ) -> None:
         owner = type(self).__name__
-        chosen, is_named = objective_of(owner, objective), objective is not None
-        path = PathSettings(
-            owner, n_steps, num_samples, baseline, quadrature, chosen, interpolate_at, batch_dim, is_named
-        )
-        settings = EngineSettings(path, elasticity, buckets, initial_drop_prob, measure, seed, every_n_batches)
-        self._set_up(model, forward, settings)
+        aim, named = objective_of(owner, objective), objective is not None
+        path = PathSettings(owner, n_steps, num_samples, baseline, quadrature, aim, interpolate_at, batch_dim, named)
+        rates = elasticity, buckets, initial_drop_prob
+        self._set_up(model, forward, EngineSettings(path, *rates, measure, seed, every_n_batches, compile_phase1))
 
     @classmethod
     def from_settings(

@@ -231,6 +231,13 @@ def check_measure(owner: str, measure: object) -> None:
     check_kind(owner, "measure", measure, Measure, example="Conductance()")
 
 
+def is_conductance(measure: Measure) -> bool:
+    """Tell whether a measure ranks by conductance, as it is or rearranged."""
+    while isinstance(measure, (Inverted, Shuffled)):
+        measure = measure.measure
+    return isinstance(measure, Conductance)
+
+
 def _captum_attribution(name: str) -> Any:
     """Find a class of captum by name; captum is imported here, on first use, since that takes a while."""
     import captum.attr

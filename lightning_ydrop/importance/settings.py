@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from lightning_ydrop.checks import check_count, check_fraction, check_rate
+from lightning_ydrop.checks import check_count, check_flag, check_fraction, check_rate
 from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.functional.rates import Buckets, rate_around
-from lightning_ydrop.importance.measures import Conductance, Measure, check_measure
+from lightning_ydrop.importance.measures import Conductance, Measure, check_measure, is_conductance
 from lightning_ydrop.importance.path import PathSettings, set_plain
 
 # Of layers of p=0.5.
@@ -24,6 +24,7 @@ class EngineSettings:
         measure: What makes a unit important.
         seed: Seed of the samples drawn and of the rates.
         every_n_batches: Phase 1 runs in every nth step, at least 1.
+        compile_phase1: Whether phase 1 is compiled.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -37,6 +38,7 @@ class EngineSettings:
     measure: Measure = Conductance()  # noqa: RUF009, which keeps no state
     seed: int = 0
     every_n_batches: int = 1
+    compile_phase1: bool = False
 
     def __post_init__(self) -> None:
         owner = self.path.owner
@@ -53,6 +55,12 @@ class EngineSettings:
         check_measure(owner, self.measure)
         check_count(owner, "seed", self.seed, minimum=0, example=0)
         check_count(owner, "every_n_batches", self.every_n_batches, minimum=1, example=5)
+        if check_flag(owner, "compile_phase1", self.compile_phase1) and not is_conductance(self.measure):
+            raise ConfigurationError(
+                f"{owner}(compile_phase1=True, measure={self.measure!r}) was given.",
+                "Of the measures Conductance is compiled, also inside Inverted and Shuffled.",
+                "Pass measure=Conductance(), or leave out compile_phase1.",
+            )
         set_plain(self, "elasticity", float(self.elasticity))
         for name in ("seed", "every_n_batches"):
             set_plain(self, name, int(getattr(self, name)))

@@ -74,6 +74,7 @@ class Plan:
             as a layer of last states in a model of (T, B, F); the empty name stands for the model's output.
         output: The output of a whole batch without its values, on the meta device.
         counts_unusable: Whether the objective counts entries of the target that name nothing in the output.
+        compiled: Phase 1 compiled, where asked for: gives the conductance of requests like the first, None of others.
 
     """
 
@@ -88,6 +89,7 @@ class Plan:
     rows_first: frozenset[str] = frozenset()
     output: Tensor = torch.empty(0, device="meta")  # noqa: RUF009, which nobody can change
     counts_unusable: bool = False
+    compiled: Callable[[Any], dict[str, Tensor] | None] | None = None
 
 
 def needs_graph(error: Exception) -> bool:

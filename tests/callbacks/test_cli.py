@@ -107,7 +107,7 @@ def settings_of(cli: LightningCLI) -> dict[str, str]:
 
 def explanations(help_text: str, prefix: str) -> dict[str, str]:
     """What a help text says of each option."""
-    options = rf"^  --{re.escape(prefix)}\.([a-z_]+)[ +](.*\n(?:    +.*\n)*)"
+    options = rf"^  --{re.escape(prefix)}\.([a-z_0-9]+)[ +](.*\n(?:    +.*\n)*)"
     return {name: " ".join(text.split()) for name, text in re.findall(options, help_text, re.MULTILINE)}
 
 
@@ -193,6 +193,7 @@ EVERYTHING: dict[str, Any] = {
     "include": ["body.*"],
     "exclude": "body.1",
     "batch_dim": 0,
+    "compile_phase1": False,
 }
 
 
@@ -229,7 +230,7 @@ def test_a_printed_configuration_is_read_back_as_it_was(
     typed, read = run(f"--config={first}", *QUIET, cli=cli), run(f"--config={second}", cli=cli)
     assert settings_of(typed) == settings_of(read)
     plain = {name: repr(value) for name, value in EVERYTHING.items() if not isinstance(value, dict)}
-    assert len(plain) == 16
+    assert len(plain) == 17
     for name in plain.keys() & settings_of(read).keys():
         assert settings_of(read)[name] == plain[name]
     for name in ("annealing_steps=1", "transition='linear'"):
@@ -301,14 +302,19 @@ class TimeFirst(Model):
         return nn.functional.cross_entropy(self(x), y)
 
 
-def test_the_dimension_of_the_batch_is_read_from_yaml(run: Run, tmp_path: Path) -> None:
+def test_the_dimension_of_the_batch_and_compilation_are_read_from_yaml(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
     file = tmp_path / "config.yaml"
-    settings = {"annealing_epochs": 0, "batch_dim": 1}
+    settings = {"annealing_epochs": 0, "batch_dim": 1, "compile_phase1": True}
     callback = {"class_path": "lightning_ydrop.YDropCallback", "init_args": settings}
     file.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
     cli = run(f"--config={file}", *QUIET, model=TimeFirst)  # warnings are errors
     engine = callback_of(cli).engine
     assert engine is not None
     assert engine.settings.path.batch_dim == 1
+    assert engine.findings is not None
+    assert engine.findings.plan.compiled is not None
     assert engine.scores["drop"].shape == (6,)
     assert engine.scores["drop"].any()

@@ -117,6 +117,46 @@ def test_compiled_layers_follow_the_probabilities_in_one_graph() -> None:
     assert backend.count == 1
 
 
+class Watched(YDropCallback):
+    """Keeps the scores of each phase 1."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(annealing_epochs=1, **arguments)
+        self.scores: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        assert self.engine is not None
+        if self.engine.active:
+            self.scores.append(dict(self.engine.scores))
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiles"),
+    [("32-true", False), ("bf16-mixed", False), pytest.param("32-true", True, marks=pytest.mark.slow)],
+)
+def test_a_fit_with_a_compiled_phase_1_is_that_with_an_eager_one(
+    precision: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiles:  # the recorded graph, without torch's compiler, which takes seconds
+        monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
+    callbacks, nets = (Watched(), Watched(compile_phase1=True)), []
+    for callback in callbacks:
+        torch.manual_seed(0)
+        nets.append(net := Net(ConductanceDropout))
+        data = DataLoader(TensorDataset(X, Y), batch_size=16)  # the last batch is smaller
+        trainer_of(callback, max_epochs=3, precision=precision).fit(net, data, data)
+    eager, compiled = (callback.scores for callback in callbacks)
+    assert len(eager) == 2 * 5
+    for one, other in zip(eager, compiled, strict=True):
+        for name, scores in one.items():
+            torch.testing.assert_close(other[name], scores, rtol=1e-4, atol=1e-6)
+    for parameter, twin in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(parameter, twin)
+    assert callbacks[1].engine is not None
+    assert callbacks[1].engine.findings is not None
+    assert callbacks[1].engine.findings.plan.compiled is not None
+
+
 def test_scores_are_those_of_the_eager_model() -> None:
     engines = []
     for compiles in (False, True):

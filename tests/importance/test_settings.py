@@ -4,7 +4,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_ydrop import Buckets, ConfigurationError, Measure, RandomImportance, YDrop, YDropCallback
+from lightning_ydrop import (
+    Buckets,
+    Conductance,
+    ConfigurationError,
+    Inverted,
+    Measure,
+    RandomImportance,
+    YDrop,
+    YDropCallback,
+)
 from lightning_ydrop.importance.path import PathSettings
 from lightning_ydrop.importance.settings import EngineSettings
 from tests.networks import perceptron
@@ -17,6 +26,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("measure", value) for value in ("Conductance", RandomImportance, None)),
     *(("seed", value) for value in (-1, 0.5, "0", None)),
     *(("every_n_batches", value) for value in (0, -1, 1.5, "1", None, True)),
+    *(("compile_phase1", value) for value in (1, "yes", None)),
 ]
 
 
@@ -45,7 +55,7 @@ def test_values_are_kept_as_plain_ones() -> None:
 
 
 def test_they_cannot_be_changed_and_compare_by_value() -> None:
-    measure: Measure = RandomImportance()
+    measure: Measure = Inverted(Conductance())
     settings = EngineSettings(PathSettings("YDrop"), 0.5, Buckets(strong_fraction=0.25), 0.25, measure, 3, 2)
     for field in dataclasses.fields(settings):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -60,6 +70,7 @@ def test_they_cannot_be_changed_and_compare_by_value() -> None:
         "measure": RandomImportance(),
         "seed": 4,
         "every_n_batches": 1,
+        "compile_phase1": True,
     }
     assert {field.name for field in dataclasses.fields(settings)} == changes.keys()
     for name, value in changes.items():

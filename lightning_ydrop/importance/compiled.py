@@ -1,0 +1,207 @@
+"""Phase 1 as one compiled function of tensors, for batches of one shape.
+
+The operations of an eager phase 1 are recorded, forward pass, backward pass and conductance, and compiled once. A
+later phase 1 runs neither the model's code nor its hooks, so that it has nothing to undo. What that code would read is
+compared with what it was: where something has changed, phase 1 runs eagerly.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from lightning_ydrop.importance.baseline import Tensors
+from lightning_ydrop.importance.compilable import (
+    CHECKPOINTS,
+    is_plain,
+    modules_of,
+    not_repeatable,
+    not_static,
+    others_of,
+    refusal,
+    tensors_of,
+)
+from lightning_ydrop.importance.conductance import one_pass
+from lightning_ydrop.importance.passes import Recorder, with_own_starts
+from lightning_ydrop.importance.recording import recording
+from lightning_ydrop.importance.request import Request
+from lightning_ydrop.models.checkpointing import seeing_checkpoints
+from lightning_ydrop.models.reads import Reads, Values, changed_since, seeing_reads, values_read
+from lightning_ydrop.models.state import random_stream_kept
+from lightning_ydrop.models.streams import random_streams_kept
+from lightning_ydrop.torch_internals import compiled_graph, recorded_graph
+
+# A CUDA graph is captured in the second call, and replayed from the third on.
+CALLS_TO_WARM_UP = 3
+
+# By the number of the module, the registry that holds it, and its name there.
+Held = tuple[int, str, str]
+
+
+@dataclass(eq=False, repr=False)
+class Compiled:
+    """Conductance of requests that are like one that was seen before.
+
+    Attributes:
+        run: Gives the scores from the tensors that the model holds, and those of the request.
+        names: Of the layers.
+        tensors: Of the model, that `run` takes.
+        modules: The model's, and those of whatever else a call runs.
+        hooks: How many forward hooks they had.
+        held: The same tensors, by all places where they are.
+        layout: What the tensors of the request looked like, and how it was measured.
+        values: What attributes the forward has read.
+
+    """
+
+    run: Callable[..., Sequence[Tensor]]
+    names: list[str]
+    tensors: list[Tensor]
+    modules: list[nn.Module]
+    hooks: int
+    held: dict[Held, Tensor]
+    layout: object
+    values: Values
+    _has_warned: bool = field(default=False, init=False)
+
+    def __call__(self, request: Request) -> dict[str, Tensor] | None:
+        """Measure conductance: None where the request or the model is not like the one that was recorded."""
+        if _layout(request) != self.layout:
+            return None
+        if changed := self.changed(request):
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"Phase 1 was compiled for another {changed}. It runs without compilation where this differs. "
+                    "Leave out compile_phase1 if that is so in most batches.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            return None
+        return self.run_on(request)
+
+    def changed(self, request: Request) -> str | None:
+        """Name something that a forward would find changed."""
+        modules = modules_of(request)
+        if list(map(id, modules)) != list(map(id, self.modules)):
+            return "set of modules"
+        for (number, registry, name), tensor in self.held.items():
+            now = modules[number].__dict__[registry].get(name)
+            if now is not tensor or _look(tensor) != self.layout_of[id(tensor)]:
+                return f"{type(modules[number]).__name__}.{name}"
+        return "number of hooks" if _count_hooks(modules) != self.hooks else changed_since(self.values)
+
+    def __post_init__(self) -> None:
+        self.layout_of = {id(tensor): _look(tensor) for tensor in self.held.values()}
+
+    def run_on(self, request: Request) -> dict[str, Tensor]:
+        """Measure conductance, whatever has changed."""
+        kind = request.device.type
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if torch.is_autocast_enabled(kind):  # conversions were recorded
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if kind == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            scores = self.run(*self.tensors, *tree_leaves(tensors_of(request)))
+            if kind == "cuda":  # the next replay of a CUDA graph writes over what this one gives
+                scores = [each.clone() for each in scores]
+        return dict(zip(self.names, scores, strict=True))
+
+
+def compiled(owner: str, request: Request) -> Compiled:
+    """Record and compile phase 1.
+
+    Args:
+        owner: What the user called.
+        request: A request like those to come.
+
+    Raises:
+        ConfigurationError: If phase 1 of this model can't be recorded, or would be another one in other batches.
+
+    """
+    modules = modules_of(request)
+    if reason := not_static(request, modules):
+        raise refusal(owner, request, reason)
+    held = {
+        (number, registry, name): tensor
+        for number, module in enumerate(modules)
+        for registry in ("_parameters", "_buffers")
+        for name, tensor in module.__dict__[registry].items()
+        if tensor is not None
+    }
+    hooks = _count_hooks(modules)
+    tensors = list({id(tensor): tensor for tensor in held.values()}.values())
+    graph, names, reads = _recorded(owner, request, modules, tensors)
+    used = [tensor for tensor, node in zip(tensors, graph.graph.nodes, strict=False) if node.users]
+    for node in list(graph.graph.nodes)[: len(tensors)]:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    places = set(map(id, used))
+    held = {place: tensor for place, tensor in held.items() if id(tensor) in places}
+    try:
+        with random_streams_kept(), random_stream_kept(request.device), torch.no_grad():
+            run = compiled_graph(graph, [*used, *tree_leaves(tensors_of(request))])
+            result = Compiled(run, names, used, modules, hooks, held, _layout(request), values_read(reads))
+            for _ in range(CALLS_TO_WARM_UP):
+                result.run_on(request)
+    except Exception as error:
+        raise refusal(owner, request, "torch could not compile it: see above") from error
+    return result
+
+
+def _recorded(
+    owner: str, request: Request, modules: Sequence[nn.Module], tensors: Sequence[Tensor]
+) -> tuple[GraphModule, list[str], Reads]:
+    """Record phase 1 as a graph of the model's tensors and those of the request, with what else its forward reads."""
+    copied, names = set(request.plan.overwritten), list[str]()
+    versions = [tensor._version for tensor in tensors]
+    with (
+        random_streams_kept(),
+        request.borrowed(constant_parameters=True),
+        recording(request.layers, copied) as tape,
+        seeing_checkpoints(request.model) as checkpointed,
+        seeing_reads(modules) as reads,
+    ):
+
+        def phase_1(_: Sequence[Tensor], rest: tuple[Tensors, ...]) -> list[Tensor]:
+            inputs, starts, carried, target = rest
+            measured = replace(request, inputs=inputs, starts=starts, carried=carried, target=next(iter(target), None))
+            scores = one_pass(with_own_starts(measured), Recorder(tape, copied))
+            names[:] = scores
+            return list(scores.values())
+
+        try:
+            graph = recorded_graph(phase_1, tensors, tensors_of(request))
+        except Exception as error:
+            raise refusal(owner, request, "its operations could not be recorded: see above") from error
+        written = any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True))
+    if reason := CHECKPOINTS if checkpointed else not_repeatable(graph, reads, written=written):
+        raise refusal(owner, request, reason)
+    return graph, names, reads
+
+
+def _layout(request: Request) -> object:
+    """Describe all that a request decides besides values."""
+    kind = request.device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    others = [each for each in tree_leaves(others_of(request)) if not isinstance(each, Tensor)]
+    looks = [[_look(each) for each in part] for part in tensors_of(request)]
+    same = (id(request.objective), id(request.layers), id(request.unit_dims))
+    return looks, others, precision, same, request.n_steps, request.quadrature, request.batch_dim, request.max_rows
+
+
+def _look(tensor: Tensor) -> object:
+    if not is_plain(tensor):
+        return type(tensor)
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _count_hooks(modules: Sequence[nn.Module]) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)

@@ -1,0 +1,79 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lightning_ydrop import ConfigurationError, YDrop
+from lightning_ydrop.importance import compiled
+from tests.importance.test_compiled import Scaled, X, Y
+from tests.networks import perceptron
+
+
+@pytest.fixture(autouse=True)
+def _replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the recorded graph run as it is: all but the compiler, which takes seconds."""
+    monkeypatch.setattr(compiled, "compiled_graph", lambda graph, tensors: graph)
+
+
+def by_value(model: Scaled, x: Tensor) -> Any:
+    return 1.0 if x.sum() > 0 else 2.0
+
+
+def by_chance(model: Scaled, x: Tensor) -> Any:
+    return torch.rand(())
+
+
+def by_tensor(model: Scaled, x: Tensor) -> Any:
+    return model.tensor
+
+
+def by_numpy(model: Scaled, x: Tensor) -> Any:
+    return float(x.detach().numpy().std())
+
+
+def by_writing(model: Any, x: Tensor) -> Any:
+    return model.count.add_(1)
+
+
+def by_checkpoint(model: Scaled, x: Tensor) -> Any:
+    return checkpoint(model.body, x, use_reentrant=False)
+
+
+def by_trainer(model: Any, x: Tensor) -> Any:
+    model.trainer = None
+    return 1.0 if model.trainer is None else 2.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        (by_value, "its operations could not be recorded"),
+        (by_chance, "forward draws random numbers"),
+        (by_tensor, "forward reads a tensor that is no argument, parameter or buffer"),
+        (by_numpy, "on other samples the scores of 'body.1', 'body.4' would be wrong"),
+        (by_writing, "forward writes to parameters or buffers"),
+        (by_checkpoint, "it checkpoints activations"),
+        (by_trainer, "forward reads the Trainer"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The outputs of Scaled")
+def test_a_model_that_can_not_be_compiled_is_refused_in_the_dry_run(
+    scale: Callable[[Scaled, Tensor], Any], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"YDrop.compile_phase1=True. was given, but .* {reason}"):
+        YDrop(Scaled(scale), compile_phase1=True).dry_run(X, Y)
+
+
+def test_what_takes_more_than_one_pass_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        YDrop(perceptron(), num_samples="all", compile_phase1=True).step(X, Y)
+    assert str(raised.value) == (
+        "YDrop(compile_phase1=True) was given, but phase 1 of Sequential can't be compiled: "
+        "its rows take more than one pass: choose a smaller num_samples. "
+        "Compilation takes a forward that runs the same operations on each batch, and computes them from its "
+        "arguments, parameters, buffers and attributes that don't change. "
+        "Change what the reason names, or leave out compile_phase1: the scores are the same."
+    )
