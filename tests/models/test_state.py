@@ -54,6 +54,7 @@ CALLS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*one mask passes at a time:UserWarning")  # one normalises by the batch
 @quiet
 @pytest.mark.parametrize(
     ("call", "fails"),
@@ -180,6 +181,7 @@ def test_a_trainer_leaves_what_it_leaves_without_us(kind: str, stage: str, callb
     assert_same_picture(without[0], with_us[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*one mask passes at a time:UserWarning")  # one normalises by the batch
 @quiet
 @pytest.mark.filterwarnings("ignore:DropoutDistillation was given")
 @pytest.mark.parametrize("kind", [kind for kind in STATEFUL if kind != "AttributesOfParameters"])  # torch copies none

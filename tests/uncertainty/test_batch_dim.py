@@ -103,6 +103,10 @@ class Module(L.LightningModule):
         self.outputs.append(self(batch))
 
 
+def loader(x: Tensor, batch_size: int) -> DataLoader[Any]:
+    return DataLoader(list(x), batch_size=batch_size)  # type: ignore[arg-type]
+
+
 def trainer(**settings: Any) -> L.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
     return L.Trainer(**quiet, callbacks=[MonteCarloCallback(9, seed=1, **settings)])
@@ -111,7 +115,7 @@ def trainer(**settings: Any) -> L.Trainer:
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_callback_gives_back_what_looks_like_the_models_output(settings: dict[str, Any], last: bool) -> None:
-    module, data = Module(last=last), DataLoader(list(torch.randn(14, 5, 3)), batch_size=7)
+    module, data = Module(last=last), loader(torch.randn(14, 5, 3), 7)
     averages: Any = trainer(batch_dim=1, **settings).predict(module, data)
     trainer(batch_dim=1, **settings).test(module, data, verbose=False)
     output, average = module.outputs[0], averages[0]
@@ -130,9 +134,10 @@ def test_a_dimension_of_samples_and_classes_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"class_dim=1 and batch_dim=1.*class_dim=-1"):
         monte_carlo(Recurrent(), torch.randn(7, 5, 3), 9, batch_dim=1)
     assert monte_carlo(Recurrent(last=True), torch.randn(7, 5, 3), 9, batch_dim=1).probabilities.shape == (5, 4)
-    for dim in (-1, 0.5, True):
+    dims: list[Any] = [-1, 0.5, True]
+    for dim in dims:
         with pytest.raises(ConfigurationError, match=f"batch_dim={dim}"):
-            monte_carlo(Recurrent(), torch.randn(7, 5, 3), 9, batch_dim=dim)  # type: ignore[call-overload]
+            monte_carlo(Recurrent(), torch.randn(7, 5, 3), 9, batch_dim=dim)
 
 
 # Samples that influence each other.
@@ -243,5 +248,5 @@ def test_in_half_precision_the_average_has_the_dtype_of_the_models_output(settin
     callback = MonteCarloCallback(9, seed=1, **settings)
     L.Trainer(
         precision="bf16-true", callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu"
-    ).test(module, DataLoader(list(torch.randn(8, 3)), batch_size=4), verbose=False)
+    ).test(module, loader(torch.randn(8, 3), 4), verbose=False)
     assert {output.dtype for output in module.outputs} == {torch.bfloat16}
