@@ -69,22 +69,21 @@ def test_without_a_generator_masks_follow_from_torchs_seed() -> None:
     assert not torch.equal(averages[0], averages[1])
 
 
-def test_streams_are_given_back_after_an_error() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_streams_are_given_back_after_an_error(error: type[BaseException]) -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            torch.rand(3)
-            raise RuntimeError("no")
+            torch.rand(len(x))
+            if len(x) > 2:
+                raise error("no")
+            return x
 
-    before = streams()
+    before, model = streams(), nn.Sequential(nn.Dropout(), Failing())
     for shared_masks in (False, True):
-        with pytest.raises(RuntimeError, match="no"):
-            monte_carlo(
-                nn.Sequential(nn.Dropout(), Failing()),
-                torch.ones(2, 3),
-                3,
-                generator=seeded_generator(),
-                shared_masks=shared_masks,
-            )
+        with pytest.raises(error, match="no"):
+            monte_carlo(model, torch.ones(2, 3), 9, generator=seeded_generator(), shared_masks=shared_masks)
+        assert model.training
+        assert model[0].training
     assert streams() == before
 
 
