@@ -221,7 +221,7 @@ class _Averager:
             self._take_away(name)
 
     def _predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> AnyResult:
-        inputs, _ = read_batch(self._pl_module, self._adapter, batch)
+        inputs, _ = read_batch(self._pl_module, self._adapter.without_target(), batch)
         forward = own_method(self._pl_module, "ydrop_forward")
         subject = subject_of(self._pl_module, inputs, forward, self._settings.batch_dim, may_be_empty=True)
         return self._settings.task.result(self._average(self._settings, subject))

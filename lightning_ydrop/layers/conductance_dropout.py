@@ -130,7 +130,7 @@ class ConductanceDropout(nn.Module):
             return x
         if self.shared_masks and x.ndim > 1:
             shape = list(x.shape)
-            shape[self.batch_dim] = 1
+            shape[self.batch_dim if x.ndim > 2 else 0] = 1
             return x * self._drop(x.new_ones(shape))
         return self._drop(x)
 

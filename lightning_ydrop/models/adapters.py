@@ -41,6 +41,10 @@ class Adapter(ABC):
 
         """
 
+    def without_target(self) -> "Adapter":
+        """Give an adapter that reads the inputs alone, where this one names a place of the target."""
+        return self
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({arguments})"
@@ -68,6 +72,10 @@ class IndexAdapter(Adapter):
             raise _wrong_places("IndexAdapter", "whole number", inputs, target, example)
         self.inputs: int | list[int] = _plain(inputs, int)
         self.target = None if target is None else int(target)
+
+    def without_target(self) -> "IndexAdapter":
+        """Give an adapter that reads the inputs alone."""
+        return IndexAdapter(self.inputs, None)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the positions."""
@@ -101,6 +109,10 @@ class KeyAdapter(Adapter):
         self.inputs: str | list[str] = _plain(inputs, str)
         self.target = None if target is None else str(target)
         self.keywords = check_flag("KeyAdapter", "keywords", keywords)
+
+    def without_target(self) -> "KeyAdapter":
+        """Give an adapter that reads the inputs alone."""
+        return KeyAdapter(self.inputs, None, self.keywords)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the keys."""
@@ -193,7 +205,8 @@ def _take(adapter: Adapter, batch: Any, place: int | str) -> Any:
     raise ConfigurationError(
         f"{adapter!r} was given, and the batch is {describe(batch)}.",
         f"It reads a batch with something at {place!r}.",
-        "Name places that are in the batch.",
+        "Name places that are in the batch."
+        + (" Where there is no target, pass target=None." if place == getattr(adapter, "target", None) else ""),
     )
 
 

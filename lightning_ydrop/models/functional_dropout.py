@@ -68,6 +68,12 @@ RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 OF_FUNCTIONAL = {each for each in SIGNATURES if getattr(F, each.__name__, None) is each}
 
 
+# The function, file and line of a call.
+Place = tuple[str, str, int]
+# The rates at which the calls of each place drop in one pass in training mode, in their order: 0 where they do not.
+Rates = Mapping[Place, Sequence[float]]
+
+
 class DropoutCall(NamedTuple):
     """A place in the code that drops without a layer.
 
@@ -83,6 +89,11 @@ class DropoutCall(NamedTuple):
     rate: float | None
     file: str
     line: int
+
+    @property
+    def place(self) -> Place:
+        """Where it is in the code."""
+        return self.function, self.file, self.line
 
     def __str__(self) -> str:
         rate = "" if self.rate is None else f"rate {self.rate:g}, "
@@ -110,6 +121,12 @@ class _Call:
         return given if given > 0 or self.function != F.scaled_dot_product_attention else self._kept_rate()
 
     @property
+    def rate_now(self) -> float:
+        """The rate at which it drops as it is made."""
+        is_on = self.signature.flag is None or self._get(self.signature.flag)
+        return float(self._get(self.signature.rate)) if is_on else 0.0
+
+    @property
     def is_of_layer(self) -> bool:
         """Whether a layer makes it, of torch or of this package."""
         return self.frame is not None and self.frame.f_code.co_filename.startswith(OF_LAYERS)
@@ -133,6 +150,12 @@ class _Call:
         else:
             self._put(self.signature.rate, 0.0)
         return self.function(*self.args, **self.kwargs)
+
+    def dropping_at(self, rate: float) -> Any:
+        """Make the call as in training mode: at its own rate, or if that is 0 in evaluation mode at another."""
+        if not self._get(self.signature.rate):
+            self._put(self.signature.rate, rate)
+        return self.switched(True)
 
     def _kept_rate(self) -> float:
         """Find the rate in the module that makes the call, which may hand itself to a function."""
@@ -160,28 +183,53 @@ class _Call:
 
 
 class _Seeing(TorchFunctionMode):
-    """Notes calls, or makes them with dropout on or off."""
+    """Notes calls, or makes them with dropout on or off.
 
-    def __init__(self, switch: bool | None) -> None:
+    Args:
+        switch: Whether calls drop, or None to make them as they are.
+        rates: With `switch`, those at which calls drop. Without them, all do.
+
+    """
+
+    def __init__(self, switch: bool | None, rates: Rates | None = None) -> None:
         super().__init__()
-        self.switch = switch
-        self.calls: dict[tuple[str, int, str], DropoutCall] = {}
+        self.switch, self.rates = switch, rates
+        self.calls: dict[Place, DropoutCall] = {}
+        self.rates_now: dict[Place, list[float]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func in SIGNATURES:
             call = _Call(func, args, kwargs or {}, _caller())
             if not call.is_of_layer:
                 said = call.described()
-                key = said.file, said.line, said.function
-                if key not in self.calls or said.rate is not None:
-                    self.calls[key] = said
+                if said.place not in self.calls or said.rate is not None:
+                    self.calls[said.place] = said
+                before = self.rates_now.setdefault(said.place, [])
+                before.append(call.rate_now)
+                if self.switch and self.rates is not None:
+                    # Each pass makes as many calls at a place.
+                    rates = self.rates.get(said.place, [0.0])
+                    rate = rates[(len(before) - 1) % len(rates)]
+                    return call.dropping_at(rate) if rate > 0 else func(*args, **(kwargs or {}))
                 if self.switch is not None:
                     return call.switched(self.switch)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def seeing_dropout_calls() -> Iterator[dict[tuple[str, int, str], DropoutCall]]:
+def seeing_rates() -> Iterator[Rates]:
+    """Note the rates at which calls of functional dropout that no layer makes drop, as they are made.
+
+    Yields:
+        The rates, filled while a model runs.
+
+    """
+    with torch.compiler.set_stance("force_eager"), _Seeing(None) as seeing:
+        yield seeing.rates_now
+
+
+@contextmanager
+def seeing_dropout_calls() -> Iterator[dict[Place, DropoutCall]]:
     """Note the calls of functional dropout that no layer makes.
 
     In evaluation mode a forward may leave a call out, as under `if self.training`, or pass a rate of 0.
@@ -195,20 +243,21 @@ def seeing_dropout_calls() -> Iterator[dict[tuple[str, int, str], DropoutCall]]:
 
 
 @contextmanager
-def switching_dropout_calls(on: bool) -> Iterator[dict[tuple[str, int, str], DropoutCall]]:
+def switching_dropout_calls(on: bool, rates: Rates | None = None) -> Iterator[dict[Place, DropoutCall]]:
     """Turn functional dropout that no layer makes on or off: `training` and `dropout_p` of the calls are overridden.
 
-    An attention that gets `dropout_p=0` in evaluation mode drops at the rate that its module keeps, as an attribute
-    with one of the usual names. Compiled code runs as it is written.
+    Without `rates`, an attention that gets `dropout_p=0` in evaluation mode drops at the rate that its module keeps, as
+    an attribute with one of the usual names. Compiled code runs as it is written.
 
     Args:
         on: Whether these calls drop.
+        rates: At which rates, as a pass in training mode has shown. Others then stay as they are.
 
     Yields:
         The calls, each place once, filled while a model runs.
 
     """
-    with torch.compiler.set_stance("force_eager"), _Seeing(on) as seeing:
+    with torch.compiler.set_stance("force_eager"), _Seeing(on, rates) as seeing:
         yield seeing.calls
 
 

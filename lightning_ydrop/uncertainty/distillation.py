@@ -20,8 +20,9 @@ from lightning_ydrop.models.state import logging_muted, random_stream_kept
 from lightning_ydrop.torch_internals import uncompiled
 from lightning_ydrop.uncertainty.averaging import average_over_masks, subject_of
 from lightning_ydrop.uncertainty.draws import MaskSharing
+from lightning_ydrop.uncertainty.functional_calls import dropping_in_calls
 from lightning_ydrop.uncertainty.head import StudentWithUncertainty, division_loss, widen
-from lightning_ydrop.uncertainty.masks import check_drops, dropout_off, dropping_in_calls
+from lightning_ydrop.uncertainty.masks import check_drops, dropout_off
 from lightning_ydrop.uncertainty.monte_carlo import warn_of_vanilla_rates
 from lightning_ydrop.uncertainty.outputs import Dims, logits_of
 from lightning_ydrop.uncertainty.tasks import Classification, Probabilities
@@ -274,13 +275,14 @@ class DropoutDistillation(LightningModule):
         """Give the teacher's mean probabilities and, for a head, the mean entropy of what single masks predict."""
         subject = subject_of(self.teacher, inputs, own_method(self.teacher, "ydrop_forward"))
         task = Probabilities(Dims(self.class_dim), self.temperature)
-        with dropping_in_calls("DropoutDistillation", self.teacher) if self.functional else nullcontext():
+        sharing = self._mask_sharing
+        with dropping_in_calls("DropoutDistillation", subject, sharing) if self.functional else nullcontext():
             return average_over_masks(
                 subject,
                 Classification(Dims(self.class_dim)) if self.uncertainty_head else task,
                 self.num_masks,
                 max_rows=self.max_rows,
-                sharing=self._mask_sharing,
+                sharing=sharing,
             ).means
 
     def _logged_loss(self, stage: str, batch: Any, prog_bar: bool = False) -> Tensor:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_ydrop.models.functional_dropout import Rates
 
 # It fills the state of cuDNN's generator on first use, which is a draw of no mask.
 STATE_OF_CUDNN = "aten::_cudnn_init_dropout_state"
@@ -35,12 +37,20 @@ class MaskSharing:
         is_known: Whether the draws of two passes have been compared.
         is_shared: Whether a draw was the same for all rows, as far as these passes tell.
         rows_mix: Whether rows influence each other; None before two passes have been compared for that.
+        rates_in_evaluation: At which rates calls of functional dropout drop in evaluation mode: most at 0.
+        knows_rates: Whether a pass in training mode has shown which of these calls drop.
+        rates: At which rates they do; None if the model does not run in training mode.
+        has_told_of_calls: Whether a warning has named calls that are left out.
 
     """
 
     is_known: bool = False
     is_shared: bool = False
     rows_mix: bool | None = None
+    rates_in_evaluation: Rates = field(default_factory=dict)
+    knows_rates: bool = False
+    rates: Rates | None = None
+    has_told_of_calls: bool = False
 
     def compare(self, one_mask: Sequence[Draw], many_masks: Sequence[Draw], num_masks: int) -> None:
         """Learn from the draws of two passes: one with one mask for a batch, one with `num_masks` times the rows.

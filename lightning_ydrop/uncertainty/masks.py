@@ -10,7 +10,6 @@ from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers import ConductanceDropout
 from lightning_ydrop.layers.kinds import drops
 from lightning_ydrop.layers.surroundings import drops_attention_weights
-from lightning_ydrop.models.functional_dropout import switching_dropout_calls
 from lightning_ydrop.models.modules import all_modules, evaluation_mode, set_training
 from lightning_ydrop.models.state import leaving_no_trace
 from lightning_ydrop.models.streams import random_streams_from_torch
@@ -96,22 +95,4 @@ def check_drops(owner: str, model: nn.Module) -> None:
             "It averages over masks of dropout: nn.Dropout and its kin, ConductanceDropout, Jumpout.",
             "Pass the network that was trained with dropout, with its dropout layers. If it calls F.dropout instead, "
             "pass functional=True.",
-        )
-
-
-@contextmanager
-def dropping_in_calls(owner: str, model: nn.Module) -> Iterator[None]:
-    """Let calls of functional dropout drop, in passes of a model inside.
-
-    Raises:
-        ConfigurationError: At the end, if neither a layer nor a call has dropped.
-
-    """
-    with switching_dropout_calls(True) as calls:
-        yield
-    if not any(call.rate for call in calls.values()) and not stochastic_modules(model):
-        raise ConfigurationError(
-            f"{owner}(functional=True) was given {describe(model)}, in which neither a layer nor a call drops.",
-            "It averages over masks of dropout. Calls that stand under `if self.training` are not reached.",
-            "Write F.dropout(x, p, self.training), or use nn.Dropout.",
         )

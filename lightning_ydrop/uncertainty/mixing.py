@@ -1,11 +1,13 @@
 """Whether the rows of a batch influence each other."""
 
 import warnings
+from contextlib import ExitStack
 
 import torch
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.models.calls import differ
+from lightning_ydrop.models.functional_dropout import seeing_rates
 from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.state import leaving_no_trace, random_stream_kept
 from lightning_ydrop.uncertainty.draws import MaskSharing
@@ -28,11 +30,13 @@ def check_single_samples(subject: Subject, dims: Dims, sharing: MaskSharing) -> 
     """
     if _seen_to_mix(subject, dims, sharing):
         raise ConfigurationError(
-            _finding(subject), "With shared_masks=True each sample passes alone.", f"{_remedy(dims)} Or leave it out."
+            _finding(subject),
+            "With shared_masks=True each sample passes alone.",
+            f"{_remedy(dims)} Or leave shared_masks out.",
         )
 
 
-def rows_mix(subject: Subject, dims: Dims) -> bool:
+def rows_mix(subject: Subject, dims: Dims, sharing: MaskSharing) -> bool:
     """Pass one row alone and beside another, without dropout, and compare.
 
     They differ where a network normalises by the batch at hand, or where what is taken for the samples is something
@@ -41,6 +45,7 @@ def rows_mix(subject: Subject, dims: Dims) -> bool:
     Args:
         subject: The model and the batch.
         dims: Where rows are in the output.
+        sharing: It learns which calls of functional dropout the passes make.
 
     Returns:
         Whether they mix. False if a pass is a matter of chance in evaluation mode too: a comparison says nothing then.
@@ -51,7 +56,11 @@ def rows_mix(subject: Subject, dims: Dims) -> bool:
     forward, model = subject.forward, subject.model
     held = [] if forward is model else [forward, *modules_held(forward)]
     device = subject.tensors()[0].device
-    with torch.no_grad(), random_stream_kept(device), leaving_no_trace([model, *held, *subject.arguments]):
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(random_stream_kept(device))
+        stack.enter_context(leaving_no_trace([model, *held, *subject.arguments]))
+        sharing.rates_in_evaluation = stack.enter_context(seeing_rates())
         beside = dims.rows_first(subject.call(count, pair), 2)[1:]
         alone = dims.rows_first(subject.call(1, one), 1)
         return differ(beside, alone) and not differ(dims.rows_first(subject.call(1, one), 1), alone)
@@ -62,7 +71,7 @@ def _seen_to_mix(subject: Subject, dims: Dims, sharing: MaskSharing) -> bool:
     if sharing.rows_mix is not None:
         return False
     try:
-        sharing.rows_mix = rows_mix(subject, dims)
+        sharing.rows_mix = rows_mix(subject, dims, sharing)
     except (ConfigurationError, torch.OutOfMemoryError):
         sharing.rows_mix = False  # the passes that count say what is wrong
     except Exception:

@@ -139,8 +139,9 @@ def monte_carlo(
         forward: Another method of the model, to be called instead of it.
         progress_bar: Whether a progress bar shows once it takes more than five seconds.
         functional: Whether calls of F.dropout and its kin, and of F.scaled_dot_product_attention, drop too, though the
-            model is in evaluation mode. An attention that gets a rate of 0 there drops at the rate that its module
-            keeps. Calls that stand under `if self.training` are not reached. Compiled parts run without compilation.
+            model is in evaluation mode: those that drop in training mode, at their rates there, as one pass in
+            training mode shows, which is undone. Calls under `if self.training` are not reached, which a warning says.
+            Compiled parts run without compilation.
 
     Returns:
         The average of the predictions and its uncertainty: a MonteCarlo, MonteCarloMultilabel or MonteCarloRegression.

@@ -30,6 +30,11 @@ class Dims:
     classes: int | None = None
     samples: int = 0
 
+    @property
+    def alike(self) -> "Dims":
+        """Where rows are in outputs without a dimension of classes."""
+        return Dims(None, self.samples)
+
     def of_rows(self, tensor: Tensor, num_rows: int) -> int:
         """Find the dimension of the rows, which is never that of the classes.
 
@@ -118,13 +123,13 @@ def mean_and_noise(output: Any, num_rows: int, noise: Noise, dims: Dims) -> tupl
 
     """
     pair: list[Any] = []
-    class_dim = dims.classes or 0
+    class_dim, where = dims.classes or 0, dims.alike
     if isinstance(output, Mapping):
         pair = [output.get("mean"), output.get(noise)]
     elif isinstance(output, (tuple, list)):
         pair = list(output)
     elif isinstance(output, Tensor) and 0 < abs(class_dim) < output.ndim and output.shape[class_dim] % 2 == 0:
-        dims.of_rows(output, num_rows)
+        where = dims
         pair = list(output.chunk(2, class_dim))
     is_pair = len(pair) == 2 and all(isinstance(each, Tensor) and each.is_floating_point() for each in pair)
     if not is_pair or pair[0].shape != pair[1].shape or pair[0].ndim == 0:
@@ -134,7 +139,7 @@ def mean_and_noise(output: Any, num_rows: int, noise: Noise, dims: Dims) -> tupl
             f"whose dimension class_dim={class_dim} holds the means first and as many entries of {noise} after them.",
             "Return the two from forward, or leave noise out if the model predicts no variance.",
         )
-    mean, spread = (precise(dims.rows_first(each, num_rows)) for each in pair)
+    mean, spread = (precise(where.rows_first(each, num_rows)) for each in pair)
     variance = spread.exp() if noise == "log_variance" else spread
     if noise == "variance" and bool((variance < 0).any()):
         raise ConfigurationError(

@@ -140,6 +140,12 @@ def batch_size_of(inputs: Inputs, arguments: Sequence[Any], batch_dim: int = 0, 
     sizes = [
         tensor.shape[batch_dim if tensor.ndim > batch_dim else 0] for tensor in tensors_in(arguments) if tensor.ndim > 0
     ]
+    if all(tensor.ndim <= batch_dim for tensor in tensors_in(arguments)) and batch_dim > 0:
+        raise ConfigurationError(
+            f"The inputs are {describe(inputs)}, with batch_dim={batch_dim}.",
+            "At least one tensor has this dimension, which is that of the samples.",
+            "Pass batch_dim=0 for inputs (B, *), or 1 for (T, B, F).",
+        )
     if not sizes or (sizes[0] == 0 and not may_be_empty):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}.",

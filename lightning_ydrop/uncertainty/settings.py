@@ -12,7 +12,7 @@ from lightning_ydrop import progress
 from lightning_ydrop.checks import check_count, check_flag
 from lightning_ydrop.uncertainty.averaging import average_over_masks
 from lightning_ydrop.uncertainty.draws import MaskSharing
-from lightning_ydrop.uncertainty.masks import dropping_in_calls
+from lightning_ydrop.uncertainty.functional_calls import dropping_in_calls, warn_of_calls_left_out
 from lightning_ydrop.uncertainty.passes import Subject
 from lightning_ydrop.uncertainty.tasks import Average, Averaged, task_of
 
@@ -50,8 +50,9 @@ class Settings:
 
         """
         bar_of = bar_of or partial(progress.progress_bar, None, "masks", True)
-        with dropping_in_calls(self.owner, subject.model) if self.functional else nullcontext():
-            return average_over_masks(
+        sharing = sharing or MaskSharing()
+        with dropping_in_calls(self.owner, subject, sharing) if self.functional else nullcontext():
+            average = average_over_masks(
                 subject,
                 self.task,
                 self.num_samples,
@@ -63,6 +64,9 @@ class Settings:
                 bar_of=bar_of if self.progress_bar else None,
                 note_output=note_output,
             )
+        if not self.functional:
+            warn_of_calls_left_out(self.owner, subject, sharing)
+        return average
 
 
 def checked_settings(

@@ -170,9 +170,10 @@ class Regression(Averaged):
         """Give the mean and, where the model predicts a variance, the total variance in its place."""
         if self.noise is None:
             return self.dims.back(result.mean, _checked_tensor(form), num_rows)
+        dims = self.dims if isinstance(form, Tensor) else self.dims.alike
         first = form if isinstance(form, Tensor) else form["mean"] if isinstance(form, Mapping) else form[0]
         variance = result.variance.log() if self.noise == "log_variance" else result.variance
-        mean, noise = (self.dims.back(each, first, num_rows) for each in (result.mean, variance))
+        mean, noise = (dims.back(each, first, num_rows) for each in (result.mean, variance))
         if isinstance(form, Mapping):
             return {"mean": mean, self.noise: noise}
         return torch.cat([mean, noise], self.dims.classes or 0) if isinstance(form, Tensor) else (mean, noise)
@@ -185,6 +186,12 @@ def task_of(owner: str, name: str, class_dim: int, batch_dim: int, noise: str | 
         ConfigurationError: If a setting is out of range, or the task does not have it.
 
     """
+    if name == "binary":
+        raise ConfigurationError(
+            f"{owner}(task='binary') was given.",
+            "A single logit for each sample is one label that applies or not.",
+            'Pass task="multilabel". Two logits are two classes: task="classification".',
+        )
     check_choice(owner, "task", name, get_args(TaskName))
     class_dim = check_class_dim(owner, class_dim)
     if noise is not None:

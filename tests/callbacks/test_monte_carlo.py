@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
+    IndexAdapter,
     KeyAdapter,
     MonteCarloCallback,
     NoEffectWarning,
@@ -283,6 +284,15 @@ def test_the_adapter_reads_batches_of_predict() -> None:
 
     (found,) = predictions(Net(), MonteCarloCallback(2, adapter=KeyAdapter("pixels", None)), Batches())
     assert found.probabilities.shape == (20, 3)
+
+
+@pytest.mark.parametrize("adapter", [KeyAdapter("image"), IndexAdapter(1, target=2)])
+def test_batches_of_predict_need_no_target(adapter: Any) -> None:
+    batches: Any = [{"image": X[:4], "path": "a.png"} if isinstance(adapter, KeyAdapter) else ["a.png", X[:4]]]
+    averages: Any = trainer_of(MonteCarloCallback(5, adapter=adapter)).predict(
+        Net(), DataLoader(batches, batch_size=None)
+    )  # type: ignore[arg-type]
+    assert averages[0].probabilities.shape == (4, 3)
 
 
 @pytest.mark.parametrize("stage", ["predict", "test"])

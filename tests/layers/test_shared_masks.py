@@ -77,6 +77,14 @@ def test_units_are_dropped_at_their_own_rates() -> None:
     assert torch.allclose(kept, torch.tensor([1.0, 0.8, 0.2]), atol=0.03)
 
 
+@pytest.mark.parametrize("is_driven", [False, True])
+def test_samples_come_first_in_two_dimensions_wherever_they_are_in_three(is_driven: bool) -> None:
+    layer = ConductanceDropout(unit_dim=-1, batch_dim=1, shared_masks=True)
+    masks = torch.stack([(driven(layer) if is_driven else layer)(torch.ones(4, 3)) for _ in range(20)])
+    assert torch.equal(masks, masks[:, :1].expand_as(masks))
+    assert len(masks[:, 0].unique(dim=1)[0]) > 1
+
+
 def test_inputs_keep_their_dtype_and_may_be_empty() -> None:
     layer = ConductanceDropout(shared_masks=True)
     assert layer(torch.ones(4, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
