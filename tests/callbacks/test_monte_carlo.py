@@ -291,7 +291,7 @@ def test_batches_of_predict_need_no_target(adapter: Any) -> None:
     batches: Any = [{"image": X[:4], "path": "a.png"} if isinstance(adapter, KeyAdapter) else ["a.png", X[:4]]]
     averages: Any = trainer_of(MonteCarloCallback(5, adapter=adapter)).predict(
         Net(), DataLoader(batches, batch_size=None)
-    )  # type: ignore[arg-type]
+    )
     assert averages[0].probabilities.shape == (4, 3)
 
 
