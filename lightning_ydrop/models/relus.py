@@ -32,8 +32,7 @@ def seeing_relus(model: nn.Module, recorded: Mapping[str, Sequence[Tensor]]) -> 
         is_recorded = any(memory_of(each) == given for calls in recorded.values() for each in calls)
         (after if is_recorded else elsewhere).append(module)
 
-    relus = [each for each in all_modules(model) if type(each) is nn.ReLU and not each.inplace]
-    handles = [each.register_forward_pre_hook(look) for each in relus if "forward" not in each.__dict__]
+    handles = [each.register_forward_pre_hook(look) for each in all_modules(model) if _is_plain(each)]
     try:
         yield after
     finally:
@@ -45,10 +44,16 @@ def seeing_relus(model: nn.Module, recorded: Mapping[str, Sequence[Tensor]]) -> 
 def keep_inputs(relus: Iterable[nn.Module]) -> None:
     """Let ReLUs keep their inputs for the backward pass, not their outputs. Values and gradients stay the same.
 
-    It sets the attribute `forward` of each module. Whoever has borrowed the modules removes it again.
+    It sets the attribute `forward` of each module. Whoever has borrowed the modules removes it again. Modules that are
+    no such ReLUs any more are left alone.
     """
     for relu in relus:
-        relu.__dict__["forward"] = _relu
+        if _is_plain(relu):
+            relu.__dict__["forward"] = _relu
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.ReLU and not module.inplace and "forward" not in module.__dict__
 
 
 def _relu(input: Tensor) -> Tensor:
