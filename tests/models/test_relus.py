@@ -46,6 +46,24 @@ def test_a_forward_that_the_user_has_set_is_left_alone() -> None:
     assert model[2].__dict__["forward"] is forward
 
 
+class Overwriting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.relu = nn.Linear(4, 6), ConductanceDropout(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.layer(x))
+        hidden: Tensor = self.relu(dropped)
+        return hidden + dropped.add_(1)
+
+
+def test_a_relu_whose_input_is_written_over_keeps_its_output() -> None:
+    engine = YDrop(Overwriting())
+    engine.step(torch.randn(10, 4), torch.zeros(10, dtype=torch.long))
+    assert engine.findings is not None
+    assert not engine.findings.plan.relus
+
+
 def of_another_class(relu: nn.Module) -> None:
     relu.__class__ = nn.Sigmoid
 
