@@ -171,6 +171,11 @@ def caches_off() -> Iterator[None]:
         parametrize._cache_enabled, parametrize._cache = enabled, cached
 
 
+def global_forward_hooks() -> list[int]:
+    """Number the forward hooks that are registered for all modules. No two hooks ever have the same number."""
+    return [*module_of_torch._global_forward_pre_hooks, *module_of_torch._global_forward_hooks]
+
+
 def has_global_hooks() -> bool:
     """Tell whether backward hooks are registered for all modules."""
     return bool(module_of_torch._global_backward_hooks or module_of_torch._global_backward_pre_hooks)
@@ -232,6 +237,21 @@ def unshared_before_resizing() -> Iterator[None]:
         return resize
 
     with _methods_of_tensors(("resize_", "resize_as_"), instead_of):
+        yield
+
+
+@contextmanager
+def exports_seen(look: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call a function with each tensor whose values are taken out of torch, which no dispatch mode sees."""
+
+    def instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
+        def export(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            look(tensor)
+            return original(tensor, *args, **kwargs)
+
+        return export
+
+    with _methods_of_tensors(("tolist", "numpy", "__array__", "__dlpack__"), instead_of):
         yield
 
 

@@ -11,10 +11,13 @@ from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.importance.baseline import Tensors
 from lightning_ydrop.importance.passes import with_own_starts
 from lightning_ydrop.importance.request import Request
+from lightning_ydrop.models.descriptions import PLAIN
+from lightning_ydrop.models.looks import Looks
 from lightning_ydrop.models.modules import all_modules, kind_of
-from lightning_ydrop.models.reads import OF_TRAINING, PLAIN, Reads
+from lightning_ydrop.models.reads import OF_TRAINING, Reads
 from lightning_ydrop.torch_internals import PLAIN_TENSORS
 
+DRAWS = "forward draws random numbers in evaluation mode"
 CHECKPOINTS = "it checkpoints activations, which compilation would keep in memory"
 
 
@@ -36,19 +39,28 @@ def not_static(request: Request, modules: Sequence[nn.Module]) -> str | None:
     return None
 
 
-def not_repeatable(graph: GraphModule, reads: Reads, *, written: bool) -> str | None:
+def not_repeatable(
+    graph: GraphModule, reads: Reads, looks: Looks, *, held: int, written: bool, drawn: bool
+) -> str | None:
     """Say what in a graph would not be the same in another batch.
 
     Args:
         graph: The recorded operations.
         reads: Which attributes forward has read.
-        written: Whether it has written to parameters or buffers.
+        looks: Which values it has looked at.
+        held: How many of the graph's first arguments are parameters and buffers.
+        written: Whether it has written to them.
+        drawn: Whether it has drawn random numbers of Python or NumPy.
 
     """
-    if any(names & OF_TRAINING for names in reads.values()):
+    if any(names & OF_TRAINING for names in reads.names.values()):
         return "forward reads the Trainer, such as for the number of the epoch"
-    if written:
+    if written or _writes_to_the_first(held, graph):
         return "forward writes to parameters or buffers in evaluation mode"
+    if drawn:
+        return DRAWS
+    if looks.reasons:
+        return looks.reasons[0]
     for node in graph.graph.nodes:
         # A constant in the code is copied when it is read. Another tensor may be replaced or written to.
         if node.op == "get_attr" and not all("lift_fresh" in str(user.target) for user in node.users):
@@ -58,8 +70,25 @@ def not_repeatable(graph: GraphModule, reads: Reads, *, written: bool) -> str | 
             names = [argument.name for argument in node.target._schema.arguments]
             rates = [value for name, value in zip(names, node.args, strict=False) if name == "dropout_p"]
             if "dropout_p" not in names or any((*rates, node.kwargs.get("dropout_p", 0.0))):
-                return "forward draws random numbers in evaluation mode"
+                return DRAWS
     return None
+
+
+def _writes_to_the_first(held: int, graph: GraphModule) -> bool:
+    """Tell whether a graph writes to one of its first arguments, also through `.data`, which no version shows."""
+    nodes = list(graph.graph.nodes)
+    same_memory = set(nodes[:held])
+    for node in nodes:
+        if node.op != "call_function" or not hasattr(node.target, "_schema"):
+            continue
+        given = [*zip(node.target._schema.arguments, node.args, strict=False)]
+        given += [(each, node.kwargs[each.name]) for each in node.target._schema.arguments if each.name in node.kwargs]
+        shared = [each.alias_info for each, value in given if each.alias_info is not None and value in same_memory]
+        if any(each.is_write for each in shared):
+            return True
+        if shared:
+            same_memory.add(node)
+    return False
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -90,6 +119,12 @@ def tensors_of(request: Request) -> tuple[Tensors, ...]:
 def others_of(request: Request) -> tuple[object, ...]:
     """Give what a call takes besides rows. What is guarded for the model itself are modules and functions."""
     return tuple(each for each in request.guarded if isinstance(each, (tuple, list, dict)))
+
+
+def callers_of(request: Request) -> tuple[object, ...]:
+    """Give what takes part in a pass, and is no module: a function that calls the model, and the objective."""
+    collections = (nn.Module, Tensor, tuple, list, dict)
+    return (*(each for each in request.guarded if not isinstance(each, collections)), request.objective)
 
 
 def modules_of(request: Request) -> list[nn.Module]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_ydrop.importance.baseline import Tensors
 from lightning_ydrop.importance.compilable import (
     CHECKPOINTS,
+    callers_of,
     is_plain,
     modules_of,
     not_repeatable,
@@ -31,10 +32,12 @@ from lightning_ydrop.importance.passes import Recorder, with_own_starts
 from lightning_ydrop.importance.recording import recording
 from lightning_ydrop.importance.request import Request
 from lightning_ydrop.models.checkpointing import seeing_checkpoints
-from lightning_ydrop.models.reads import Reads, Values, changed_since, seeing_reads, values_read
+from lightning_ydrop.models.descriptions import NotComparable, Same
+from lightning_ydrop.models.looks import Looks, seeing_looks
+from lightning_ydrop.models.reads import Reads, Values, seeing_reads
 from lightning_ydrop.models.state import random_stream_kept
-from lightning_ydrop.models.streams import random_streams_kept
-from lightning_ydrop.torch_internals import compiled_graph, recorded_graph
+from lightning_ydrop.models.streams import numpy_state, python_state, random_streams_kept
+from lightning_ydrop.torch_internals import compiled_graph, global_forward_hooks, recorded_graph
 
 # A CUDA graph is captured in the second call, and replayed from the third on.
 CALLS_TO_WARM_UP = 3
@@ -52,10 +55,10 @@ class Compiled:
         names: Of the layers.
         tensors: Of the model, that `run` takes.
         modules: The model's, and those of whatever else a call runs.
-        hooks: How many forward hooks they had.
+        structure: What they consist of: see `_structure`.
         held: The same tensors, by all places where they are.
         layout: What the tensors of the request looked like, and how it was measured.
-        values: What attributes the forward has read.
+        values: What the forward has read of them, and of whatever calls them.
 
     """
 
@@ -63,7 +66,7 @@ class Compiled:
     names: list[str]
     tensors: list[Tensor]
     modules: list[nn.Module]
-    hooks: int
+    structure: object
     held: dict[Held, Tensor]
     layout: object
     values: Values
@@ -88,13 +91,13 @@ class Compiled:
     def changed(self, request: Request) -> str | None:
         """Name something that a forward would find changed."""
         modules = modules_of(request)
-        if list(map(id, modules)) != list(map(id, self.modules)):
-            return "set of modules"
+        if list(map(id, modules)) != list(map(id, self.modules)) or _structure(modules) != self.structure:
+            return "set of modules or hooks"
         for (number, registry, name), tensor in self.held.items():
             now = modules[number].__dict__[registry].get(name)
             if now is not tensor or _look(tensor) != self.layout_of[id(tensor)]:
                 return f"{type(modules[number]).__name__}.{name}"
-        return "number of hooks" if _count_hooks(modules) != self.hooks else changed_since(self.values)
+        return self.values.changed()
 
     def __post_init__(self) -> None:
         self.layout_of = {id(tensor): _look(tensor) for tensor in self.held.values()}
@@ -135,9 +138,13 @@ def compiled(owner: str, request: Request) -> Compiled:
         for name, tensor in module.__dict__[registry].items()
         if tensor is not None
     }
-    hooks = _count_hooks(modules)
+    structure = _structure(modules)
     tensors = list({id(tensor): tensor for tensor in held.values()}.values())
     graph, names, reads = _recorded(owner, request, modules, tensors)
+    try:
+        values = Values(reads, callers_of(request))
+    except NotComparable as error:
+        raise refusal(owner, request, str(error)) from error
     used = [tensor for tensor, node in zip(tensors, graph.graph.nodes, strict=False) if node.users]
     for node in list(graph.graph.nodes)[: len(tensors)]:
         if not node.users:
@@ -148,7 +155,7 @@ def compiled(owner: str, request: Request) -> Compiled:
     try:
         with random_streams_kept(), random_stream_kept(request.device), torch.no_grad():
             run = compiled_graph(graph, [*used, *tree_leaves(tensors_of(request))])
-            result = Compiled(run, names, used, modules, hooks, held, _layout(request), values_read(reads))
+            result = Compiled(run, names, used, modules, structure, held, _layout(request), values)
             for _ in range(CALLS_TO_WARM_UP):
                 result.run_on(request)
     except Exception as error:
@@ -160,7 +167,7 @@ def _recorded(
     owner: str, request: Request, modules: Sequence[nn.Module], tensors: Sequence[Tensor]
 ) -> tuple[GraphModule, list[str], Reads]:
     """Record phase 1 as a graph of the model's tensors and those of the request, with what else its forward reads."""
-    copied, names = set(request.plan.overwritten), list[str]()
+    copied, names, seen = set(request.plan.overwritten), list[str](), list[Looks]()
     versions = [tensor._version for tensor in tensors]
     with (
         random_streams_kept(),
@@ -169,11 +176,15 @@ def _recorded(
         seeing_checkpoints(request.model) as checkpointed,
         seeing_reads(modules) as reads,
     ):
+        streams = python_state(), numpy_state()
 
         def phase_1(_: Sequence[Tensor], rest: tuple[Tensors, ...]) -> list[Tensor]:
-            inputs, starts, carried, target = rest
+            # Where one tensor is several arguments, or one and a parameter, each has to be another.
+            inputs, starts, carried, target = (tuple(each.detach() for each in part) for part in rest)
             measured = replace(request, inputs=inputs, starts=starts, carried=carried, target=next(iter(target), None))
-            scores = one_pass(with_own_starts(measured), Recorder(tape, copied))
+            with seeing_looks() as looks:
+                scores = one_pass(with_own_starts(measured), Recorder(tape, copied))
+            seen.append(looks)
             names[:] = scores
             return list(scores.values())
 
@@ -182,7 +193,12 @@ def _recorded(
         except Exception as error:
             raise refusal(owner, request, "its operations could not be recorded: see above") from error
         written = any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True))
-    if reason := CHECKPOINTS if checkpointed else not_repeatable(graph, reads, written=written):
+        drawn = (python_state(), numpy_state()) != streams
+    (looks,) = seen
+    held = len(tensors)
+    if reason := (
+        CHECKPOINTS if checkpointed else not_repeatable(graph, reads, looks, held=held, written=written, drawn=drawn)
+    ):
         raise refusal(owner, request, reason)
     return graph, names, reads
 
@@ -191,10 +207,21 @@ def _layout(request: Request) -> object:
     """Describe all that a request decides besides values."""
     kind = request.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    others = [each for each in tree_leaves(others_of(request)) if not isinstance(each, Tensor)]
+    others, names = tree_flatten(others_of(request))
+    others = [each for each in others if not isinstance(each, Tensor)]
     looks = [[_look(each) for each in part] for part in tensors_of(request)]
-    same = (id(request.objective), id(request.layers), id(request.unit_dims))
-    return looks, others, precision, same, request.n_steps, request.quadrature, request.batch_dim, request.max_rows
+    same = (Same(request.objective), Same(request.layers), Same(request.unit_dims))
+    return (
+        looks,
+        others,
+        names,
+        precision,
+        same,
+        request.n_steps,
+        request.quadrature,
+        request.batch_dim,
+        request.max_rows,
+    )
 
 
 def _look(tensor: Tensor) -> object:
@@ -203,5 +230,14 @@ def _look(tensor: Tensor) -> object:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _count_hooks(modules: Sequence[nn.Module]) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+def _structure(modules: Sequence[nn.Module]) -> list[object]:
+    """List what modules consist of: their classes, submodules and hooks, and which tensors they have by what name."""
+    parts: list[object] = [*global_forward_hooks()]
+    for module in modules:
+        held = module.__dict__
+        parts.append(type(module))
+        parts += [(name, id(child)) for name, child in held["_modules"].items()]
+        parts += [(name, each is None) for name, each in held["_parameters"].items()]
+        parts += [(name, each is None) for name, each in held["_buffers"].items()]
+        parts += [*held["_forward_pre_hooks"], *held["_forward_hooks"]]
+    return parts

@@ -196,7 +196,9 @@ def hand_over_gradients(
     """
     left = set(activations)
 
-    def hand_over(key: Key, gradient: Tensor) -> None:
+    def hand_over(key: Key, gradient: Tensor | None) -> None:
+        if gradient is None:  # what a user's own autograd function gives where F does not depend on its input
+            return
         left.remove(key)
         take(key, gradient)
 

@@ -1,42 +1,65 @@
-"""Which attributes of its modules a forward reads, and whether they are still what they were."""
+"""What a forward reads beside its arguments, and whether that is still what it was."""
 
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_ydrop.models.modules import kind_of
+from lightning_ydrop.models.descriptions import PLAIN, Describer
+from lightning_ydrop.models.modules import classes_of_users, kind_of
 from lightning_ydrop.models.snapshot import OF_EVERY_MODULE
 
 # Attributes that lead to what changes while a network trains, out of sight.
 OF_TRAINING = frozenset({"_trainer", "_fabric", "trainer", "fabric"})
-PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+# Phase 1 runs compiled parts as they are.
+OF_COMPILATION = frozenset({"_compiled_call_impl"})
 
-Reads = dict[nn.Module, set[str]]
-# For a module and an attribute, to what depth its value is described, and the description.
-Values = dict[tuple[nn.Module, str], tuple[int, object]]
-DEPTH = 2
+
+@dataclass(frozen=True)
+class Reads:
+    """Which attributes of modules a forward has read.
+
+    Attributes:
+        names: The names for each module.
+        own: Those of them that it had not written to before.
+
+    """
+
+    names: dict[nn.Module, set[str]]
+    own: dict[nn.Module, set[str]]
 
 
 @contextmanager
 def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
-    """Note which attributes are read of modules whose classes are a user's.
+    """Note which attributes of modules are read.
 
     Yields:
-        The names for each module, filled while the model runs.
+        The reads, filled while the model runs.
 
     """
-    watched = {id(each): each for each in modules if not _is_fixed(each)}
-    reads: Reads = {each: set() for each in watched.values()}
+    watched = {id(each): each for each in modules if not (kind_of(each).ours or kind_of(each).script)}
+    held = {key: each.__dict__.copy() for key, each in watched.items()}
+    reads = Reads({each: set() for each in watched.values()}, {each: set() for each in watched.values()})
     thread = threading.get_ident()
+
+    def note(module: nn.Module, name: str, now: dict[str, Any]) -> None:
+        names, before = reads.names[module], held[id(module)]
+        if name not in names:
+            names.add(name)
+            if (name in now) == (name in before) and now.get(name) is before.get(name):
+                reads.own[module].add(name)
 
     def instead_of(original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         def look(self: Any, name: str) -> Any:
             if id(self) in watched and threading.get_ident() == thread:
-                reads[watched[id(self)]].add(name)
+                now = object.__getattribute__(self, "__dict__")
+                is_all = name == "__dict__" and not _is_of_torch(sys._getframe(1).f_globals.get("__name__"))
+                for each in list(now) if is_all else [name]:
+                    note(watched[id(self)], each, now)
             return original(self, name)
 
         return look
@@ -56,51 +79,70 @@ def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
                 del cls.__getattribute__
 
 
-def values_read(reads: Reads) -> Values:
-    """Describe the attributes that were read, as far as modules hold them themselves, for a later comparison.
+class Values:
+    """What a forward has read, for a later comparison. Parameters, buffers and submodules are left out.
 
-    Parameters, buffers and submodules are left out. An object that many modules hold, such as their configuration, is
-    described once.
+    Args:
+        reads: What it has read of modules, which are as they were before.
+        beside: Other objects that take part, such as a function that calls the model.
+
+    Raises:
+        NotComparable: If something that it has read can't be compared.
+
     """
-    values: Values = {}
-    seen: set[int] = set()
-    for module, names in reads.items():
-        for name in sorted(names & module.__dict__.keys() - OF_EVERY_MODULE):
-            value = module.__dict__[name]
-            depth = 0 if id(value) in seen else DEPTH
-            seen.add(id(value))
-            values[module, name] = depth, described(value, depth)
-    return values
+
+    def __init__(self, reads: Reads, beside: Sequence[object] = ()) -> None:
+        describe = Describer()
+        self._read: list[tuple[nn.Module, list[tuple[str, object, object]], frozenset[str]]] = []
+        for module, names in reads.own.items():
+            held = module.__dict__
+            own = [(name, held[name], describe(held[name])) for name in sorted((names & held.keys()) - OF_EVERY_MODULE)]
+            missing = frozenset(names - held.keys() - OF_COMPILATION)
+            if own or missing:
+                self._read.append((module, own, missing))
+        bases = dict.fromkeys(base for module in reads.names for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
+        self._classes = [(base, _attributes_of(base, describe)) for base in bases]
+        self._beside = [(each, describe(each)) for each in beside]
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the attributes that are compared."""
+        return {name for _, own, _ in self._read for name, *_ in own}
+
+    def changed(self) -> str | None:
+        """Name the first thing that is not what it was, as code would: `Class.name`."""
+        describe = Describer()
+        for module, own, missing in self._read:
+            held = module.__dict__
+            for name, value, description in own:
+                if name not in held:
+                    return f"{type(module).__name__}.{name}"
+                now = held[name]
+                if now is value and isinstance(value, PLAIN):
+                    continue
+                if describe(now) != description:
+                    return f"{type(module).__name__}.{name}"
+            if not missing.isdisjoint(held):
+                return f"{type(module).__name__}.{min(missing & held.keys())}"
+        for base, attributes in self._classes:
+            now = _attributes_of(base, describe)
+            if now != attributes:
+                names = (name for name in {**attributes, **now} if attributes.get(name) != now.get(name))
+                return f"{base.__name__}.{min(names)}"
+        for each, description in self._beside:
+            if describe(each) != description:
+                return f"state of {type(each).__name__}"
+        return None
 
 
-def changed_since(values: Values) -> str | None:
-    """Name the first attribute that is not what it was, as code would: `Class.name`."""
-    for (module, name), (depth, value) in values.items():
-        if described(module.__dict__.get(name), depth) != value:
-            return f"{type(module).__name__}.{name}"
-    return None
+def _attributes_of(cls: type, describe: Describer) -> dict[str, object]:
+    """Describe what stands in the body of a class: collections by what they hold, all else as it is."""
+    return {
+        name: describe(value) if isinstance(value, (*PLAIN, list, dict, set)) else value
+        for name, value in cls.__dict__.items()
+        if not name.startswith("__") or callable(value)
+    }
 
 
-def described(value: object, depth: int = DEPTH) -> object:
-    """Give what can be compared: numbers and text by value, collections by items, objects by identity and attributes.
-
-    Of tensors only the identity counts. Their values are not looked at.
-    """
-    if isinstance(value, PLAIN):
-        return type(value), value
-    if isinstance(value, (Tensor, nn.Module)) or depth == 0:
-        return id(value)
-    if isinstance(value, Mapping):
-        return id(value), [(key, described(item, depth - 1)) for key, item in value.items()]
-    if isinstance(value, (list, tuple)):
-        return type(value), [described(item, depth - 1) for item in value]
-    attributes = getattr(value, "__dict__", None)
-    if type(attributes) is not dict:
-        return id(value)
-    return id(value), [(name, described(item, depth - 1)) for name, item in attributes.items()]
-
-
-def _is_fixed(module: nn.Module) -> bool:
-    """Tell whether a module is torch's or ours, whose attributes say how it was made."""
-    kind = kind_of(module)
-    return kind.of_torch or kind.ours or kind.script
+def _is_of_torch(name: object) -> bool:
+    return isinstance(name, str) and name.partition(".")[0] == "torch"

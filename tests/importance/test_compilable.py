@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,35 @@ def by_numpy(model: Scaled, x: Tensor) -> Any:
     return float(x.detach().numpy().std())
 
 
+def by_values_of_an_attribute(model: Scaled, x: Tensor) -> Any:
+    return model.tensor.item()
+
+
+def by_values_of_a_buffer(model: Any, x: Tensor) -> Any:
+    return 1.0 + float(model.count.numpy())
+
+
+def by_rows_chosen(model: Scaled, x: Tensor) -> Any:
+    return 1.0 + x[x[:, 0] > 0].square().sum()
+
+
+def by_pythons_chance(model: Scaled, x: Tensor) -> Any:
+    return random.random()
+
+
+def by_iterator(model: Scaled, x: Tensor) -> Any:
+    return next(model.numbers)
+
+
+def by_many(model: Scaled, x: Tensor) -> Any:
+    return len(model.many)
+
+
+def by_writing_to_data(model: Any, x: Tensor) -> Any:
+    model.count.data.add_(1)
+    return 1.0
+
+
 def by_writing(model: Any, x: Tensor) -> Any:
     return model.count.add_(1)
 
@@ -53,18 +83,36 @@ def by_trainer(model: Any, x: Tensor) -> Any:
         (by_value, "its operations could not be recorded"),
         (by_chance, "forward draws random numbers"),
         (by_tensor, "forward reads a tensor that is no argument, parameter or buffer"),
-        (by_numpy, "on other samples the scores of 'body.1', 'body.4' would be wrong"),
+        (by_numpy, "forward looks at values of tensors"),
+        (by_values_of_an_attribute, "forward looks at values of tensors"),
+        (by_values_of_a_buffer, "forward looks at values of tensors"),
+        (by_rows_chosen, "forward makes tensors whose shapes depend on values"),
+        (by_pythons_chance, "forward draws random numbers"),
+        (by_iterator, "forward reads count, which does not show what it gives next"),
+        (by_many, "the attributes that forward reads hold more than 1000 objects"),
+        (by_writing_to_data, "forward writes to parameters or buffers"),
         (by_writing, "forward writes to parameters or buffers"),
         (by_checkpoint, "it checkpoints activations"),
         (by_trainer, "forward reads the Trainer"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:The outputs of Scaled")
+@pytest.mark.filterwarnings("ignore:The outputs of Scaled", "ignore:Phase 1 raised", "ignore:In phase 1")
 def test_a_model_that_can_not_be_compiled_is_refused_in_the_dry_run(
     scale: Callable[[Scaled, Tensor], Any], reason: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"YDrop.compile_phase1=True. was given, but .* {reason}"):
         YDrop(Scaled(scale), compile_phase1=True).dry_run(X, Y)
+
+
+def by_constants(model: Scaled, x: Tensor) -> Any:
+    return torch.tensor(model.factor).item() + len(torch.ones(3).tolist())
+
+
+def test_a_forward_may_look_at_constants() -> None:
+    engine = YDrop(Scaled(by_constants), compile_phase1=True)
+    engine.step(X, Y)
+    assert engine.findings is not None
+    assert engine.findings.plan.compiled is not None
 
 
 def test_what_takes_more_than_one_pass_is_refused() -> None:

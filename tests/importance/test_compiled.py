@@ -1,4 +1,6 @@
 import copy
+import functools
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +17,13 @@ from lightning_ydrop import (
     ConductanceDropout,
     ConfigurationError,
     Inverted,
+    Objective,
     OutputSum,
     YDrop,
 )
 from lightning_ydrop.importance import compiled, conductance
 from lightning_ydrop.importance.request import Request
+from lightning_ydrop.models.calls import Target
 from tests.networks import NETWORKS, network_and_batch, perceptron
 from tests.sameness import assert_same
 
@@ -205,6 +209,11 @@ class Scaled(nn.Module):
         self.settings = {"factor": 1.0}
         self.unused = 0
         self.tensor = torch.ones(())
+        self.numbers = itertools.count(1)
+        self.many = [0.0] * 2000
+        self.absent: nn.Parameter | None = None
+        self.heads = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+        self.head = self.heads[0]
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Any:
@@ -249,6 +258,109 @@ def test_a_changed_model_runs_eagerly(change: Callable[[Any], Any]) -> None:
     change(model)
     with pytest.warns(UserWarning, match="compiled for another"):
         compare(engines, X, Y)
+
+
+class ByClass(Scaled):
+    level = 1.0
+
+
+def by_all(model: Any, x: Tensor) -> Any:
+    later = 1.0 if model.absent is None else model.absent
+    buffer = 1.0 if model.empty is None else model.empty
+    return later * buffer * model.level * getattr(model, "later", 1.0) * model.head(model.body(x)).tanh()
+
+
+def add_parameter(model: Any) -> None:
+    model.absent = nn.Parameter(torch.arange(5.0))
+
+
+def add_attribute(model: Any) -> None:
+    model.later = torch.arange(5.0)
+
+
+def use_another_head(model: Any) -> None:
+    model.head = model.heads[1]
+
+
+def change_the_head(model: Any) -> None:
+    model.head.forward = lambda x: x.square()
+
+
+@pytest.mark.usefixtures("_replayed")
+@pytest.mark.parametrize(
+    "change",
+    [
+        add_parameter,
+        add_attribute,
+        use_another_head,
+        change_the_head,
+        lambda model: setattr(model, "empty", torch.arange(5.0)),
+        lambda model: setattr(model, "level", torch.arange(5.0)),
+        lambda model: setattr(type(model), "level", torch.arange(5.0)),
+        lambda model: setattr(type(model), "forward", lambda self, x: self.body(x).sin()),
+        lambda model: setattr(model.body[2], "negative_slope", -3.0),
+    ],
+)
+def test_what_a_forward_reads_in_other_places_is_compared(change: Callable[[Any], Any]) -> None:
+    class Net(ByClass): ...
+
+    model = Net(by_all)
+    model.body = perceptron(nn.LeakyReLU)
+    model.register_buffer("empty", None)
+    engines = both(model)
+    compare(engines, X, Y)
+    change(model)
+    with pytest.warns(UserWarning, match="compiled for another"):
+        compare(engines, X, Y)
+
+
+@pytest.mark.usefixtures("_replayed")
+def test_a_hook_that_takes_the_place_of_another_is_seen() -> None:
+    engines = both(model := perceptron())
+    handle = model[0].register_forward_hook(lambda module, args, output: output)
+    compare(engines, X, Y)
+    handle.remove()
+    model[0].register_forward_hook(lambda module, args, output: output.square())
+    with pytest.warns(UserWarning, match="set of modules or hooks"):
+        compare(engines, X, Y)
+
+
+class Turned(Objective):
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def __call__(self, output: Tensor, target: Target) -> Tensor:
+        return (self.factor * output).sin().sum(1)
+
+
+@pytest.mark.usefixtures("_replayed")
+def test_callers_and_objectives_that_change_are_seen() -> None:
+    model, objective = perceptron(), Turned()
+    caller = functools.partial(lambda x, factor: model(x) * factor["is"], factor=(factors := {"is": 1.0}))
+    engines = both(model, objective=objective, forward=caller)
+    compare(engines, X, Y)
+    objective.factor = 4.0
+    with pytest.warns(UserWarning, match="another state of Turned"):
+        compare(engines, X, Y)
+    objective.factor, factors["is"] = 1.0, 4.0
+    compare(engines, X, Y)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = perceptron()
+
+    def forward(self, x: Tensor, added: Any = 0.0, factor: Any = 1.0) -> Any:
+        return self.body(x).tanh() * factor + added
+
+
+@pytest.mark.usefixtures("_replayed")
+def test_arguments_by_other_names_are_others() -> None:
+    engines = both(Named())
+    more = torch.rand(32, 5)
+    compare(engines, {"x": X, "added": more}, Y)
+    compare(engines, {"x": X, "factor": more}, Y)
 
 
 def test_a_compiler_that_fails_is_named_in_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:

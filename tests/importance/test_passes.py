@@ -1,5 +1,6 @@
 import weakref
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -68,3 +69,25 @@ def test_what_was_handed_over_is_let_go() -> None:
     assert len(alive) == 4
     assert max(counts) <= 1  # the one before, which the backward pass has just used
     assert not activations
+
+
+class First(torch.autograd.Function):
+    """Gives back its input, and a second output that no gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+        ctx.set_materialize_grads(False)
+        return x * 1, x * 2
+
+    @staticmethod
+    def backward(ctx: Any, first: Any, second: Any) -> Any:  # type: ignore[override]
+        return first
+
+
+def test_an_autograd_function_may_give_no_gradient() -> None:
+    weight = torch.tensor(2.0, requires_grad=True)
+    activation = weight * torch.ones(3)
+    _, second = First.apply(activation)  # type: ignore[no-untyped-call]
+    taken: dict[str, Tensor] = {}
+    hand_over_gradients(second, {"layer": activation}, taken.__setitem__)
+    assert taken["layer"].tolist() == [0, 0, 0]

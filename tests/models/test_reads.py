@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ydrop.models.reads import Values, changed_since, described, seeing_reads, values_read
+from lightning_ydrop.models.reads import Values, seeing_reads
 
 
 class Settings:
@@ -36,28 +36,28 @@ class Own(Net):
 def read(net: nn.Module) -> Values:
     with seeing_reads(net.modules()) as reads:
         net(torch.ones(1, 2))
-    return values_read(reads)
+    return Values(reads)
 
 
 def test_attributes_that_forward_reads_are_compared() -> None:
     net = Net()
     values = read(net)
-    assert {name for _, name in values} == {"factor", "listed", "settings"}
-    assert changed_since(values) is None
+    assert values.names == {"factor", "listed", "settings"}
+    assert values.changed() is None
     net.never = 2
-    assert changed_since(values) is None
+    assert values.changed() is None
     net.factor = 3.0
-    assert changed_since(values) == "Net.factor"
+    assert values.changed() == "Net.factor"
     net.factor = 2
-    assert changed_since(values) == "Net.factor"  # another type
+    assert values.changed() == "Net.factor"  # another type
     net.factor = 2.0
     net.listed.append(3)
-    assert changed_since(values) == "Net.listed"
+    assert values.changed() == "Net.listed"
     net.listed.pop()
     net.settings.rate = 0.1
-    assert changed_since(values) == "Net.settings"
+    assert values.changed() == "Net.settings"
     net.settings = Settings()
-    assert changed_since(values) == "Net.settings"  # another object
+    assert values.changed() == "Net.settings"  # another object
 
 
 def test_classes_are_given_back_as_they_were() -> None:
@@ -66,14 +66,25 @@ def test_classes_are_given_back_as_they_were() -> None:
         read(net)
     assert "__getattribute__" not in Net.__dict__
     assert Own.__dict__["__getattribute__"] is own
-    assert {name for _, name in read(Own())} == {"factor", "listed", "settings"}
+    assert read(Own()).names == {"factor", "listed", "settings"}
 
 
-def test_values_of_tensors_are_not_looked_at() -> None:
-    tensor = torch.zeros(2)
-    before = described([tensor, {"a": tensor}])
-    assert described((tensor, {})) != before
-    tensor.add_(1)
-    one, other = described(tensor), described(torch.ones(2))
-    assert one == described(tensor)
-    assert one != other
+class Writing(Net):
+    def forward(self, x: Tensor) -> Any:
+        self.factor = 2 * self.inner(x)
+        return self.factor * vars(self)["never"]
+
+
+def test_what_forward_has_written_before_is_not_compared() -> None:
+    net = Writing()
+    names = read(net).names
+    assert "never" in names
+    assert "factor" not in names
+
+
+def test_attributes_of_torchs_modules_are_compared() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU())
+    values = read(net)
+    assert values.names == {"negative_slope", "inplace"}
+    net[1].negative_slope = 2.0  # type: ignore[assignment]
+    assert values.changed() == "LeakyReLU.negative_slope"

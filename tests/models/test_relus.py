@@ -46,6 +46,41 @@ def test_a_forward_that_the_user_has_set_is_left_alone() -> None:
     assert model[2].__dict__["forward"] is forward
 
 
+class Overwriting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.relu = nn.Linear(4, 6), ConductanceDropout(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.layer(x))
+        hidden: Tensor = self.relu(dropped)
+        return hidden + dropped.add_(1)
+
+
+def test_a_relu_whose_input_is_written_over_keeps_its_output() -> None:
+    engine = YDrop(Overwriting())
+    engine.step(torch.randn(10, 4), torch.zeros(10, dtype=torch.long))
+    assert engine.findings is not None
+    assert not engine.findings.plan.relus
+
+
+def of_another_class(relu: nn.Module) -> None:
+    relu.__class__ = nn.Sigmoid
+
+
+def with_a_forward(relu: nn.Module) -> None:
+    relu.forward = torch.sigmoid
+
+
+def test_a_module_that_is_no_plain_relu_any_more_is_left_alone() -> None:
+    for change in (of_another_class, with_a_forward, lambda relu: setattr(relu, "inplace", True)):
+        relu = nn.ReLU()
+        change(relu)
+        before = relu.__dict__.copy()
+        keep_inputs([relu])
+        assert relu.__dict__ == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_values_and_gradients_are_those_of_relu(dtype: torch.dtype) -> None:
     relu = nn.ReLU()
