@@ -197,7 +197,8 @@ def _num_units(
 ) -> dict[str, int]:
     check_called("removal_curve", layers, tape)
     return {
-        name: count_units(name, layer, tape[name], unit_dims[name], rows=num_rows) for name, layer in layers.items()
+        name: count_units(name, layer, tape[name], unit_dims[name], rows=num_rows, is_movable=False)
+        for name, layer in layers.items()
     }
 
 

@@ -47,9 +47,9 @@ def shrink_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float
         A new network, on the same device and in the same mode.
 
     Raises:
-        ConfigurationError: If Torch-Pruning is not installed, scores do not fit a layer of the model, or a layer can't
-            be made smaller: its units are part of the output, or reshaped as those of attention heads are, or it is a
-            convolution with groups.
+        ConfigurationError: If Torch-Pruning is not installed, scores do not fit a layer of the model, the model can't
+            take `inputs`, or a layer can't be made smaller: its units are part of the output, or reshaped as those of
+            attention heads are, or it is a convolution with groups.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -70,7 +70,7 @@ def shrink_units(model: nn.Module, scores: Mapping[str, Tensor], fraction: float
     smaller = copy.deepcopy(model).eval()
     modules = named_modules(smaller)
     layers = {modules[name]: values for name, values in scores.items()}
-    whole = _call(smaller, inputs)  # what the model itself raises is not about shrinking
+    whole = _call_first(smaller, inputs)
     flags = {name: parameter.requires_grad for name, parameter in smaller.named_parameters()}
     for parameter in smaller.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # Torch-Pruning follows gradients
@@ -211,6 +211,28 @@ def _call(model: nn.Module, inputs: Inputs) -> Any:
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _call_first(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the whole model: what it raises is not about shrinking.
+
+    Raises:
+        ConfigurationError: If it can't take the inputs.
+
+    """
+    try:
+        return _call(model, inputs)
+    except (ConfigurationError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first_line = str(error).partition("\n")[0]  # torch lists all overloads of an operator below
+        raise ConfigurationError(
+            f"shrink_units(inputs={describe(inputs)}) was given, and with these the model's forward raised "
+            f"{type(error).__name__}: {first_line.rstrip('.:')}.",
+            "`inputs` is a small batch of what forward takes, on the model's device: a tensor, a tuple for positional "
+            "or a mapping for keyword arguments.",
+            "Pass inputs with which model(...) runs, such as inputs=x for model(x).",
+        ) from error
 
 
 def _followed(output: Any) -> Any:

@@ -187,6 +187,13 @@ class DropoutSchedule(Callback):
             for module, each in names.items()
             if (self.include is None or included.fit(each)) and not excluded.fit(each)
         ]
+        if names and not layers:
+            taken = "all dropout layers" if self.include is None else "every layer that `include` chooses"
+            raise ConfigurationError(
+                f"{self!r} was given for {type(pl_module).__name__}, where `exclude` takes away {taken}.",
+                f"At least one layer is left to schedule. Dropout layers: {there}.",
+                "Leave out `exclude`, or let it fit fewer layers.",
+            )
         if all(self.curve.rate(layer.own, 1.0) == self.curve.initial for layer in layers):
             raise ConfigurationError(
                 f"{self!r} was given for {type(pl_module).__name__}, where it changes no rate.",

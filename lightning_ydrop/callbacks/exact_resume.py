@@ -42,7 +42,8 @@ class ExactResume(Callback):
     dataset that is a stream, generators of your own, a GPU's non-deterministic operations.
 
     Raises:
-        ConfigurationError: When a fit resumes, if the place can't be found, or the number of processes has changed.
+        ConfigurationError: When a fit begins, if the Trainer has several of these callbacks; when it resumes, if the
+            place can't be found, or the number of processes has changed.
 
     Example:
         >>> from lightning.pytorch.callbacks import ModelCheckpoint
@@ -63,7 +64,19 @@ class ExactResume(Callback):
         self._last_places: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Warn of what can't be followed."""
+        """Refuse several of these callbacks, and warn of what can't be followed.
+
+        Raises:
+            ConfigurationError: If the Trainer has another one.
+
+        """
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if stage == TrainerFn.FITTING and sum(isinstance(callback, ExactResume) for callback in callbacks) > 1:
+            raise ConfigurationError(
+                "The Trainer has several ExactResume callbacks.",
+                "One of them follows the training batches, and adds its place in them to every checkpoint.",
+                "Leave the others out.",
+            )
         every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if stage == TrainerFn.FITTING and every:
             rank_zero_warn(

@@ -289,6 +289,8 @@ class _Checked(Objective):
         if not self.is_checked:
             with torch.no_grad():
                 shown = output if self.target is None else output[: len(self.target)]  # of points on all paths
+                if self.classes is not None:
+                    self.classes.check(shown, self.objective)
                 for each in [self.target] if self.classes is None else self.classes.extremes(shown):
                     check_target(self.objective, shown, each, self.batch_dim)
             self.is_checked = True

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop.checks import is_list, is_whole
-from lightning_ydrop.errors import ConfigurationError, describe
+from lightning_ydrop.errors import ConfigurationError, describe, listed
 from lightning_ydrop.importance.objectives import Objective
 
 ClassChoice = Sequence[int] | Literal["all"] | None
@@ -38,13 +38,7 @@ class Classes:
         """
         if self.chosen is not None:
             return self.chosen
-        if not -output.ndim < self.class_dim < output.ndim:
-            raise ConfigurationError(
-                f'{self.owner}(classes="all") was given, and the model\'s forward returned {describe(output)}.',
-                f"All classes are those of dimension {self.class_dim} of the output.",
-                "Return a logit for each class, (B, C), or say where the classes are: objective=TargetLogit(class_dim="
-                "...).",
-            )
+        self._check_dimension(output)
         return tuple(range(output.shape[self.class_dim]))
 
     def targets(self, output: Tensor) -> list[Tensor]:
@@ -53,6 +47,49 @@ class Classes:
         if -output.ndim < self.class_dim < output.ndim:
             shape.pop(self.class_dim)
         return [torch.full(shape, each, device=output.device) for each in self.indices(output)]
+
+    def check(self, output: Tensor, objective: Objective) -> None:
+        """Refuse classes that an output of the model does not have, in the words of `classes`.
+
+        Args:
+            output: The output, (rows, *).
+            objective: F. One that does not say where its classes are may read them from anywhere.
+
+        Raises:
+            ConfigurationError: If there are any.
+
+        """
+        if not hasattr(objective, "class_dim"):
+            return
+        self._check_dimension(output)
+        num_classes = output.shape[self.class_dim]
+        if num_classes < 2:
+            raise ConfigurationError(
+                f"{self} was given, and the model's forward returned {describe(output)}, a single logit.",
+                "`classes` are indices of logits, of which the output has one for each class, two or more.",
+                f'Pass a target instead, with objective="binary" for a single logit: {self.owner}(model, inputs, '
+                'target, objective="binary").',
+            )
+        if max(self.indices(output)) >= num_classes:
+            raise ConfigurationError(
+                f"{self} was given, and the model's output has {num_classes} classes.",
+                f"`classes` lie from 0 to {num_classes - 1}.",
+                'Pass some of these, or classes="all". If the output has its classes in another dimension, say so: '
+                "objective=TargetLogit(class_dim=...).",
+            )
+
+    def __str__(self) -> str:
+        chosen = '"all"' if self.chosen is None else f"[{listed(map(str, self.chosen))}]"
+        return f"{self.owner}(classes={chosen})"
+
+    def _check_dimension(self, output: Tensor) -> None:
+        if not -output.ndim < self.class_dim < output.ndim:
+            raise ConfigurationError(
+                f"{self} was given, and the model's forward returned {describe(output)}.",
+                f"The classes are those of dimension {self.class_dim} of the output.",
+                "Return a logit for each class, (B, C), or say where the classes are: objective=TargetLogit(class_dim="
+                "...).",
+            )
 
     def extremes(self, output: Tensor) -> list[Tensor]:
         """Give the targets of the lowest and the highest class, which tell whether all of them fit."""

@@ -135,7 +135,14 @@ def layout_of(output: Tensor, unit_dim: int, *, rows: int, batch_dim: int) -> La
 
 
 def count_units(
-    name: str, layer: nn.Module, outputs: Sequence[Tensor], unit_dim: int, *, rows: int, batch_dim: int = 0
+    name: str,
+    layer: nn.Module,
+    outputs: Sequence[Tensor],
+    unit_dim: int,
+    *,
+    rows: int,
+    batch_dim: int = 0,
+    is_movable: bool = True,
 ) -> int:
     """Count the units of a layer, after checking that its outputs have a dimension of units beside one of all rows.
 
@@ -146,6 +153,7 @@ def count_units(
         unit_dim: The dimension of its units.
         rows: How many rows went into the model.
         batch_dim: The dimension of the rows.
+        is_movable: Whether the user can say another `batch_dim`.
 
     Returns:
         U.
@@ -159,9 +167,7 @@ def count_units(
             raise ConfigurationError(
                 f"The layer {name!r} ({type(layer).__name__}, unit_dim={unit_dim}) put out {describe(output)} "
                 f"for {rows} rows.",
-                "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions.",
-                "Choose the `unit_dim` of the features or channels and keep the batch first, or say which dimension it "
-                "is with batch_dim=...; or leave this layer out: as nn.Dropout it stays what it is.",
+                *_where_units_are(layer, output, rows=rows, batch_dim=batch_dim, is_movable=is_movable),
             )
     widths = list(dict.fromkeys(output.shape[unit_dim] for output in outputs))
     if len(widths) > 1:
@@ -175,6 +181,35 @@ def count_units(
             ),
         )
     return widths[0]
+
+
+def _where_units_are(
+    layer: nn.Module, output: Tensor, *, rows: int, batch_dim: int, is_movable: bool
+) -> tuple[str, str]:
+    """Say where rows and units of an output are to be, and what to write to have them there."""
+    leave = (
+        f"leave this layer out{': as nn.Dropout it stays what it is' if isinstance(layer, ConductanceDropout) else ''}."
+    )
+    dim = dim_of_rows(output, rows, batch_dim)
+    place = (
+        "first dimension" if batch_dim == 0 or dim == 0 else f"dimension {batch_dim}, as batch_dim={batch_dim} says,"
+    )
+    if dim is None and batch_dim:
+        place = f"{place} or its first one"
+    allowed = f"Its {place} holds the rows of the batch, and `unit_dim` is another of its dimensions."
+    if dim is None:
+        others = [other for other, size in enumerate(output.shape) if size == rows and is_movable]
+        say = f", or say which dimension it is with batch_dim={others[0]}" if others else ""
+        return allowed, f"Keep the batch there{say}; or {leave}"
+    ways = [
+        f"unit_dim={unit_dim} if they are {where}"
+        for unit_dim, where in ((-1, "its last dimension"), (1, "its dimension 1"))
+        if layout_of(output, unit_dim, rows=rows, batch_dim=batch_dim) is not None
+        and (unit_dim == -1 or output.ndim > 2)  # where it is the last one
+    ]
+    if not ways:
+        return allowed, f"Let it put out features beside the rows, or {leave}"
+    return allowed, f"Choose the `unit_dim` of the features or channels: {', '.join(ways)}; or {leave}"
 
 
 def driven_layers(model: nn.Module, report: ConversionReport | None = None) -> dict[str, ConductanceDropout]:

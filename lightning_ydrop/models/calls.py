@@ -14,6 +14,8 @@ from lightning_ydrop.errors import ConfigurationError, describe
 Inputs = Any
 Target = Tensor | None
 
+SQUEEZED = "The dimension of the batch has to stay when there is one row: write .squeeze(-1) instead of .squeeze()."
+
 
 def signature_of(model: nn.Module, forward: Callable[..., Any]) -> inspect.Signature:
     """Tell how `forward`, which may be the model itself, is called."""
@@ -77,11 +79,13 @@ def read_output(output: Any) -> Tensor:
     for candidate in candidates:
         if isinstance(candidate, Tensor) and candidate.is_floating_point() and candidate.ndim > 0:
             return candidate
+    is_scalar = any(isinstance(each, Tensor) and each.is_floating_point() for each in candidates)
     raise ConfigurationError(
         f"The model's forward returned {describe(output)}.",
         "The output is a floating tensor with a row for each sample, or has one as its `logits`. Otherwise the first "
         "such tensor in it counts.",
-        "Return the logits from forward; whatever else is needed can be computed in training_step.",
+        "Return the logits from forward; whatever else is needed can be computed in training_step."
+        + (f" {SQUEEZED}" if is_scalar else ""),
     )
 
 
@@ -107,7 +111,8 @@ def read_rows(output: Any, rows: int, batch_dim: int = 0) -> Tensor:
             f"The model's forward returned {describe(tensor)} for {rows} rows.",
             "The output has one row for each row of the inputs, in its first dimension"
             f"{f' or in dimension {batch_dim}, as batch_dim={batch_dim} says' if batch_dim else ''}.",
-            "Return logits of shape (B, ...), with the batch first, or say with batch_dim=... which dimension it is.",
+            "Return logits of shape (B, ...), with the batch first, or say with batch_dim=... which dimension it is."
+            + (f" {SQUEEZED}" if rows == 1 else ""),
         )
     return tensor.movedim(dim, 0) if dim else tensor
 

@@ -133,6 +133,22 @@ def test_bad_input_is_refused_and_the_model_stays_whole(monkeypatch: pytest.Monk
         shrink_units(model, {"4": torch.rand(10)}, 0.5, X)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "shown"),
+    [
+        (None, r"inputs=None\)"),
+        (torch.randn(2, 3, 4, 4), r"inputs=Tensor\(shape=\(2, 3, 4, 4\).* raised RuntimeError"),
+        ([X], r"inputs=list\(Tensor.* raised TypeError"),
+        ({"x": X}, r"inputs=dict\('x': Tensor.* raised TypeError"),
+    ],
+)
+def test_inputs_that_the_model_cannot_take_are_named(inputs: Any, shown: str) -> None:
+    model = network()
+    with pytest.raises(ConfigurationError, match=rf"shrink_units\({shown}.*`inputs` is a small batch.*inputs=x for"):
+        shrink_units(model, {"4": torch.rand(10)}, 0.5, inputs)
+    assert model.training
+
+
 class Heads(nn.Module):
     """Attention of two heads, of which the number of units tells how many there are."""
 

@@ -374,6 +374,15 @@ def test_what_cannot_be_restored_is_refused_or_said(tmp_path: Path) -> None:
     assert sum("holds no state of ExactResume" in str(each.message) for each in caught) == 1
 
 
+def test_several_are_refused() -> None:
+    trainer = Trainer(max_epochs=1, callbacks=[ExactResume(), ExactResume()], logger=False, enable_checkpointing=False)
+    loader = shuffled()
+    with pytest.raises(ConfigurationError, match=r"several ExactResume callbacks\. .* Leave the others out\."):
+        trainer.fit(Net(), loader, DataLoader(Augmented(), 9))
+    assert type(loader) is DataLoader
+    assert "_followed_by" not in vars(loader)
+
+
 def test_the_random_state_can_be_loaded_safely(tmp_path: Path) -> None:
     own = torch.Generator()
     torch.save(random_state(torch.device("cpu"), [own]), tmp_path / "state")

@@ -138,15 +138,25 @@ def test_what_names_no_classes_is_refused_before_the_model_is_called(call: Calla
 
 
 def test_what_the_output_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="classes from 5 to 5 for an output of 5 classes"):
-        layer_conductance(MODEL, X, classes=[0, 5, 1])
+    for objective in (None, TargetLogit(ignore_index=5)):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"^layer_conductance\(classes=\[0, 5, 1\]\) was given.* 5 classes\. `classes` lie from 0 to 4\.",
+        ) as caught:
+            layer_conductance(MODEL, X, classes=[0, 5, 1], objective=objective)
+        assert "ignore_index" not in str(caught.value)
     flat = nn.Sequential(nn.Linear(12, 1), nn.Flatten(0)).double()
     with pytest.raises(
         ConfigurationError, match=r'classes="all"\) was given, and the model\'s forward returned Tensor'
     ):
         layer_conductance(flat, X, classes="all", layers="0")
-    with pytest.raises(ConfigurationError, match="a single logit"):
-        layer_conductance(nn.Sequential(nn.Linear(12, 1)).double(), X, classes="all", layers="0")
+    with pytest.raises(
+        ConfigurationError, match=r"classes=\[0\]\) was given, and the model\'s forward returned Tensor"
+    ):
+        layer_conductance(flat, X, classes=[0], layers="0")
+    for classes in ("all", [0]):
+        with pytest.raises(ConfigurationError, match=r"layer_conductance\(classes=.*a single logit"):
+            layer_conductance(nn.Sequential(nn.Linear(12, 1)).double(), X, classes=classes, layers="0")
 
 
 def test_the_whole_message() -> None:

@@ -97,6 +97,51 @@ def test_units_are_counted_over_all_calls() -> None:
         count_units("drop", drop, [torch.randn(5, 6, 3)], -1, rows=6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "unit_dim", "batch_dim", "message"),
+    [
+        (
+            *(nn.Dropout(), (5, 6, 3), 1, 1),
+            "Its dimension 1, as batch_dim=1 says, holds the rows of the batch, and `unit_dim` is another of its "
+            "dimensions. Choose the `unit_dim` of the features or channels: unit_dim=-1 if they are its last "
+            "dimension; or leave this layer out.",
+        ),
+        (
+            *(ConductanceDropout(unit_dim=-3), (6, 5, 3), -3, 0),
+            "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions. Choose the "
+            "`unit_dim` of the features or channels: unit_dim=-1 if they are its last dimension, unit_dim=1 if they "
+            "are its dimension 1; or leave this layer out: as nn.Dropout it stays what it is.",
+        ),
+        (
+            *(nn.ReLU(), (30, 3), 1, 1),
+            "Its dimension 1, as batch_dim=1 says, or its first one holds the rows of the batch, and `unit_dim` is "
+            "another of its dimensions. Keep the batch there; or leave this layer out.",
+        ),
+        (
+            *(nn.ReLU(), (5, 6, 3), -1, 0),
+            "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions. Keep the "
+            "batch there, or say which dimension it is with batch_dim=1; or leave this layer out.",
+        ),
+        (
+            *(nn.ReLU(), (6,), -1, 0),
+            "Its first dimension holds the rows of the batch, and `unit_dim` is another of its dimensions. Let it put "
+            "out features beside the rows, or leave this layer out.",
+        ),
+    ],
+)
+def test_what_has_no_units_is_told_where_they_may_be(
+    layer: nn.Module, shape: tuple[int, ...], unit_dim: int, batch_dim: int, message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        count_units("d", layer, [torch.randn(shape)], unit_dim, rows=6, batch_dim=batch_dim)
+    assert " ".join(caught.value.args[1:]) == message
+
+
+def test_a_batch_dim_is_advised_only_where_there_is_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"Keep the batch there; or leave this layer out\.$"):
+        count_units("d", nn.ReLU(), [torch.randn(5, 6, 3)], -1, rows=6, is_movable=False)
+
+
 def test_widths_are_those_of_the_first_batch() -> None:
     check_widths({"a": torch.zeros(2, 3), "new": torch.zeros(2, 9)}, {"a": 3})
     with pytest.raises(ConfigurationError, match="'a' had 4 units in an earlier batch, and has 3 in this one"):

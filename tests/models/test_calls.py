@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ydrop import ConfigurationError
-from lightning_ydrop.models.calls import read_output
+from lightning_ydrop.models.calls import read_output, read_rows
 
 OUTPUT = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 DENSE = torch.arange(24.0).view(2, 3, 2, 2)  # (B, C, H, W)
@@ -50,3 +50,15 @@ def test_the_output_is_found(output: Any) -> None:
 def test_outputs_without_a_tensor_are_refused(output: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         read_output(output)
+
+
+def test_a_row_that_was_squeezed_away_is_told() -> None:
+    told = r"has to stay when there is one row: write \.squeeze\(-1\) instead of \.squeeze\(\)\.$"
+    for output in (torch.randn(1, 1).squeeze(), {"mean": torch.randn(1, 1).squeeze()}):
+        with pytest.raises(ConfigurationError, match=told):
+            read_output(output)
+    with pytest.raises(ConfigurationError, match=told):
+        read_rows(torch.randn(1, 5).squeeze(), 1)
+    with pytest.raises(ConfigurationError) as caught:
+        read_output(None)
+    assert "squeeze" not in str(caught.value)
