@@ -75,19 +75,19 @@ class First(torch.autograd.Function):
     """Gives back its input, and a second output that no gradient passes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         return x * 1, x * 2
 
     @staticmethod
-    def backward(ctx: Any, first: Any, second: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, first: Any, second: Any) -> Any:
         return first
 
 
 def test_an_autograd_function_may_give_no_gradient() -> None:
     weight = torch.tensor(2.0, requires_grad=True)
     activation = weight * torch.ones(3)
-    _, second = First.apply(activation)  # type: ignore[no-untyped-call]
+    _, second = First.apply(activation)
     taken: dict[str, Tensor] = {}
     hand_over_gradients(second, {"layer": activation}, taken.__setitem__)
     assert taken["layer"].tolist() == [0, 0, 0]
