@@ -193,7 +193,7 @@ class _Averager:
         generator: torch.Generator | None,
         beneath: RichProgressBar | None,
     ) -> None:
-        self._pl_module, self._settings, self._adapter = pl_module, settings, adapter
+        self._pl_module, self._settings, self._adapter = pl_module, settings, adapter.without_target()
         self._generator, self._beneath = generator, beneath
         self._sharing = MaskSharing()  # the model stays the same, so what one batch learns holds for the others
         self._former: dict[str, Any] = {}
@@ -221,7 +221,7 @@ class _Averager:
             self._take_away(name)
 
     def _predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> AnyResult:
-        inputs, _ = read_batch(self._pl_module, self._adapter.without_target(), batch)
+        inputs, _ = read_batch(self._pl_module, self._adapter, batch)
         forward = own_method(self._pl_module, "ydrop_forward")
         subject = subject_of(self._pl_module, inputs, forward, self._settings.batch_dim, may_be_empty=True)
         return self._settings.task.result(self._average(self._settings, subject))

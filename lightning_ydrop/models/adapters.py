@@ -1,9 +1,10 @@
 """Reading batches: what goes into the model, and what its output should be."""
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ INPUT_NAMES = (
     *("attention_mask", "token_type_ids", "position_ids"),
 )
 TARGET_NAMES = ("y", "target", "targets", "label", "labels", "label_ids")
+Places = TypeVar("Places", "IndexAdapter", "KeyAdapter")
 
 
 class Adapter(ABC):
@@ -75,7 +77,7 @@ class IndexAdapter(Adapter):
 
     def without_target(self) -> "IndexAdapter":
         """Give an adapter that reads the inputs alone."""
-        return IndexAdapter(self.inputs, None)
+        return _without_target(self, IndexAdapter)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the positions."""
@@ -112,7 +114,7 @@ class KeyAdapter(Adapter):
 
     def without_target(self) -> "KeyAdapter":
         """Give an adapter that reads the inputs alone."""
-        return KeyAdapter(self.inputs, None, self.keywords)
+        return _without_target(self, KeyAdapter)
 
     def read(self, batch: Any) -> tuple[Any, Target]:
         """Take the items at the keys."""
@@ -193,6 +195,14 @@ def _take_each(adapter: Adapter, batch: Any, places: Any) -> Any:
         if isinstance(places, list)
         else _take(adapter, batch, places)
     )
+
+
+def _without_target(adapter: Places, cls: type[Places]) -> Places:
+    if type(adapter).read is not cls.read:  # a subclass that reads in its own way, and may need the place
+        return adapter
+    alone = copy.copy(adapter)
+    alone.target = None
+    return alone
 
 
 def _take(adapter: Adapter, batch: Any, place: int | str) -> Any:

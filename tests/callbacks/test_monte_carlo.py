@@ -286,13 +286,37 @@ def test_the_adapter_reads_batches_of_predict() -> None:
     assert found.probabilities.shape == (20, 3)
 
 
-@pytest.mark.parametrize("adapter", [KeyAdapter("image"), IndexAdapter(1, target=2)])
+class Inner(KeyAdapter):
+    """Reads a part of the batch."""
+
+    def read(self, batch: Any) -> Any:
+        return batch["inner"][self.inputs], None if self.target is None else batch["inner"][self.target]
+
+
+class Named(KeyAdapter):
+    """Has another default."""
+
+    def __init__(self) -> None:
+        super().__init__("image")
+
+
+@pytest.mark.parametrize("adapter", [KeyAdapter("image"), Named(), IndexAdapter(1, target=2)])
 def test_batches_of_predict_need_no_target(adapter: Any) -> None:
     batches: Any = [{"image": X[:4], "path": "a.png"} if isinstance(adapter, KeyAdapter) else ["a.png", X[:4]]]
     averages: Any = trainer_of(MonteCarloCallback(5, adapter=adapter)).predict(
         Net(), DataLoader(batches, batch_size=None)
     )
     assert averages[0].probabilities.shape == (4, 3)
+
+
+def test_an_adapter_of_ones_own_reads_batches_of_predict_in_its_way() -> None:
+    batches: Any = [{"inner": {"image": X[:4], "labels": Y[:4]}}]
+    adapter = Inner("image")
+    averages: Any = trainer_of(MonteCarloCallback(5, adapter=adapter)).predict(
+        Net(), DataLoader(batches, batch_size=None)
+    )
+    assert averages[0].probabilities.shape == (4, 3)
+    assert adapter.target == "labels"
 
 
 @pytest.mark.parametrize("stage", ["predict", "test"])
