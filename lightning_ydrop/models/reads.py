@@ -24,13 +24,15 @@ class Reads:
     """Which attributes of modules a forward has read.
 
     Attributes:
+        modules: The modules, by their `id`: some compute a hash from attributes, as metrics do.
         names: The names for each module.
         own: Those of them that it had not written to before.
 
     """
 
-    names: dict[nn.Module, set[str]]
-    own: dict[nn.Module, set[str]]
+    modules: dict[int, nn.Module]
+    names: dict[int, set[str]]
+    own: dict[int, set[str]]
 
 
 @contextmanager
@@ -43,15 +45,15 @@ def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
     """
     watched = {id(each): each for each in modules if not (kind_of(each).ours or kind_of(each).script)}
     held = {key: each.__dict__.copy() for key, each in watched.items()}
-    reads = Reads({each: set() for each in watched.values()}, {each: set() for each in watched.values()})
+    reads = Reads(watched, {key: set() for key in watched}, {key: set() for key in watched})
     thread = threading.get_ident()
 
-    def note(module: nn.Module, name: str, now: dict[str, Any]) -> None:
-        names, before = reads.names[module], held[id(module)]
+    def note(key: int, name: str, now: dict[str, Any]) -> None:
+        names, before = reads.names[key], held[key]
         if name not in names:
             names.add(name)
             if (name in now) == (name in before) and now.get(name) is before.get(name):
-                reads.own[module].add(name)
+                reads.own[key].add(name)
 
     def instead_of(original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         def look(self: Any, name: str) -> Any:
@@ -59,7 +61,7 @@ def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
                 now = object.__getattribute__(self, "__dict__")
                 is_all = name == "__dict__" and not _is_of_torch(sys._getframe(1).f_globals.get("__name__"))
                 for each in list(now) if is_all else [name]:
-                    note(watched[id(self)], each, now)
+                    note(id(self), each, now)
             return original(self, name)
 
         return look
@@ -94,13 +96,14 @@ class Values:
     def __init__(self, reads: Reads, beside: Sequence[object] = ()) -> None:
         describe = Describer()
         self._read: list[tuple[nn.Module, list[tuple[str, object, object]], frozenset[str]]] = []
-        for module, names in reads.own.items():
+        for key, names in reads.own.items():
+            module = reads.modules[key]
             held = module.__dict__
             own = [(name, held[name], describe(held[name])) for name in sorted((names & held.keys()) - OF_EVERY_MODULE)]
             missing = frozenset(names - held.keys() - OF_COMPILATION)
             if own or missing:
                 self._read.append((module, own, missing))
-        bases = dict.fromkeys(base for module in reads.names for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
+        bases = dict.fromkeys(base for module in reads.modules.values() for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
         self._classes = [(base, _attributes_of(base, describe)) for base in bases]
         self._beside = [(each, describe(each)) for each in beside]
 

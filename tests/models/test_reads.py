@@ -88,3 +88,17 @@ def test_attributes_of_torchs_modules_are_compared() -> None:
     assert values.names == {"negative_slope", "inplace"}
     net[1].negative_slope = 2.0  # type: ignore[assignment]
     assert values.changed() == "LeakyReLU.negative_slope"
+
+
+def test_a_module_may_compute_its_hash_from_its_attributes() -> None:
+    class Metric(Net):
+        """As torchmetrics does."""
+
+        def __hash__(self) -> int:
+            return hash((self.factor, tuple(self.listed)))
+
+    net = Metric()
+    values = read(net)
+    assert values.names == {"factor", "listed", "settings"}
+    net.factor = 3.0
+    assert values.changed() == "Metric.factor"
