@@ -154,19 +154,39 @@ def test_a_checkpoint_of_a_fit_that_failed_does_not_leak_into_a_later_one(tmp_pa
     trainer_of(callback, max_epochs=1).fit(Wider(), loader())
 
 
+class Quiet(Small):
+    """Its forward logs nothing, so that phase 1 can be compiled."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.body(x)
+        return logits
+
+
+@pytest.mark.parametrize("compile_phase1", [False, True])
 @pytest.mark.parametrize("transition", ["step", "linear"])
-def test_what_is_saved_after_a_fit_goes_on_in_step(transition: Any, tmp_path: Path) -> None:
+def test_what_is_saved_after_a_fit_goes_on_in_step(
+    transition: Any, compile_phase1: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The recorded graph, without torch's compiler, which takes seconds.
+    monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
+
     class Reseeding(Callback):
         def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
             torch.manual_seed(trainer.global_step)
 
     def run(net: Small, epochs: int, path: Path | None = None) -> Trainer:
-        callback = YDropCallback(annealing_steps=6, transition=transition, every_n_batches=3)
+        callback = YDropCallback(
+            annealing_steps=6, transition=transition, every_n_batches=3, compile_phase1=compile_phase1
+        )
         trainer = trainer_of(callback, Reseeding(), max_epochs=epochs)
         trainer.fit(net, loader(), ckpt_path=path and str(path))
+        assert callback.engine is not None
+        assert callback.engine.findings is not None
+        assert (callback.engine.findings.plan.compiled is not None) == compile_phase1
         return trainer
 
-    whole, part = Small(), Small()
+    kind = Quiet if compile_phase1 else Small
+    whole, part = kind(), kind()
     part.load_state_dict(whole.state_dict())
     run(whole, 4)
     run(part, 2).save_checkpoint(tmp_path / "after.ckpt")
