@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -166,15 +165,9 @@ def gradients(value: Tensor, activations: list[Tensor], *, keep_graph: bool = Fa
         ConfigurationError: If the model checkpoints activations in a way that does not allow it.
 
     """
-    if not activations or not value.requires_grad:
-        return [torch.zeros_like(activation) for activation in activations]
-    with _explaining_checkpoints():
-        # Not value.sum(): in half precision the sum of many rows could overflow.
-        return list(
-            torch.autograd.grad(
-                value, activations, torch.ones_like(value), retain_graph=keep_graph, materialize_grads=True
-            )
-        )
+    found: dict[int, Tensor] = {}
+    hand_over_gradients(value, dict(enumerate(activations)), found.__setitem__, keep_graph=keep_graph)
+    return [found[place] for place in range(len(activations))]
 
 
 def hand_over_gradients(
@@ -202,20 +195,23 @@ def hand_over_gradients(
         left.remove(key)
         take(key, gradient)
 
-    if value.requires_grad:
+    if activations and value.requires_grad:
         handles = [
             each.register_hook(partial(hand_over, key))  # type: ignore[no-untyped-call]
             for key, each in activations.items()
         ]
         try:
-            with _explaining_checkpoints():
-                torch.autograd.grad(
-                    value,
-                    _ends(list(activations.values())),
-                    torch.ones_like(value),
-                    retain_graph=keep_graph,
-                    allow_unused=True,
-                )
+            # Not value.sum(): in half precision the sum of many rows could overflow.
+            ends, each_row = _ends(list(activations.values())), torch.ones_like(value)
+            torch.autograd.grad(value, ends, each_row, retain_graph=keep_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            raise ConfigurationError(
+                "The model checkpoints activations with use_reentrant=True.",
+                "Phase 1 differentiates with respect to activations, which reentrant checkpointing cannot do.",
+                "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), as torch recommends.",
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -244,17 +240,3 @@ def _leads_to(node: Node, reached: Set[Node]) -> bool:
         seen.update(nodes)
         waiting += nodes
     return False
-
-
-@contextmanager
-def _explaining_checkpoints() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "checkpoint" not in str(error).lower():
-            raise
-        raise ConfigurationError(
-            "The model checkpoints activations with use_reentrant=True.",
-            "Phase 1 differentiates with respect to activations, which reentrant checkpointing cannot do.",
-            "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), as torch recommends.",
-        ) from error
