@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lightning_ydrop.callbacks.company import check_alone
 from lightning_ydrop.callbacks.followed_loader import FollowedLoader, Replay
 from lightning_ydrop.callbacks.lightning_internals import (
     accumulates,
@@ -70,10 +71,11 @@ class ExactResume(Callback):
             ConfigurationError: If the Trainer has another one.
 
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if stage == TrainerFn.FITTING and sum(isinstance(callback, ExactResume) for callback in callbacks) > 1:
-            raise ConfigurationError(
-                "The Trainer has several ExactResume callbacks.",
+        if stage == TrainerFn.FITTING:
+            check_alone(
+                trainer,
+                ExactResume,
+                "ExactResume callbacks",
                 "One of them follows the training batches, and adds its place in them to every checkpoint.",
                 "Leave the others out.",
             )

@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_ydrop.callbacks.company import check_alone
 from lightning_ydrop.callbacks.patterns import may_build_later
 from lightning_ydrop.checks import check_count
-from lightning_ydrop.errors import ConfigurationError, NoEffectWarning
+from lightning_ydrop.errors import NoEffectWarning
 from lightning_ydrop.models.adapters import Adapter, AutomaticAdapter, check_adapter
 from lightning_ydrop.models.batches import own_method, read_batch
 from lightning_ydrop.progress import RichBar
@@ -123,13 +124,13 @@ class MonteCarloCallback(Callback):
         """Stand in for the module's step, before Lightning looks at its arguments."""
         if stage not in (TrainerFn.PREDICTING, TrainerFn.TESTING):
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, MonteCarloCallback) for callback in callbacks) > 1:
-            raise ConfigurationError(
-                "The Trainer has several MonteCarloCallbacks.",
-                "One of them says what a prediction is.",
-                "Leave the others out, or predict once with each.",
-            )
+        check_alone(
+            trainer,
+            MonteCarloCallback,
+            "MonteCarloCallbacks",
+            "One of them says what a prediction is.",
+            "Leave the others out, or predict once with each.",
+        )
         if not (self.settings.functional or may_build_later(pl_module)):
             check_drops(OWNER, pl_module)
         self._give_back()

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_ydrop.callbacks.company import check_alone
 from lightning_ydrop.checks import check_fraction
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe
 from lightning_ydrop.layers.pattern_dropout import PatternDropout
@@ -68,13 +69,13 @@ class PatternCallback(Callback):
         """Put the patterns into the model, before a strategy wraps it."""
         if stage != TrainerFn.FITTING:
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, PatternCallback) for callback in callbacks) > 1:
-            raise ConfigurationError(
-                "The Trainer has several PatternCallbacks.",
-                "A fit has one set of patterns: each callback would take out those of the other.",
-                "Leave one of them out, or write the patterns of both into one mapping.",
-            )
+        check_alone(
+            trainer,
+            PatternCallback,
+            "PatternCallbacks",
+            "A fit has one set of patterns: each callback would take out those of the other.",
+            "Leave one of them out, or write the patterns of both into one mapping.",
+        )
         try:
             self._apply(pl_module)
         except ConfigurationError:
