@@ -115,7 +115,8 @@ def average_over_masks(
     sharing = sharing or MaskSharing()
     if subject.batch_size == 0:  # shows nothing of the draws
         shared_masks, sharing = False, MaskSharing(is_known=True, rows_mix=False)
-    at_once = num_masks if max_rows is None else max(1, max_rows // (1 if shared_masks else max(1, subject.batch_size)))
+    num_rows = 1 if shared_masks else subject.batch_size  # of a mask in a pass
+    at_once = num_masks if max_rows is None else max(1, max_rows // max(1, num_rows))
     accelerators = devices_of(subject.model, subject.tensors()) if shared_masks or generator is not None else []
     num_passed = num_masks * (subject.batch_size if shared_masks else 1)
     bar = progress.progress_bar(None, "", False) if bar_of is None else bar_of(num_passed)
@@ -123,7 +124,7 @@ def average_over_masks(
     def note(output: Any, count: int) -> None:
         bar.update(count)
         if note_output is not None:
-            note_output(output, count * (1 if shared_masks else subject.batch_size))
+            note_output(output, count * num_rows)
 
     def with_masks_of_its_own() -> Average:
         if at_once > 1 and num_masks > 1:

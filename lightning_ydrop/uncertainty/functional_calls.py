@@ -4,14 +4,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_ydrop.errors import ConfigurationError, NoEffectWarning, describe, listed
 from lightning_ydrop.models.functional_dropout import Place, Rates, seeing_rates, switching_dropout_calls
-from lightning_ydrop.models.holdings import modules_held
 from lightning_ydrop.models.modules import all_modules, is_training, set_training
-from lightning_ydrop.models.state import leaving_no_trace, random_stream_kept
 from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.masks import stochastic_modules
 from lightning_ydrop.uncertainty.passes import Subject
@@ -31,7 +28,8 @@ def dropping_in_calls(owner: str, subject: Subject, sharing: MaskSharing) -> Ite
     rates = _learned(subject, sharing)
     with switching_dropout_calls(True, rates) as calls:
         yield
-    missed = [] if rates is None else [place for place in _dropping(rates) if place not in calls]
+    dropping = [place for place, call in calls.items() if call.rate] if rates is None else _dropping(rates)
+    missed = [place for place in dropping if place not in calls]
     if missed and not sharing.has_told_of_calls:
         sharing.has_told_of_calls = True
         warnings.warn(
@@ -40,10 +38,7 @@ def dropping_in_calls(owner: str, subject: Subject, sharing: MaskSharing) -> Ite
             NoEffectWarning,
             stacklevel=4,
         )
-    drops = (
-        any(call.rate for call in calls.values()) if rates is None else any(each in calls for each in _dropping(rates))
-    )
-    if not drops and not stochastic_modules(subject.model):
+    if len(missed) == len(dropping) and not stochastic_modules(subject.model):
         raise ConfigurationError(
             f"{owner}(functional=True) was given {describe(subject.model)}, in which neither a layer nor a call drops.",
             "It averages over masks of dropout. Calls that stand under `if self.training` are not reached.",
@@ -79,14 +74,9 @@ def _learned(subject: Subject, sharing: MaskSharing) -> Rates | None:
 
 
 def _rates_in_training(subject: Subject) -> Rates | None:
-    model, forward = subject.model, subject.forward
-    held = [] if forward is model else [forward, *modules_held(forward)]
-    device = subject.tensors()[0].device
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(random_stream_kept(device))
-        stack.enter_context(leaving_no_trace([model, *held, *subject.arguments], evaluate=False))
-        for module in all_modules(model):
+        stack.enter_context(subject.looked_at(evaluate=False))
+        for module in all_modules(subject.model):
             if not is_training(module) and not isinstance(module, _NormBase):  # which may refuse a single row
                 set_training(module, True)
                 stack.callback(set_training, module, False)

@@ -1,15 +1,12 @@
 """Whether the rows of a batch influence each other."""
 
 import warnings
-from contextlib import ExitStack
 
 import torch
 
 from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.models.calls import differ
 from lightning_ydrop.models.functional_dropout import seeing_rates
-from lightning_ydrop.models.holdings import modules_held
-from lightning_ydrop.models.state import leaving_no_trace, random_stream_kept
 from lightning_ydrop.uncertainty.draws import MaskSharing
 from lightning_ydrop.uncertainty.outputs import Dims
 from lightning_ydrop.uncertainty.passes import Subject
@@ -53,14 +50,7 @@ def rows_mix(subject: Subject, dims: Dims, sharing: MaskSharing) -> bool:
     """
     # A single row is compared with itself beside itself.
     count, pair, one = (2, slice(1), slice(1)) if subject.batch_size == 1 else (1, slice(2), slice(1, 2))
-    forward, model = subject.forward, subject.model
-    held = [] if forward is model else [forward, *modules_held(forward)]
-    device = subject.tensors()[0].device
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(random_stream_kept(device))
-        stack.enter_context(leaving_no_trace([model, *held, *subject.arguments]))
-        sharing.rates_in_evaluation = stack.enter_context(seeing_rates())
+    with subject.looked_at(), seeing_rates() as sharing.rates_in_evaluation:
         beside = dims.rows_first(subject.call(count, pair), 2)[1:]
         alone = dims.rows_first(subject.call(1, one), 1)
         return differ(beside, alone) and not differ(dims.rows_first(subject.call(1, one), 1), alone)

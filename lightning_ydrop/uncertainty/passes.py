@@ -1,7 +1,7 @@
 """Passes of a model with its dropout on, as few as memory and the model's draws allow."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning_ydrop.errors import ConfigurationError, describe
 from lightning_ydrop.layers.kinds import draws_for_each_sample
 from lightning_ydrop.models.calls import Inputs, dim_of_rows
 from lightning_ydrop.models.holdings import modules_held
-from lightning_ydrop.models.state import leaving_no_trace
+from lightning_ydrop.models.state import leaving_no_trace, random_stream_kept
 from lightning_ydrop.uncertainty.draws import Draw, MaskSharing, noting_draws
 from lightning_ydrop.uncertainty.masks import dropping
 
@@ -43,6 +43,26 @@ class Subject:
     def tensors(self) -> list[Tensor]:
         """List the tensors among the arguments."""
         return tensors_in(self.arguments)
+
+    def beside(self) -> list[object]:
+        """List what a call runs or may change besides the model."""
+        own: list[object] = [] if self.forward is self.model else [self.forward, *modules_held(self.forward)]
+        return [*own, *self.arguments]
+
+    @contextmanager
+    def looked_at(self, *, evaluate: bool = True) -> Iterator[None]:
+        """Let calls inside leave no trace, nor move a random stream: they are to show something, and give nothing.
+
+        Args:
+            evaluate: Whether modules are in evaluation mode, or in their own.
+
+        """
+        with (
+            torch.no_grad(),
+            random_stream_kept(self.tensors()[0].device),
+            leaving_no_trace([self.model, *self.beside()], evaluate=evaluate),
+        ):
+            yield
 
     def call(self, count: int, rows: slice) -> Any:
         """Call the model with some rows of the batch, `count` times one after the other."""
@@ -84,9 +104,7 @@ def run_masks(
 
     """
     draws_of_one_mask: list[Draw] | None = None
-    forward, model = subject.forward, subject.model
-    beside: list[object] = [] if forward is model else [forward, *modules_held(forward)]
-    with dropping(model, (*beside, *subject.arguments)) as modules:
+    with dropping(subject.model, subject.beside()) as modules:
         if sharing.rows_mix or sharing.is_shared or not all(map(draws_for_each_sample, modules)):
             at_once = 1
         if num_masks == 2 and not sharing.is_known:
@@ -137,10 +155,9 @@ def batch_size_of(inputs: Inputs, arguments: Sequence[Any], batch_dim: int = 0, 
         ConfigurationError: If it holds no tensors, or no samples.
 
     """
-    sizes = [
-        tensor.shape[batch_dim if tensor.ndim > batch_dim else 0] for tensor in tensors_in(arguments) if tensor.ndim > 0
-    ]
-    if all(tensor.ndim <= batch_dim for tensor in tensors_in(arguments)) and batch_dim > 0:
+    tensors = [tensor for tensor in tensors_in(arguments) if tensor.ndim > 0]
+    sizes = [tensor.shape[batch_dim if tensor.ndim > batch_dim else 0] for tensor in tensors[:1]]
+    if batch_dim > 0 and all(tensor.ndim <= batch_dim for tensor in tensors):
         raise ConfigurationError(
             f"The inputs are {describe(inputs)}, with batch_dim={batch_dim}.",
             "At least one tensor has this dimension, which is that of the samples.",
