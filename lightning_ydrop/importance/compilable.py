@@ -11,10 +11,10 @@ from lightning_ydrop.errors import ConfigurationError
 from lightning_ydrop.importance.baseline import Tensors
 from lightning_ydrop.importance.passes import with_own_starts
 from lightning_ydrop.importance.request import Request
-from lightning_ydrop.models.descriptions import PLAIN
+from lightning_ydrop.models.descriptions import OF_TRAINING, PLAIN
 from lightning_ydrop.models.looks import Looks
 from lightning_ydrop.models.modules import all_modules, kind_of
-from lightning_ydrop.models.reads import OF_TRAINING, Reads
+from lightning_ydrop.models.reads import Reads
 from lightning_ydrop.torch_internals import PLAIN_TENSORS
 
 DRAWS = "forward draws random numbers in evaluation mode"

@@ -4,16 +4,22 @@ import functools
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ydrop.models.snapshot import OF_EVERY_MODULE
+
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 # What these hold changes while a network trains, and is none of the network.
 OF_FRAMEWORKS = ("torch", "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics")
+# Attributes that lead to what changes while a network trains, out of sight.
+OF_TRAINING = frozenset({"_trainer", "_fabric", "trainer", "fabric"})
+# Of the attributes that every module has, those that a forward pass depends on.
+OF_A_FORWARD = ("training", "_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forward_hooks")
 # Of the arrays and objects in one comparison: each takes about a microsecond.
 MOST_ITEMS, MOST_BYTES = 1000, 2**14
 
@@ -41,10 +47,19 @@ class Describer:
     """Describes objects for a comparison, one after the other, and each only once.
 
     Numbers and text count by value, collections by their items, other objects by identity and attributes. Of tensors
-    and modules only the identity counts.
+    only the identity counts, and so it does of modules that are compared elsewhere.
+
+    Args:
+        known: Modules that are compared elsewhere, by their `id`.
+
+    Attributes:
+        modules: All others that it has met, such as those in a plain list.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Container[int] = ()) -> None:
+        self.modules: list[nn.Module] = []
+        self._known = known
         self._seen: set[int] = set()
         self._items = 0
 
@@ -57,7 +72,8 @@ class Describer:
         """
         if isinstance(value, PLAIN):
             return type(value), value
-        if isinstance(value, (Tensor, nn.Module, type, ModuleType, logging.Logger)) or id(value) in self._seen:
+        known = isinstance(value, (Tensor, type, ModuleType, logging.Logger)) or id(value) in self._seen
+        if known or (isinstance(value, nn.Module) and id(value) in self._known):
             return Same(value)
         self._seen.add(id(value))
         self._count(1)
@@ -71,6 +87,11 @@ class Describer:
 
     def _held_by(self, value: Any) -> list[object]:
         cls = type(value)
+        if isinstance(value, nn.Module):
+            self.modules.append(value)
+            names = [name for name in value.__dict__ if name not in OF_EVERY_MODULE | OF_TRAINING]
+            self._count(len(names))
+            return [(name, self(value.__dict__.get(name))) for name in (*OF_A_FORWARD, *names)]
         package = cls.__module__.partition(".")[0]
         if isinstance(value, Iterator) or _draws(value):
             raise NotComparable(f"forward reads {cls.__name__}, which does not show what it gives next")

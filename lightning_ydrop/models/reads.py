@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,6 @@ from lightning_ydrop.models.descriptions import PLAIN, Describer
 from lightning_ydrop.models.modules import classes_of_users, kind_of
 from lightning_ydrop.models.snapshot import OF_EVERY_MODULE
 
-# Attributes that lead to what changes while a network trains, out of sight.
-OF_TRAINING = frozenset({"_trainer", "_fabric", "trainer", "fabric"})
 # Phase 1 runs compiled parts as they are.
 OF_COMPILATION = frozenset({"_compiled_call_impl"})
 
@@ -27,16 +25,18 @@ class Reads:
         modules: The modules, by their `id`: some compute a hash from attributes, as metrics do.
         names: The names for each module.
         own: Those of them that it had not written to before.
+        registered: All modules of the model, by their `id`.
 
     """
 
     modules: dict[int, nn.Module]
     names: dict[int, set[str]]
     own: dict[int, set[str]]
+    registered: frozenset[int]
 
 
 @contextmanager
-def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
+def seeing_reads(modules: Sequence[nn.Module]) -> Iterator[Reads]:
     """Note which attributes of modules are read.
 
     Yields:
@@ -45,7 +45,8 @@ def seeing_reads(modules: Iterable[nn.Module]) -> Iterator[Reads]:
     """
     watched = {id(each): each for each in modules if not (kind_of(each).ours or kind_of(each).script)}
     held = {key: each.__dict__.copy() for key, each in watched.items()}
-    reads = Reads(watched, {key: set() for key in watched}, {key: set() for key in watched})
+    registered = frozenset(map(id, modules))
+    reads = Reads(watched, {key: set() for key in watched}, {key: set() for key in watched}, registered)
     thread = threading.get_ident()
 
     def note(key: int, name: str, now: dict[str, Any]) -> None:
@@ -94,7 +95,8 @@ class Values:
     """
 
     def __init__(self, reads: Reads, beside: Sequence[object] = ()) -> None:
-        describe = Describer()
+        self._registered = reads.registered
+        describe = Describer(self._registered)
         self._read: list[tuple[nn.Module, list[tuple[str, object, object]], frozenset[str]]] = []
         for key, names in reads.own.items():
             module = reads.modules[key]
@@ -103,9 +105,10 @@ class Values:
             missing = frozenset(names - held.keys() - OF_COMPILATION)
             if own or missing:
                 self._read.append((module, own, missing))
-        bases = dict.fromkeys(base for module in reads.modules.values() for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
-        self._classes = [(base, _attributes_of(base, describe)) for base in bases]
         self._beside = [(each, describe(each)) for each in beside]
+        modules = (*reads.modules.values(), *describe.modules)
+        bases = dict.fromkeys(base for module in modules for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
+        self._classes = [(base, _attributes_of(base, describe)) for base in bases]
 
     @property
     def names(self) -> set[str]:
@@ -114,7 +117,7 @@ class Values:
 
     def changed(self) -> str | None:
         """Name the first thing that is not what it was, as code would: `Class.name`."""
-        describe = Describer()
+        describe = Describer(self._registered)
         for module, own, missing in self._read:
             held = module.__dict__
             for name, value, description in own:
@@ -127,14 +130,14 @@ class Values:
                     return f"{type(module).__name__}.{name}"
             if not missing.isdisjoint(held):
                 return f"{type(module).__name__}.{min(missing & held.keys())}"
+        for each, description in self._beside:
+            if describe(each) != description:
+                return f"state of {type(each).__name__}"
         for base, attributes in self._classes:
             now = _attributes_of(base, describe)
             if now != attributes:
                 names = (name for name in {**attributes, **now} if attributes.get(name) != now.get(name))
                 return f"{base.__name__}.{min(names)}"
-        for each, description in self._beside:
-            if describe(each) != description:
-                return f"state of {type(each).__name__}"
         return None
 
 

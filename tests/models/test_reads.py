@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class Own(Net):
 
 
 def read(net: nn.Module) -> Values:
-    with seeing_reads(net.modules()) as reads:
+    with seeing_reads(list(net.modules())) as reads:
         net(torch.ones(1, 2))
     return Values(reads)
 
@@ -102,3 +104,51 @@ def test_a_module_may_compute_its_hash_from_its_attributes() -> None:
     assert values.names == {"factor", "listed", "settings"}
     net.factor = 3.0
     assert values.changed() == "Metric.factor"
+
+
+class Unregistered(Net):
+    """What it calls is in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = [nn.LeakyReLU(), nn.Sequential(Net(), self.inner)]  # type: ignore[list-item]
+
+    def forward(self, x: Tensor) -> Any:
+        for each in self.listed:
+            x = each(x)  # type: ignore[operator]
+        return x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net.listed[0], "negative_slope", 2.0),
+        lambda net: setattr(net.listed[1][0], "factor", 3.0),
+        lambda net: net.listed[1][0].listed.append(3),
+        lambda net: setattr(net.listed[1][0].inner, "weight", None),
+        lambda net: net.listed[1].append(nn.ReLU()),
+        lambda net: net.listed[1].train(not net.listed[1].training),
+        lambda net: net.listed[0].register_forward_hook(print),
+    ],
+)
+def test_modules_that_are_not_registered_are_compared(change: Callable[[Any], object]) -> None:
+    net = Unregistered()
+    values = read(net)
+    net.inner.train(not net.inner.training)  # of a registered one, what forward reads alone
+    assert values.changed() is None
+    change(net)
+    assert values.changed() == "Unregistered.listed"
+
+
+def test_classes_of_modules_that_are_not_registered_are_compared() -> None:
+    class Halved(nn.Module):
+        factor = 0.5
+
+        def forward(self, x: Tensor) -> Any:
+            return self.factor * x
+
+    net = Unregistered()
+    net.listed = [Halved()]  # type: ignore[list-item]
+    values = read(net)
+    Halved.factor = 2.0
+    assert values.changed() == "Halved.factor"
