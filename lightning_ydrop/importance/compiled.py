@@ -53,10 +53,10 @@ class Compiled:
     Attributes:
         run: Gives the scores from the tensors that the model holds, and those of the request.
         names: Of the layers.
-        tensors: Of the model, that `run` takes.
         modules: The model's, and those of whatever else a call runs.
         structure: What they consist of: see `_structure`.
-        held: The same tensors, by all places where they are.
+        held: All places of the tensors that `run` takes of them, and the number of the tensor in each.
+        looks: What each of these tensors looked like.
         layout: What the tensors of the request looked like, and how it was measured.
         values: What the forward has read of them, and of whatever calls them.
 
@@ -64,10 +64,10 @@ class Compiled:
 
     run: Callable[..., Sequence[Tensor]]
     names: list[str]
-    tensors: list[Tensor]
     modules: list[nn.Module]
     structure: object
-    held: dict[Held, Tensor]
+    held: dict[Held, int]
+    looks: list[object]
     layout: object
     values: Values
     _has_warned: bool = field(default=False, init=False)
@@ -93,14 +93,19 @@ class Compiled:
         modules = modules_of(request)
         if list(map(id, modules)) != list(map(id, self.modules)) or _structure(modules) != self.structure:
             return "set of modules or hooks"
-        for (number, registry, name), tensor in self.held.items():
-            now = modules[number].__dict__[registry].get(name)
-            if now is not tensor or _look(tensor) != self.layout_of[id(tensor)]:
+        tensors = self.tensors()
+        for (number, registry, name), which in self.held.items():
+            now = modules[number].__dict__[registry][name]
+            if now is not tensors[which] or _look(now) != self.looks[which]:
                 return f"{type(modules[number]).__name__}.{name}"
         return self.values.changed()
 
-    def __post_init__(self) -> None:
-        self.layout_of = {id(tensor): _look(tensor) for tensor in self.held.values()}
+    def tensors(self) -> list[Tensor]:
+        """List the tensors of the model that `run` takes: others than before, where somebody has replaced them."""
+        found: dict[int, Tensor] = {}
+        for (number, registry, name), which in self.held.items():
+            found.setdefault(which, self.modules[number].__dict__[registry][name])
+        return [found[which] for which in range(len(found))]
 
     def run_on(self, request: Request) -> dict[str, Tensor]:
         """Measure conductance, whatever has changed."""
@@ -111,7 +116,7 @@ class Compiled:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if kind == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            scores = self.run(*self.tensors, *tree_leaves(tensors_of(request)))
+            scores = self.run(*self.tensors(), *tree_leaves(tensors_of(request)))
             if kind == "cuda":  # the next replay of a CUDA graph writes over what this one gives
                 scores = [each.clone() for each in scores]
         return dict(zip(self.names, scores, strict=True))
@@ -150,12 +155,13 @@ def compiled(owner: str, request: Request) -> Compiled:
         if not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-    places = set(map(id, used))
-    held = {place: tensor for place, tensor in held.items() if id(tensor) in places}
+    numbers = {id(tensor): number for number, tensor in enumerate(used)}
+    places = {place: numbers[id(tensor)] for place, tensor in held.items() if id(tensor) in numbers}
     try:
         with random_streams_kept(), random_stream_kept(request.device), torch.no_grad():
             run = compiled_graph(graph, [*used, *tree_leaves(tensors_of(request))])
-            result = Compiled(run, names, used, modules, structure, held, _layout(request), values)
+            looks = [_look(tensor) for tensor in used]
+            result = Compiled(run, names, modules, structure, places, looks, _layout(request), values)
             for _ in range(CALLS_TO_WARM_UP):
                 result.run_on(request)
     except Exception as error:

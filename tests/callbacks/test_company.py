@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,27 @@ def test_observing_beside_them_changes_no_weight(case: Case, tmp_path: Path) -> 
         ends = (list(fitted.net.state_dict().values()) for fitted in (plain, observed))
         for one, other in zip(*ends, strict=True):
             assert torch.equal(one, other)
+
+
+@every_case
+def test_a_compiled_phase_1_follows_what_they_change(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They freeze and average weights. Two of them change what is compared, and phase 1 runs eagerly then."""
+    # The recorded graph, without torch's compiler, which takes seconds.
+    monkeypatch.setattr("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph)
+    eager = fit(tmp_path / "eager", case, ConductanceDropout, YDropCallback(annealing_epochs=1), first=True)
+    ydrop = YDropCallback(annealing_epochs=1, compile_phase1=True)
+    names = {
+        "ModelPruning": "set of modules or hooks",
+        "StochasticWeightAveraging with BatchNorm": "BatchNorm1d.momentum",
+    }
+    changes = next((what for name, what in names.items() if case is CASES[name]), None)
+    with pytest.warns(UserWarning, match=f"compiled for another {changes}") if changes else nullcontext():
+        compiled = fit(tmp_path / "compiled", case, ConductanceDropout, ydrop, first=True)
+    assert len(compiled.watch.weights) == len(eager.watch.weights)
+    for one, other in zip(compiled.watch.weights, eager.watch.weights, strict=True):
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])

@@ -244,10 +244,34 @@ def test_an_attribute_that_changes_ends_compilation_until_it_changes_back(monkey
 
 
 @pytest.mark.usefixtures("_replayed")
+def test_parameters_and_buffers_that_are_replaced_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As load_state_dict(assign=True) does, and weight averaging with statistics."""
+    model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), ConductanceDropout(), nn.Linear(16, 5))
+    engines = both(model)
+    compare(engines, X, Y)
+    model[0].weight = nn.Parameter(torch.randn(16, 12))
+    model[1].running_mean = torch.randn(16)
+    seen = eager_passes(monkeypatch)
+    compare(engines, X, Y)
+    assert len(seen) == 1  # that of the other engine
+
+
+@pytest.mark.usefixtures("_replayed")
+def test_tensors_that_were_one_and_are_two_run_eagerly() -> None:
+    one, other = nn.Linear(12, 12), nn.Linear(12, 12)
+    other.weight = one.weight
+    engines = both(nn.Sequential(one, ConductanceDropout(), nn.ReLU(), other, ConductanceDropout(), nn.Linear(12, 5)))
+    compare(engines, X, Y)
+    other.weight = nn.Parameter(torch.randn(12, 12))
+    with pytest.warns(UserWarning, match="compiled for another"):
+        compare(engines, X, Y)
+
+
+@pytest.mark.usefixtures("_replayed")
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: setattr(model[0], "weight", nn.Parameter(torch.randn(16, 12))),
+        lambda model: setattr(model[0], "weight", nn.Parameter(torch.randn(12, 16).T)),
         lambda model: model.__setitem__(2, nn.Tanh()),
         lambda model: model[0].register_forward_hook(lambda module, args, output: 2 * output),
     ],
