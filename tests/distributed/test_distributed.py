@@ -105,7 +105,14 @@ def test_observing_changes_nothing(results: Results, strategy: str, accumulate: 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = (case for strategy in RESUMED for case in (f"resumed/{strategy}", f"{strategy}/1/measure"))
-    return launch(2, tmp_path_factory.mktemp("others"), "engine", "monitored", *DISTILLED, *cases)
+    return launch(2, tmp_path_factory.mktemp("others"), "engine", "monitored", *DISTILLED, *cases, "default/1/compiled")
+
+
+def test_with_a_compiled_phase_1_ranks_do_the_same(two: Results, others: Results) -> None:
+    for compiled, eager in zip(others["default/1/compiled"], two["default/1/on"], strict=True):
+        for name, value in parameters(eager).items():
+            torch.testing.assert_close(compiled["weights"][name], value, rtol=1e-4, atol=1e-5)
+        assert compiled["ydrop"]["steps_taken"] == eager["ydrop"]["steps_taken"]
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_that_sees_both_halves(others: Results) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -123,16 +124,24 @@ def whole(state: dict[str, Any]) -> dict[str, Any]:
 
 def trained(strategy: str, accumulate: int, mode: str) -> dict[str, Any]:
     """Train one case, and give weights, probabilities, one mask and the last samples of this rank."""
-    measure = Seeing()
-    callback = {"on": YDropCallback, "observe": Observing}.get(mode, YDropCallback)(0, elasticity=0.1, measure=measure)
+    measure = Conductance() if mode == "compiled" else Seeing()
+    callback = {"on": YDropCallback, "observe": Observing}.get(mode, YDropCallback)(
+        0, elasticity=0.1, measure=measure, compile_phase1=mode == "compiled"
+    )
     torch.manual_seed(5)
     net = Net()
     torch.manual_seed(10 + dist.get_rank())
     callbacks: dict[str, list[Callback]] = {"without": [], "measure": [Measuring()]}
-    fit(net, strategy, accumulate, callbacks.get(mode, [callback]))
+    # The recorded graph, without torch's compiler, which takes seconds.
+    with patch("lightning_ydrop.importance.compiled.compiled_graph", lambda graph, tensors: graph):
+        fit(net, strategy, accumulate, callbacks.get(mode, [callback]))
     ended: dict[str, Any] = {"weights": whole(net.state_dict()), "mask": net.dropped}
     if callback.engine is not None:
-        ended |= {"ydrop": callback.engine.state_dict(), "samples": measure.inputs}
+        assert callback.engine.findings is not None
+        assert (callback.engine.findings.plan.compiled is not None) == (mode == "compiled")
+        ended |= {"ydrop": callback.engine.state_dict()}
+    if isinstance(measure, Seeing) and callback.engine is not None:
+        ended |= {"samples": measure.inputs}
     return ended
 
 
