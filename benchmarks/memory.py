@@ -22,6 +22,7 @@ from benchmarks.networks import (
     CheckpointedInTraining,
     CheckpointedTransformer,
     Transformer,
+    perceptron,
     resnet,
     small_cnn,
 )
@@ -30,6 +31,8 @@ from lightning_ydrop import YDrop
 
 CASES = {
     "FC_1": step.CASES["FC_1"],
+    "FC_1, tanh": step.Case(lambda dropout: perceptron(784, [1024, 1024], 10, dropout, nn.Tanh), (784,)),
+    "six layers of 64": step.Case(lambda dropout: perceptron(784, [64] * 6, 10, dropout), (784,)),
     "FC_2": step.CASES["FC_2"],
     "S_1": step.CASES["S_1"],
     "ResNet-18": step.Case(resnet, (3, 64, 64)),
