@@ -82,7 +82,7 @@ class Describer:
             return type(value), [self(item) for item in value]
         if isinstance(value, Set):
             self._count(len(value))
-            return type(value), frozenset(value)
+            return type(value), frozenset(value), [self(item) for item in value if not isinstance(item, PLAIN)]
         return Same(value), self._held_by(value)
 
     def _held_by(self, value: Any) -> list[object]:
@@ -102,7 +102,7 @@ class Describer:
         held: list[object] = []
         if isinstance(value, Mapping):
             self._count(len(value))
-            held += [(key, self(item)) for key, item in value.items()]
+            held += [(self(key), self(item)) for key, item in value.items()]
         elif isinstance(value, functools.partial):
             held += [self(value.func), self(value.args), self(value.keywords)]
         elif isinstance(value, MethodType):

@@ -24,6 +24,11 @@ class Slotted:
         self.rate = 1.0
 
 
+class Hashed:
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+
 def nested() -> Any:
     return SimpleNamespace(model=SimpleNamespace(layers=[{"rate": {"is": 1.0}}]))
 
@@ -33,6 +38,8 @@ def nested() -> Any:
     [
         (nested, lambda value: value.model.layers[0]["rate"].update({"is": 2.0})),
         (lambda: {1}, lambda value: value.add(2)),
+        (lambda: {Hashed()}, lambda value: setattr(next(iter(value)), "rate", 2.0)),
+        (lambda: {Hashed(): 1}, lambda value: setattr(next(iter(value)), "rate", 2.0)),
         (lambda: deque([1]), lambda value: value.append(2)),
         (lambda: np.ones(3), lambda value: value.fill(2)),
         (lambda: random.Random(0), lambda value: value.random()),
