@@ -55,7 +55,7 @@ class Compiled:
         names: Of the layers.
         modules: The model's, and those of whatever else a call runs.
         structure: What they consist of: see `_structure`.
-        held: All places of the tensors that `run` takes of them, and the number of the tensor in each.
+        places: Of each tensor that `run` takes of them, all places where it is.
         looks: What each of these tensors looked like.
         layout: What the tensors of the request looked like, and how it was measured.
         values: What the forward has read of them, and of whatever calls them.
@@ -66,7 +66,7 @@ class Compiled:
     names: list[str]
     modules: list[nn.Module]
     structure: object
-    held: dict[Held, int]
+    places: list[list[Held]]
     looks: list[object]
     layout: object
     values: Values
@@ -76,7 +76,8 @@ class Compiled:
         """Measure conductance: None where the request or the model is not like the one that was recorded."""
         if _layout(request) != self.layout:
             return None
-        if changed := self.changed(request):
+        tensors = self.tensors()
+        if changed := self.changed(request, tensors):
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(
@@ -86,28 +87,24 @@ class Compiled:
                     stacklevel=2,
                 )
             return None
-        return self.run_on(request)
+        return self.run_on(request, tensors)
 
-    def changed(self, request: Request) -> str | None:
+    def changed(self, request: Request, tensors: Sequence[Tensor]) -> str | None:
         """Name something that a forward would find changed."""
         modules = modules_of(request)
         if list(map(id, modules)) != list(map(id, self.modules)) or _structure(modules) != self.structure:
             return "set of modules or hooks"
-        tensors = self.tensors()
-        for (number, registry, name), which in self.held.items():
-            now = modules[number].__dict__[registry][name]
-            if now is not tensors[which] or _look(now) != self.looks[which]:
-                return f"{type(modules[number]).__name__}.{name}"
+        for tensor, places, look in zip(tensors, self.places, self.looks, strict=True):
+            for number, registry, name in places:
+                if modules[number].__dict__[registry][name] is not tensor or _look(tensor) != look:
+                    return f"{type(modules[number]).__name__}.{name}"
         return self.values.changed()
 
     def tensors(self) -> list[Tensor]:
         """List the tensors of the model that `run` takes: others than before, where somebody has replaced them."""
-        found: dict[int, Tensor] = {}
-        for (number, registry, name), which in self.held.items():
-            found.setdefault(which, self.modules[number].__dict__[registry][name])
-        return [found[which] for which in range(len(found))]
+        return [self.modules[number].__dict__[registry].get(name) for (number, registry, name), *_ in self.places]
 
-    def run_on(self, request: Request) -> dict[str, Tensor]:
+    def run_on(self, request: Request, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Measure conductance, whatever has changed."""
         kind = request.device.type
         with ExitStack() as stack:
@@ -116,7 +113,7 @@ class Compiled:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if kind == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            scores = self.run(*self.tensors(), *tree_leaves(tensors_of(request)))
+            scores = self.run(*tensors, *tree_leaves(tensors_of(request)))
             if kind == "cuda":  # the next replay of a CUDA graph writes over what this one gives
                 scores = [each.clone() for each in scores]
         return dict(zip(self.names, scores, strict=True))
@@ -155,15 +152,14 @@ def compiled(owner: str, request: Request) -> Compiled:
         if not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-    numbers = {id(tensor): number for number, tensor in enumerate(used)}
-    places = {place: numbers[id(tensor)] for place, tensor in held.items() if id(tensor) in numbers}
+    places = [[place for place, each in held.items() if each is tensor] for tensor in used]
     try:
         with random_streams_kept(), random_stream_kept(request.device), torch.no_grad():
             run = compiled_graph(graph, [*used, *tree_leaves(tensors_of(request))])
             looks = [_look(tensor) for tensor in used]
             result = Compiled(run, names, modules, structure, places, looks, _layout(request), values)
             for _ in range(CALLS_TO_WARM_UP):
-                result.run_on(request)
+                result.run_on(request, used)
     except Exception as error:
         raise refusal(owner, request, "torch could not compile it: see above") from error
     return result

@@ -211,7 +211,7 @@ def _compiled(
     run = compiled(owner := settings.path.owner, first)
     expected, scores = conductance(other), run(other)
     if scores is None:
-        raise refusal(owner, first, f"its {run.changed(other)} is another one in each pass")
+        raise refusal(owner, first, f"its {run.changed(other, run.tensors())} is another one in each pass")
     if wrong := [name for name in expected if name not in scores or differ(scores[name], expected[name])]:
         raise refusal(owner, first, f"on other samples the scores of {listed(map(repr, wrong))} would be wrong")
     return run
