@@ -13,7 +13,7 @@ from lightning_ydrop.importance.passes import with_own_starts
 from lightning_ydrop.importance.request import Request
 from lightning_ydrop.models.descriptions import OF_TRAINING, PLAIN
 from lightning_ydrop.models.looks import Looks
-from lightning_ydrop.models.modules import all_modules, kind_of
+from lightning_ydrop.models.modules import all_modules, kind_of, overrides_train
 from lightning_ydrop.models.reads import Reads
 from lightning_ydrop.torch_internals import PLAIN_TENSORS
 
@@ -30,6 +30,9 @@ def not_static(request: Request, modules: Sequence[nn.Module]) -> str | None:
         return CHECKPOINTS
     if any(kind_of(module).script or kind_of(module).sharded for module in modules):
         return "it has TorchScript modules, or parameters that FSDP shards"
+    for module in modules:
+        if overrides_train(module) and not kind_of(module).ours:
+            return f"train() or eval() of {type(module).__name__} is its own, and may do more than set flags"
     held = [tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())]
     held += tree_leaves(tensors_of(request))
     if not all(each is None or is_plain(each) for each in held):
@@ -118,7 +121,7 @@ def tensors_of(request: Request) -> tuple[Tensors, ...]:
 
 def others_of(request: Request) -> tuple[object, ...]:
     """Give what a call takes besides rows. What is guarded for the model itself are modules and functions."""
-    return tuple(each for each in request.guarded if isinstance(each, (tuple, list, dict)))
+    return tuple(each for each in request.guarded if isinstance(each, (Tensor, tuple, list, dict)))
 
 
 def callers_of(request: Request) -> tuple[object, ...]:

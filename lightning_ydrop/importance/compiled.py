@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from lightning_ydrop.models.looks import Looks, seeing_looks
 from lightning_ydrop.models.reads import Reads, Values, seeing_reads
 from lightning_ydrop.models.state import random_stream_kept
 from lightning_ydrop.models.streams import numpy_state, python_state, random_streams_kept
-from lightning_ydrop.torch_internals import compiled_graph, global_forward_hooks, recorded_graph
+from lightning_ydrop.torch_internals import compiled_graph, global_forward_hooks, memory_of, recorded_graph
 
 # A CUDA graph is captured in the second call, and replayed from the third on.
 CALLS_TO_WARM_UP = 3
@@ -55,8 +56,9 @@ class Compiled:
         names: Of the layers.
         modules: The model's, and those of whatever else a call runs.
         structure: What they consist of: see `_structure`.
-        places: Of each tensor that `run` takes of them, all places where it is.
-        looks: What each of these tensors looked like.
+        places: Of each tensor that they hold, all places where it is.
+        looks: What each of these tensors looked like: a forward may ask for no more than its shape.
+        used: Whether `run` takes it.
         layout: What the tensors of the request looked like, and how it was measured.
         values: What the forward has read of them, and of whatever calls them.
 
@@ -68,6 +70,7 @@ class Compiled:
     structure: object
     places: list[list[Held]]
     looks: list[object]
+    used: list[bool]
     layout: object
     values: Values
     _has_warned: bool = field(default=False, init=False)
@@ -101,7 +104,7 @@ class Compiled:
         return self.values.changed()
 
     def tensors(self) -> list[Tensor]:
-        """List the tensors of the model that `run` takes: others than before, where somebody has replaced them."""
+        """List the tensors of the model: others than before, where somebody has replaced them."""
         return [self.modules[number].__dict__[registry].get(name) for (number, registry, name), *_ in self.places]
 
     def run_on(self, request: Request, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -113,7 +116,7 @@ class Compiled:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if kind == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            scores = self.run(*tensors, *tree_leaves(tensors_of(request)))
+            scores = self.run(*compress(tensors, self.used), *tree_leaves(tensors_of(request)))
             if kind == "cuda":  # the next replay of a CUDA graph writes over what this one gives
                 scores = [each.clone() for each in scores]
         return dict(zip(self.names, scores, strict=True))
@@ -147,19 +150,19 @@ def compiled(owner: str, request: Request) -> Compiled:
         values = Values(reads, callers_of(request))
     except NotComparable as error:
         raise refusal(owner, request, str(error)) from error
-    used = [tensor for tensor, node in zip(tensors, graph.graph.nodes, strict=False) if node.users]
+    used = [bool(node.users) for node in list(graph.graph.nodes)[: len(tensors)]]
     for node in list(graph.graph.nodes)[: len(tensors)]:
         if not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-    places = [[place for place, each in held.items() if each is tensor] for tensor in used]
+    places = [[place for place, each in held.items() if each is tensor] for tensor in tensors]
     try:
         with random_streams_kept(), random_stream_kept(request.device), torch.no_grad():
-            run = compiled_graph(graph, [*used, *tree_leaves(tensors_of(request))])
-            looks = [_look(tensor) for tensor in used]
-            result = Compiled(run, names, modules, structure, places, looks, _layout(request), values)
+            run = compiled_graph(graph, [*compress(tensors, used), *tree_leaves(tensors_of(request))])
+            looks = [_look(tensor) for tensor in tensors]
+            result = Compiled(run, names, modules, structure, places, looks, used, _layout(request), values)
             for _ in range(CALLS_TO_WARM_UP):
-                result.run_on(request, used)
+                result.run_on(request, tensors)
     except Exception as error:
         raise refusal(owner, request, "torch could not compile it: see above") from error
     return result
@@ -179,6 +182,7 @@ def _recorded(
         seeing_reads(modules) as reads,
     ):
         streams = python_state(), numpy_state()
+        memory = list(map(memory_of, tensors))
 
         def phase_1(_: Sequence[Tensor], rest: tuple[Tensors, ...]) -> list[Tensor]:
             # Where one tensor is several arguments, or one and a parameter, each has to be another.
@@ -195,6 +199,7 @@ def _recorded(
         except Exception as error:
             raise refusal(owner, request, "its operations could not be recorded: see above") from error
         written = any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True))
+        written = written or list(map(memory_of, tensors)) != memory  # which `tensor.data = ...` replaces
         drawn = (python_state(), numpy_state()) != streams
     (looks,) = seen
     held = len(tensors)
@@ -210,7 +215,7 @@ def _layout(request: Request) -> object:
     kind = request.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     others, names = tree_flatten(others_of(request))
-    others = [each for each in others if not isinstance(each, Tensor)]
+    others = [_look(each) if isinstance(each, Tensor) else each for each in others]
     looks = [[_look(each) for each in part] for part in tensors_of(request)]
     same = (Same(request.objective), Same(request.layers), Same(request.unit_dims))
     return (

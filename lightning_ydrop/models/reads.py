@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_ydrop.models.descriptions import PLAIN, Describer
+from lightning_ydrop.models.descriptions import PLAIN, Describer, NotComparable, Same, is_of_a_body
 from lightning_ydrop.models.modules import classes_of_users, kind_of
 from lightning_ydrop.models.snapshot import OF_EVERY_MODULE
 
@@ -95,8 +95,9 @@ class Values:
     """
 
     def __init__(self, reads: Reads, beside: Sequence[object] = ()) -> None:
-        self._registered = reads.registered
-        describe = Describer(self._registered)
+        bases = dict.fromkeys(base for module in reads.modules.values() for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
+        self._elsewhere = reads.registered | set(map(id, bases))
+        describe = Describer(self._elsewhere)
         self._read: list[tuple[nn.Module, list[tuple[str, object, object]], frozenset[str]]] = []
         for key, names in reads.own.items():
             module = reads.modules[key]
@@ -106,9 +107,7 @@ class Values:
             if own or missing:
                 self._read.append((module, own, missing))
         self._beside = [(each, describe(each)) for each in beside]
-        modules = (*reads.modules.values(), *describe.modules)
-        bases = dict.fromkeys(base for module in modules for base in classes_of_users(type(module)))  # type: ignore[arg-type] # mypy sees no hash in classes
-        self._classes = [(base, _attributes_of(base, describe)) for base in bases]
+        self._bodies = [_Body(base, describe) for base in bases]
 
     @property
     def names(self) -> set[str]:
@@ -117,7 +116,12 @@ class Values:
 
     def changed(self) -> str | None:
         """Name the first thing that is not what it was, as code would: `Class.name`."""
-        describe = Describer(self._registered)
+        try:
+            return self._changed(Describer(self._elsewhere))
+        except NotComparable:  # such as a list that has grown
+            return "state: it holds more than can be compared"
+
+    def _changed(self, describe: Describer) -> str | None:
         for module, own, missing in self._read:
             held = module.__dict__
             for name, value, description in own:
@@ -133,21 +137,35 @@ class Values:
         for each, description in self._beside:
             if describe(each) != description:
                 return f"state of {type(each).__name__}"
-        for base, attributes in self._classes:
-            now = _attributes_of(base, describe)
-            if now != attributes:
-                names = (name for name in {**attributes, **now} if attributes.get(name) != now.get(name))
-                return f"{base.__name__}.{min(names)}"
+        for body in self._bodies:
+            if (changed := body.changed(describe)) is not None:
+                return changed
         return None
 
 
-def _attributes_of(cls: type, describe: Describer) -> dict[str, object]:
-    """Describe what stands in the body of a class: collections by what they hold, all else as it is."""
-    return {
-        name: describe(value) if isinstance(value, (*PLAIN, list, dict, set)) else value
-        for name, value in cls.__dict__.items()
-        if not name.startswith("__") or callable(value)
-    }
+class _Body:
+    """What stands in the body of a class, for a later comparison. Most functions need no description."""
+
+    def __init__(self, cls: type, describe: Describer) -> None:
+        self.cls = cls
+        self._names = set(cls.__dict__)
+        read = {name: value for name, value in cls.__dict__.items() if is_of_a_body(name, value)}
+        described = {name: describe(value) for name, value in read.items()}
+        self._by_identity = {name: read[name] for name, description in described.items() if type(description) is Same}
+        self._described = {name: each for name, each in described.items() if name not in self._by_identity}
+
+    def changed(self, describe: Describer) -> str | None:
+        """Name the first thing that is not what it was: `Class.name`."""
+        now = self.cls.__dict__
+        if now.keys() != self._names:
+            return f"{self.cls.__name__}.{min(now.keys() ^ self._names)}"
+        for name, value in self._by_identity.items():
+            if now[name] is not value:
+                return f"{self.cls.__name__}.{name}"
+        for name, description in self._described.items():
+            if describe(now[name]) != description:
+                return f"{self.cls.__name__}.{name}"
+        return None
 
 
 def _is_of_torch(name: object) -> bool:

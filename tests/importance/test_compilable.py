@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_ydrop import ConfigurationError, YDrop
+from lightning_ydrop import ConductanceDropout, ConfigurationError, YDrop
 from lightning_ydrop.importance import compiled
 from tests.importance.test_compiled import Scaled, X, Y
 from tests.networks import perceptron
@@ -68,6 +68,13 @@ def by_writing(model: Any, x: Tensor) -> Any:
     return model.count.add_(1)
 
 
+def by_replacing_data(model: Any, x: Tensor) -> Any:
+    """As the max-norm layers of EEGNet do."""
+    weight = model.body[0].weight
+    weight.data = torch.renorm(weight.data, p=2, dim=0, maxnorm=100.0)
+    return 1.0
+
+
 def by_checkpoint(model: Scaled, x: Tensor) -> Any:
     return checkpoint(model.body, x, use_reentrant=False)
 
@@ -92,6 +99,7 @@ def by_trainer(model: Any, x: Tensor) -> Any:
         (by_many, "the attributes that forward reads hold more than 1000 objects"),
         (by_writing_to_data, "forward writes to parameters or buffers"),
         (by_writing, "forward writes to parameters or buffers"),
+        (by_replacing_data, "forward writes to parameters or buffers"),
         (by_checkpoint, "it checkpoints activations"),
         (by_trainer, "forward reads the Trainer"),
     ],
@@ -106,6 +114,25 @@ def test_a_model_that_can_not_be_compiled_is_refused_in_the_dry_run(
 
 def by_constants(model: Scaled, x: Tensor) -> Any:
     return torch.tensor(model.factor).item() + len(torch.ones(3).tolist())
+
+
+def test_a_module_with_an_eval_of_its_own_is_refused() -> None:
+    """It may merge weights, as LoRA does, or swap them for averaged ones."""
+
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> "Merging":
+            return super().train(mode)
+
+    model = nn.Sequential(Merging(12, 16), *perceptron()[1:])
+    with pytest.raises(ConfigurationError, match=r"train\(\) or eval\(\) of Merging is its own"):
+        YDrop(model, compile_phase1=True).step(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:All units of")
+def test_a_deep_network_is_none_that_holds_too_much() -> None:
+    layers = (layer for _ in range(150) for layer in (nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)))
+    model = nn.Sequential(*layers, ConductanceDropout(), nn.Flatten(), nn.Linear(8, 5))
+    YDrop(model, compile_phase1=True).step(torch.randn(8, 2, 2, 2), Y[:8])
 
 
 def test_a_forward_may_look_at_constants() -> None:

@@ -210,7 +210,7 @@ class Scaled(nn.Module):
         self.unused = 0
         self.tensor = torch.ones(())
         self.numbers = itertools.count(1)
-        self.many = [0.0] * 2000
+        self.many = [0.0] * 20_000
         self.absent: nn.Parameter | None = None
         self.heads = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
         self.head = self.heads[0]
@@ -254,6 +254,28 @@ def test_parameters_and_buffers_that_are_replaced_are_read(monkeypatch: pytest.M
     seen = eager_passes(monkeypatch)
     compare(engines, X, Y)
     assert len(seen) == 1  # that of the other engine
+
+
+class Asking(nn.Module):
+    """It asks a buffer and an argument for no more than how long they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = perceptron()
+        self.register_buffer("queue", torch.zeros(1))
+
+    def forward(self, x: Tensor, kinds: Tensor) -> Any:
+        return (self.body(x) * len(self.queue) * len(kinds)).sin()  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_replayed")
+def test_shapes_of_tensors_are_compared_that_nothing_is_computed_from() -> None:
+    engines = both(model := Asking())
+    compare(engines, (X, torch.tensor([0])), Y)
+    compare(engines, (X, torch.tensor([0, 1])), Y)
+    model.queue = torch.zeros(3)
+    with pytest.warns(UserWarning, match=r"compiled for another Asking\.queue"):
+        compare(engines, (X, torch.tensor([0])), Y)
 
 
 @pytest.mark.usefixtures("_replayed")

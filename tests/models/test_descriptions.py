@@ -1,6 +1,8 @@
+import array
 import functools
 import itertools
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lightning_ydrop.models.descriptions import Describer, NotComparable
 
@@ -29,6 +32,9 @@ class Hashed:
         self.rate = 1.0
 
 
+KEPT = Hashed()
+
+
 def nested() -> Any:
     return SimpleNamespace(model=SimpleNamespace(layers=[{"rate": {"is": 1.0}}]))
 
@@ -42,6 +48,12 @@ def nested() -> Any:
         (lambda: {Hashed(): 1}, lambda value: setattr(next(iter(value)), "rate", 2.0)),
         (lambda: deque([1]), lambda value: value.append(2)),
         (lambda: np.ones(3), lambda value: value.fill(2)),
+        (lambda: np.array([[1]], object), lambda value: value.fill(2)),
+        (lambda: array.array("d", [1.0]), lambda value: value.append(2.0)),
+        (lambda: bytearray(b"1"), lambda value: value.append(2)),
+        (lambda: weakref.ref(KEPT), lambda value: setattr(value(), "rate", 2.0)),
+        (lambda: Hashed, lambda value: setattr(value, "factor", 2.0)),
+        (lambda: torch.optim.SGD([torch.zeros(1)], 0.1), lambda value: value.param_groups[0].update(lr=0.2)),
         (lambda: random.Random(0), lambda value: value.random()),
         (lambda: functools.partial(max, rate=1), lambda value: value.keywords.update(rate=2)),
         (Slotted, lambda value: setattr(value, "rate", 2.0)),
@@ -79,7 +91,16 @@ def test_of_tensors_the_identity_counts() -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("value", [itertools.count(), np.random.default_rng(0), [0] * 2000, np.ones(9999)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        Trainer(logger=False, enable_checkpointing=False),
+        itertools.count(),
+        np.random.default_rng(0),
+        [0] * 20_000,
+        np.ones(9999),
+    ],
+)
 def test_what_does_not_show_its_state_is_refused(value: object) -> None:
     with pytest.raises(NotComparable):
         described([value])

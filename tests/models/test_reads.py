@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,4 +152,52 @@ def test_classes_of_modules_that_are_not_registered_are_compared() -> None:
     net.listed = [Halved()]  # type: ignore[list-item]
     values = read(net)
     Halved.factor = 2.0
-    assert values.changed() == "Halved.factor"
+    assert values.changed() == "Unregistered.listed"
+
+
+class Config:
+    rate = 0.5
+
+
+def scaled(factors: dict[str, float]) -> Any:
+    def scale(self: Any, x: Tensor, offset: list[float] = [0.0]) -> Any:  # noqa: B006, which is what is tried
+        return factors["all"] * x + offset[0]
+
+    return scale
+
+
+FACTORS = {"all": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "change"),
+    [
+        ("config", Config(), lambda config: setattr(config, "rate", 1.0)),
+        ("config", Config(), lambda config: setattr(type(config), "rate", 1.0)),
+        ("config", Config, lambda config: setattr(config, "rate", 2.0)),
+        ("config", (Config(),), lambda config: setattr(config[0], "rate", 3.0)),
+        ("config", np.ones(2), lambda config: config.fill(2.0)),
+        ("extra", scaled(FACTORS), lambda scale: FACTORS.update(all=2.0)),
+        ("extra", scaled({"all": 1.0}), lambda scale: scale.__defaults__[0].append(1.0)),
+        ("extra", property(scaled(FACTORS)), lambda scale: FACTORS.update(all=3.0)),
+        ("mean", torch.zeros(2), None),
+    ],
+)
+def test_what_stands_in_the_body_of_a_class_is_compared(name: str, value: Any, change: Any) -> None:
+    net = type("Made", (Net,), {name: value})()
+    values = read(net)
+    assert values.changed() is None
+    if change is None:
+        setattr(type(net), name, torch.ones(2))
+    else:
+        change(value)
+    assert values.changed() == f"Made.{name}"
+
+
+def test_a_list_that_grows_beyond_comparison_counts_as_changed() -> None:
+    net = Net()
+    values = read(net)
+    net.listed += [1] * 20_000
+    changed = values.changed()
+    assert changed is not None
+    assert "more than can be compared" in changed
