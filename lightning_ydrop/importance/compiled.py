@@ -173,7 +173,7 @@ def _recorded(
 ) -> tuple[GraphModule, list[str], Reads]:
     """Record phase 1 as a graph of the model's tensors and those of the request, with what else its forward reads."""
     copied, names, seen = set(request.plan.overwritten), list[str](), list[Looks]()
-    versions = [tensor._version for tensor in tensors]
+    before = list(map(_written, tensors))
     with (
         random_streams_kept(),
         request.borrowed(constant_parameters=True),
@@ -182,7 +182,6 @@ def _recorded(
         seeing_reads(modules) as reads,
     ):
         streams = python_state(), numpy_state()
-        memory = list(map(memory_of, tensors))
 
         def phase_1(_: Sequence[Tensor], rest: tuple[Tensors, ...]) -> list[Tensor]:
             # Where one tensor is several arguments, or one and a parameter, each has to be another.
@@ -198,8 +197,7 @@ def _recorded(
             graph = recorded_graph(phase_1, tensors, tensors_of(request))
         except Exception as error:
             raise refusal(owner, request, "its operations could not be recorded: see above") from error
-        written = any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True))
-        written = written or list(map(memory_of, tensors)) != memory  # which `tensor.data = ...` replaces
+        written = list(map(_written, tensors)) != before
         drawn = (python_state(), numpy_state()) != streams
     (looks,) = seen
     held = len(tensors)
@@ -229,6 +227,11 @@ def _layout(request: Request) -> object:
         request.batch_dim,
         request.max_rows,
     )
+
+
+def _written(tensor: Tensor) -> tuple[int, int]:
+    """Give what a write changes: the version, or, where somebody sets `tensor.data`, the memory."""
+    return tensor._version, memory_of(tensor)
 
 
 def _look(tensor: Tensor) -> object:

@@ -84,9 +84,13 @@ class Describer:
             self._count(len(value) // NUMBERS_FOR_ONE)
             return type(value), frozenset(value), [self(item) for item in value if not isinstance(item, PLAIN)]
         if isinstance(value, type):
-            bodies = ((base, *item) for base in classes_of_users(value) for item in base.__dict__.items())
-            return Same(value), [(name, self(item)) for _, name, item in bodies if is_of_a_body(name, item)]
-        return Same(value), self._held_by(value), self(type(value)) if _is_a_users(type(value)) else None  # type: ignore[arg-type] # mypy sees no hash in classes
+            return Same(value), [
+                (name, self(item))
+                for base in classes_of_users(value)
+                for name, item in base.__dict__.items()
+                if is_of_a_body(name, item)
+            ]
+        return Same(value), self._held_by(value), self(type(value))
 
     def _held_by(self, value: Any) -> list[object]:
         cls = type(value)

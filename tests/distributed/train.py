@@ -139,9 +139,9 @@ def trained(strategy: str, accumulate: int, mode: str) -> dict[str, Any]:
     if callback.engine is not None:
         assert callback.engine.findings is not None
         assert (callback.engine.findings.plan.compiled is not None) == (mode == "compiled")
-        ended |= {"ydrop": callback.engine.state_dict()}
-    if isinstance(measure, Seeing) and callback.engine is not None:
-        ended |= {"samples": measure.inputs}
+        ended["ydrop"] = callback.engine.state_dict()
+        if isinstance(measure, Seeing):
+            ended["samples"] = measure.inputs
     return ended
 
 
