@@ -1,6 +1,7 @@
 """What pictures call arms, rows and arguments."""
 
 import json
+import re
 
 ARMS = {
     "plain": "no dropout",
@@ -57,13 +58,16 @@ def argument_in_words(name: str) -> str:
 
 
 def value_in_words(name: str, value: str) -> str:
-    """Write a value of an argument: widths that are all the same as "2 x 1024", and shares in percent."""
+    """Write a value of an argument: widths that are all the same as "2 x 1024", shares in percent, classes by name."""
     if name == "data.train_fraction":
         return f"{100 * float(value):.3g}%"
     try:
         content = json.loads(value)
     except ValueError:
-        return value
+        if not all(part.isidentifier() for part in value.split(".")):
+            return value
+        # A class, whose name has a line for each of its words.
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "\n", value.rpartition(".")[2])
     if isinstance(content, list) and content and len(set(content)) == 1:
         return f"{len(content)} x {content[0]}"
     return value.replace(",", ",\n") if isinstance(content, list) else value

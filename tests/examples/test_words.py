@@ -29,6 +29,8 @@ def test_every_row_names_its_data() -> None:
         ("model.hidden", "[64,32]", "[64,\n32]"),
         ("ydrop.elasticity", "1e-3", "1e-3"),
         ("ydrop.transition", "linear", "linear"),
+        ("ydrop.measure", "experiments.measures.GradientTimesActivation", "Gradient\nTimes\nActivation"),
+        ("data.root", "data/tabular/vote.csv", "data/tabular/vote.csv"),
     ],
 )
 def test_values_are_written_as_readers_know_them(name: str, value: str, in_words: str) -> None:
